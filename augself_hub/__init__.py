@@ -1,0 +1,38 @@
+"""AugSelf Hub: augmentation-aware image features.
+
+Every public name comes from here, loaded when it is first used, so that importing the package
+imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from augself_hub.errors import MissingExtra
+
+__version__ = "0.1.0.dev0"
+
+if TYPE_CHECKING:
+    from augself_hub.modeling.model import AugSelfModel, DifferenceOutput
+    from augself_hub.modeling.objective import AugSelfLoss
+    from augself_hub.modeling.views import TwoViews
+
+_EXPORTS = {
+    "AugSelfModel": "augself_hub.modeling.model",
+    "DifferenceOutput": "augself_hub.modeling.model",
+    "AugSelfLoss": "augself_hub.modeling.objective",
+    "TwoViews": "augself_hub.modeling.views",
+}
+__all__ = ["AugSelfLoss", "AugSelfModel", "DifferenceOutput", "TwoViews", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'augself_hub' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name in ("torch", "torchvision", "transformers"):
+            raise MissingExtra(error.name, "model") from error
+        raise

@@ -1,0 +1,1 @@
+"""Augmentations: one implementation for training, demo and tests. See spec.py for the table."""

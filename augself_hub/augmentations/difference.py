@@ -1,0 +1,228 @@
+"""From the parameters of two views to what a head learns, and from a head's output back.
+
+`targets` holds both conventions of SCIENCE.md section 2:
+
+- `relative`: what takes view a to view b, as seen in view a's displayed frame. It is defined by
+  the two pictures alone. A displacement is in heights and widths of a, sizes and colour factors
+  are log ratios.
+- `paper`: view 1 minus view 2 exactly as the official checkpoints learned it, faults included.
+
+Everything works on numpy and torch alike (the array API), on N pairs at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from augself_hub.augmentations.sampling import Parameters, draw
+from augself_hub.augmentations.spec import Head, Policy
+from augself_hub.errors import UsageError
+
+Array = Any
+
+
+def targets(
+    kind: str, a: Parameters, b: Parameters, policy: Policy, convention: str
+) -> tuple[Array, Array]:
+    """What the head of `kind` should say about the ordered pairs (a, b), in physical units.
+
+    Returns:
+        (N, n) targets and an (N, n) bool mask of what the two pictures can show; n is the number of
+        the head's dimensions. Binary targets are 0 or 1, classes are class numbers.
+    """
+    target = _CONVENTIONS[convention][kind](a, b, policy)
+    xp = array_namespace(target)
+    if convention == "relative" and kind == "color":
+        colored = ~(xp.asarray(a["gray"], dtype=xp.bool) | xp.asarray(b["gray"], dtype=xp.bool))
+        seen = xp.ones_like(colored)
+        return target, xp.stack([seen, seen, colored, colored], axis=1)
+    return target, xp.ones_like(target, dtype=xp.bool)
+
+
+def standardised(heads: dict[str, Head], policy: Policy, convention: str) -> dict[str, Head]:
+    """The heads with each regression dimension's standard deviation, simulated over pairs.
+
+    The root mean square over 100,000 keyed pairs on a square source, of what the pictures can show:
+    predicting zero then costs 1 for every dimension. Convention `paper` does not standardise.
+    """
+    if convention == "paper":
+        return heads
+    index = np.arange(100_000)
+    a, b = (draw(policy, (0, 0, index, view), 1024, 1024) for view in (0, 1))
+    return {kind: _with_std(kind, head, a, b, policy) for kind, head in heads.items()}
+
+
+def _with_std(kind: str, head: Head, a: Parameters, b: Parameters, policy: Policy) -> Head:
+    if head.type != "regression":
+        return head
+    target, mask = targets(kind, a, b, policy, "relative")
+    rms = np.sqrt((target**2 * mask).sum(axis=0) / np.maximum(mask.sum(axis=0), 1))
+    for dimension, value in zip(head.dimensions, rms, strict=True):
+        if value == 0:
+            raise UsageError(
+                f"{kind} {dimension.name} never differs between views under this policy: "
+                f"widen its range or do not ask for {kind!r}"
+            )
+    return dataclasses.replace(
+        head,
+        dimensions=tuple(
+            dataclasses.replace(d, std=float(np.round(s, 6)))
+            for d, s in zip(head.dimensions, rms, strict=True)
+        ),
+    )
+
+
+def to_physical(head: Head, raw: Array) -> Array:
+    """Raw head outputs (N, outputs) -> physical units, same shape.
+
+    Regression: multiplied by the standard deviation (`paper`: tanh). Binary: a probability.
+    Classes: probabilities that sum to 1.
+    """
+    xp = array_namespace(raw)
+    if head.type == "binary":
+        return (1 + xp.tanh(raw / 2)) / 2
+    if head.type == "classes":
+        shifted = xp.exp(raw - xp.max(raw, axis=1, keepdims=True))
+        return shifted / xp.sum(shifted, axis=1, keepdims=True)
+    value = xp.tanh(raw) if head.tanh else raw
+    return value * _row([d.std for d in head.dimensions], like=raw)
+
+
+def both_orders(head: Head, ab: Array, ba: Array) -> Array:
+    """Average the predictions of (a, b) and (b, a), for antisymmetric dimensions only.
+
+    Args:
+        ab, ba: (N, outputs) in physical units.
+    """
+    if head.type != "regression":
+        return ab
+    xp = array_namespace(ab)
+    antisymmetric = _row([float(d.antisymmetric) for d in head.dimensions], like=ab)
+    return xp.where(antisymmetric == 1, (ab - ba) / 2, ab)
+
+
+def _centres(parameters: Parameters) -> tuple[Array, Array, Array, Array]:
+    crop = parameters["crop"]
+    height, width = crop[:, 2], crop[:, 3]
+    return crop[:, 0] + height / 2, crop[:, 1] + width / 2, height, width
+
+
+def _relative_crop(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    ya, xa, ha, wa = _centres(a)
+    yb, xb, hb, wb = _centres(b)
+    xp = array_namespace(ya)
+    side = xp.where(xp.asarray(a["flip"], dtype=xp.bool), -1.0, 1.0)
+    dy, dx = (yb - ya) / ha, side * (xb - xa) / wa
+    dh, dw = xp.log(hb / ha), xp.log(wb / wa)
+    turns = a["rot"]
+    # One counter-clockwise quarter turn takes right to up: (dy, dx) -> (-dx, dy).
+    turned_y = _choose(xp, turns, (dy, -dx, -dy, dx))
+    turned_x = _choose(xp, turns, (dx, dy, -dx, -dy))
+    return xp.stack(
+        [
+            turned_y,
+            turned_x,
+            _choose(xp, turns, (dh, dw, dh, dw)),
+            _choose(xp, turns, (dw, dh, dw, dh)),
+        ],
+        axis=1,
+    )
+
+
+def _choose(xp: Any, turns: Array, options: tuple[Array, ...]) -> Array:
+    chosen = options[0]
+    for k in (1, 2, 3):
+        chosen = xp.where(turns == k, options[k], chosen)
+    return chosen
+
+
+def _relative_color(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    xp = array_namespace(a["color"])
+    # A factor of 0 exists only for strengths of 1 and more; its logarithm is bounded here.
+    factors_a, factors_b = (xp.clip(p["color"][:, :3], min=1e-3) for p in (a, b))
+    hue = (b["color"] - a["color"])[:, 3:]
+    return xp.concat([xp.log(factors_b / factors_a), hue], axis=1)
+
+
+def _relative_flip(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return _column(a["flip"] != b["flip"], like=a["crop"])
+
+
+def _relative_rot(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    """Quarter turns after mirroring: where exactly one view is mirrored, a's turns add up."""
+    xp = array_namespace(a["rot"])
+    return _column(
+        xp.where(a["flip"] == b["flip"], b["rot"] - a["rot"], b["rot"] + a["rot"]) % 4,
+        like=a["crop"],
+    )
+
+
+def _relative_blur(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return (b["blur"] - a["blur"])[:, None]
+
+
+def _relative_sol(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return (a["sol"] - b["sol"])[:, None]  # (1 - threshold)_b - (1 - threshold)_a
+
+
+def _paper_crop(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    ya, xa, ha, wa = _centres(a)
+    yb, xb, hb, wb = _centres(b)
+    xp = array_namespace(ya)
+    xa = xp.where(xp.asarray(a["flip"], dtype=xp.bool), 1 - xa, xa)
+    xb = xp.where(xp.asarray(b["flip"], dtype=xp.bool), 1 - xb, xb)
+    return xp.stack([ya - yb, xa - xb, ha - hb, wa - wb], axis=1)
+
+
+def _paper_color(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    ranges = [policy.factors(name) for name in ("brightness", "contrast", "saturation")]
+    spans = [*(high - low for low, high in ranges), 2 * policy.hue]
+    return (a["color"] - b["color"]) / _row(spans, like=a["color"])
+
+
+def _paper_flip(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return _column(a["flip"] == b["flip"], like=a["crop"])
+
+
+def _paper_blur(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return (a["blur"] - b["blur"])[:, None]
+
+
+def _paper_rot(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return _column((a["rot"] - b["rot"] + 4) % 4, like=a["crop"])
+
+
+def _paper_sol(a: Parameters, b: Parameters, policy: Policy) -> Array:
+    return (a["sol"] - b["sol"])[:, None]
+
+
+def _column(values: Array, like: Array) -> Array:
+    return array_namespace(like).asarray(values, dtype=like.dtype)[:, None]
+
+
+def _row(values: list[float], like: Array) -> Array:
+    return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
+
+
+_CONVENTIONS = {
+    "relative": {
+        "crop": _relative_crop,
+        "color": _relative_color,
+        "flip": _relative_flip,
+        "blur": _relative_blur,
+        "rot": _relative_rot,
+        "sol": _relative_sol,
+    },
+    "paper": {
+        "crop": _paper_crop,
+        "color": _paper_color,
+        "flip": _paper_flip,
+        "blur": _paper_blur,
+        "rot": _paper_rot,
+        "sol": _paper_sol,
+    },
+}

@@ -1,0 +1,246 @@
+"""The table of augmentations: parameters, ranges, units, heads.
+
+Three records and one table:
+
+- `Policy` says how views are drawn (probabilities and ranges, in physical units);
+- `Dimension` and `Head` say what an AugSelf head predicts and how its output is read;
+- `Spec` is what a model folder stores in augself/config.json: a policy and the heads;
+- `HEADS` is the table: convention -> augmentation kind -> head.
+
+`relative` is this project's convention, `paper` the one official checkpoints were trained with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from augself_hub.errors import ModelFolderError, UsageError
+
+FORMAT = 1
+HeadType = Literal["regression", "binary", "classes"]
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How one view is drawn: random resized crop, flip, colour jitter, [sol], gray, blur, [rot].
+
+    Args:
+        size: side of a view in pixels.
+        scale, ratio: ranges of the crop's share of the area and of its width / height.
+        flip, color, sol, gray, blur, rot: probability of being applied, in [0, 1].
+        brightness, contrast, saturation: a factor is drawn from [max(0, 1 - v), 1 + v].
+        hue: a shift is drawn from [-hue, hue], in turns of the colour circle.
+        sigma: range of the Gaussian blur's standard deviation, in pixels of the view.
+
+    Source: AugSelf, section 4 and appendix; probabilities of sol and rot are 0 unless asked for.
+    """
+
+    size: int = 224
+    scale: Range = (0.2, 1.0)
+    ratio: Range = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    color: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    sol: float = 0.0
+    gray: float = 0.2
+    blur: float = 0.5
+    sigma: Range = (0.1, 2.0)
+    rot: float = 0.0
+
+    @property
+    def blur_kernel(self) -> int:
+        """Taps of the blur: the odd number near a tenth of the side (96 -> 9, 224 -> 23)."""
+        return max(3, (self.size // 10) | 1)
+
+    def factors(self, name: str) -> Range:
+        """The range a brightness, contrast or saturation factor is drawn from."""
+        strength = getattr(self, name)
+        return (max(0.0, 1.0 - strength), 1.0 + strength)
+
+    def with_kinds(self, kinds: Any) -> Policy:
+        """The same policy with sol and rot switched on (p 0.5) where they are to be learned."""
+        extra = {kind: 0.5 for kind in ("sol", "rot") if kind in kinds and not getattr(self, kind)}
+        return dataclasses.replace(self, **extra)
+
+    def probability(self, kind: str) -> float:
+        """How often an augmentation of this kind changes a view."""
+        return 1.0 if kind == "crop" else float(getattr(self, kind))
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One number a head predicts.
+
+    Args:
+        name: e.g. "brightness".
+        unit: of the predicted difference.
+        antisymmetric: swapping the two views negates it, so that both orders may be averaged.
+        needs_color: nothing can be said where either view is gray.
+        std: root mean square of the target over random pairs; regression targets are divided by it.
+        standard_error: root mean square error on held-out pairs, in the unit; None: not measured.
+    """
+
+    name: str
+    unit: str
+    antisymmetric: bool = True
+    needs_color: bool = False
+    std: float = 1.0
+    standard_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one head predicts. `outputs` is the width of its last layer.
+
+    Args:
+        type: regression (mean squared error), binary (logit) or classes (cross-entropy).
+        dimensions: what is predicted; a binary or classes head has exactly one.
+        classes: number of classes of a classes head, else 0.
+        tanh: the raw output goes through tanh before it is compared (convention `paper`).
+    """
+
+    type: HeadType
+    dimensions: tuple[Dimension, ...]
+    classes: int = 0
+    tanh: bool = False
+
+    @property
+    def outputs(self) -> int:
+        return self.classes if self.type == "classes" else len(self.dimensions)
+
+
+def _regression(unit: str, *names: str, tanh: bool = False, **kwargs: Any) -> Head:
+    return Head("regression", tuple(Dimension(n, unit, **kwargs) for n in names), tanh=tanh)
+
+
+_FLIP = Head("binary", (Dimension("mirrored", "probability", antisymmetric=False),))
+_ROT = Head("classes", (Dimension("quarter_turns", "probability", antisymmetric=False),), classes=4)
+
+HEADS: dict[str, dict[str, Head]] = {
+    "relative": {
+        "crop": Head(
+            "regression",
+            (
+                Dimension("y", "heights of a", antisymmetric=False),
+                Dimension("x", "widths of a", antisymmetric=False),
+                Dimension("height", "log ratio"),
+                Dimension("width", "log ratio"),
+            ),
+        ),
+        "color": Head(
+            "regression",
+            (
+                Dimension("brightness", "log ratio"),
+                Dimension("contrast", "log ratio"),
+                Dimension("saturation", "log ratio", needs_color=True),
+                Dimension("hue", "turns", needs_color=True),
+            ),
+        ),
+        "flip": _FLIP,
+        "blur": _regression("pixels of the view", "sigma"),
+        "rot": _ROT,
+        "sol": _regression("fraction of the range", "inverted"),
+    },
+    "paper": {
+        "crop": _regression("fraction of the source", "y", "x", "height", "width", tanh=True),
+        "color": _regression(
+            "fraction of the range", "brightness", "contrast", "saturation", "hue", tanh=True
+        ),
+        "flip": Head("binary", (Dimension("same", "probability", antisymmetric=False),)),
+        "blur": _regression("pixels of the view", "sigma", tanh=True),
+        "rot": _ROT,
+        "sol": _regression("fraction of the range", "threshold", tanh=True),
+    },
+}
+
+KINDS = tuple(HEADS["relative"])
+
+
+def heads_for(kinds: Any, policy: Policy, convention: str = "relative") -> dict[str, Head]:
+    """The heads of the wanted kinds, in the table's order, standard deviations still unset.
+
+    Raises:
+        UsageError: an unknown convention or kind, or a kind the policy never applies.
+    """
+    if convention not in HEADS:
+        raise UsageError(f"unknown convention {convention!r}: use one of {', '.join(HEADS)}")
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UsageError(f"unknown augmentation {kind!r}: use {', '.join(KINDS)}")
+        if policy.probability(kind) == 0:
+            raise UsageError(f"augmentation {kind!r} is never applied: its probability is 0")
+    heads = {kind: head for kind, head in HEADS[convention].items() if kind in kinds}
+    if convention == "relative" and policy.rot and "crop" in heads:
+        heads["crop"] = _turned(heads["crop"])
+    return heads
+
+
+def _turned(crop: Head) -> Head:
+    """A turned view a swaps height and width, so that swapping the views no longer negates them."""
+    dimensions = tuple(dataclasses.replace(d, antisymmetric=False) for d in crop.dimensions)
+    return dataclasses.replace(crop, dimensions=dimensions)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What augself/config.json says: enough to put a raw prediction back into physical units.
+
+    Args:
+        convention: `relative` or `paper`.
+        policy: how the views the heads were trained on were drawn.
+        heads: kind -> head, in the order of onnx/heads.onnx's outputs.
+        features: D, the width of the encoder's features.
+        hidden: width of the heads' hidden layers.
+        provenance: free text facts: who trained it, from what, with which version.
+    """
+
+    convention: str
+    policy: Policy
+    heads: dict[str, Head]
+    features: int
+    hidden: int = 512
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Spec:
+        """Read augself/config.json.
+
+        Raises:
+            ModelFolderError: not JSON, a newer format, a field that is missing or unknown.
+        """
+        try:
+            data = json.loads(text)
+            if data.pop("format", None) != FORMAT:
+                raise ModelFolderError(
+                    f"augself/config.json is not of format {FORMAT}: upgrade augself-hub"
+                )
+            policy = _build(Policy, data.pop("policy"))
+            heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
+            return _build(cls, {**data, "policy": policy, "heads": heads})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ModelFolderError(f"augself/config.json cannot be read: {reason}") from error
+
+
+def _build(record: Any, data: dict[str, Any]) -> Any:
+    known = {f.name for f in dataclasses.fields(record)}
+    if unknown := sorted(set(data) - known):
+        raise ModelFolderError(
+            f"augself/config.json has an unknown field {unknown[0]!r}: upgrade augself-hub"
+        )
+    return record(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _build_head(data: dict[str, Any]) -> Head:
+    dimensions = tuple(_build(Dimension, d) for d in data["dimensions"])
+    return _build(Head, {**data, "dimensions": dimensions})

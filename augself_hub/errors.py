@@ -1,0 +1,42 @@
+"""The errors users see: one line each, naming what was given, what was expected, what to do."""
+
+
+class AugSelfError(Exception):
+    """Something the user can mend. The command line prints it as one line and exits with 1."""
+
+
+class UsageError(AugSelfError):
+    """A call that can never work as written. The command line exits with 2."""
+
+
+class MissingExtra(AugSelfError):
+    """A part that was not installed. Says which extra to install."""
+
+    def __init__(self, missing: str, extra: str) -> None:
+        super().__init__(f"{missing} is not installed: pip install 'augself-hub[{extra}]'")
+
+
+class ModelFolderError(AugSelfError):
+    """A model folder that is missing, incomplete, or disagrees with its manifest."""
+
+
+class ImageError(AugSelfError):
+    """An image that cannot be used. `code` is stable and goes into HTTP answers."""
+
+    code = "invalid_image"
+
+
+class EmptyImage(ImageError):
+    code = "empty_image"
+
+
+class UndecodableImage(ImageError):
+    code = "undecodable_image"
+
+
+class UnsupportedImage(ImageError):
+    code = "unsupported_image"
+
+
+class TooManyPixels(ImageError):
+    code = "too_many_pixels"
