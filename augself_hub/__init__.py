@@ -14,17 +14,17 @@ from augself_hub.errors import MissingExtra
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
-    from augself_hub.modeling.model import AugSelfModel, DifferenceOutput
+    from augself_hub.modeling.model import AugSelfModel, AugSelfOutput
     from augself_hub.modeling.objective import AugSelfLoss
     from augself_hub.modeling.views import TwoViews
 
 _EXPORTS = {
     "AugSelfModel": "augself_hub.modeling.model",
-    "DifferenceOutput": "augself_hub.modeling.model",
+    "AugSelfOutput": "augself_hub.modeling.model",
     "AugSelfLoss": "augself_hub.modeling.objective",
     "TwoViews": "augself_hub.modeling.views",
 }
-__all__ = ["AugSelfLoss", "AugSelfModel", "DifferenceOutput", "TwoViews", "__version__"]
+__all__ = ["AugSelfLoss", "AugSelfModel", "AugSelfOutput", "TwoViews", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

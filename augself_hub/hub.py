@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -59,12 +60,16 @@ def resolve(model: str | os.PathLike[str] | None = None, revision: str | None = 
 
 def _download(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     name, _, named_revision = model.partition("@")
     try:
         return Path(snapshot_download(name, revision=revision or named_revision or None))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFolderError(f"no model folder {model}, and the Hub says: {reason}") from error
 
@@ -76,9 +81,11 @@ def verify(folder: Path) -> Path:
         The folder.
 
     Raises:
-        ModelFolderError: names the first file that is missing, changed or foreign.
+        ModelFolderError: names the first file that is missing, changed or outside the folder.
     """
     for path, sha256 in read_manifest(folder)["files"].items():
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise ModelFolderError(f"{folder / MANIFEST} names {path}, which is not in the folder")
         if not (folder / path).is_file():
             raise ModelFolderError(f"{folder / path} is missing: get the model again")
         if _sha256(folder / path) != sha256:
@@ -93,8 +100,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ModelFolderError(f"{path} is missing: this is not a complete model folder")
     try:
         manifest = json.loads(path.read_text())
-        dict(manifest["files"])
-    except (ValueError, KeyError, TypeError) as error:
+        manifest["files"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
     return manifest
 
@@ -142,6 +149,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def changed_folder(folder: Path) -> Iterator[Path]:
     """Change a copy of a folder beside it; at the end the two are exchanged in one step."""
+    folder = folder.resolve()  # of a link the folder is changed, not the link
+    finish_exchange(folder)
     with _stage(folder) as stage:
         shutil.copytree(folder, stage, dirs_exist_ok=True)
         yield stage
@@ -172,13 +181,20 @@ def _set_aside(folder: Path) -> Path:
 
 def _exchange(stage: Path, folder: Path) -> None:
     """Exchange two folders atomically where the system can (renameat2), else by two renames."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    arguments = (_AT_FDCWD, os.fsencode(stage), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE)
-    if renameat2 is not None and renameat2(*arguments) == 0:
+    if _exchanged_in_one_step(stage, folder):
         return
+    shutil.rmtree(_set_aside(folder), ignore_errors=True)  # of an exchange killed at its end
     folder.rename(_set_aside(folder))
     stage.rename(folder)
     shutil.rmtree(_set_aside(folder))
+
+
+def _exchanged_in_one_step(stage: Path, folder: Path) -> bool:
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    arguments = (_AT_FDCWD, os.fsencode(stage), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE)
+    return renameat2 is not None and renameat2(*arguments) == 0
 
 
 def _sha256(path: Path) -> str:

@@ -9,9 +9,9 @@ The crop is not here: ragged photographs cannot be batched. See `preprocess.crop
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numpy as np
 from array_api_compat import array_namespace, device
 
 from augself_hub.augmentations.sampling import Parameters
@@ -33,12 +33,14 @@ def augment(views: Array, parameters: Parameters, policy: Policy) -> Array:
     """
     xp = array_namespace(views)
     p = {name: _cast(xp, value, views) for name, value in parameters.items()}
-    views = xp.where(p["flip"][:, None, None, None], xp.flip(views, axis=-1), views)
-    views = jitter(views, p["color"], p["order"])
-    views = xp.where(views >= p["sol"][:, None, None, None], _inverted(views, p["sol"]), views)
-    views = xp.where(p["gray"][:, None, None, None], gray(views), views)
-    views = _where_needed(views, p["blur"] > 0, gaussian_blur, p["blur"], policy.blur_kernel)
-    return rotate(views, p["rot"])
+    views = xp.asarray(views, copy=True)
+    _change(views, p["flip"], mirror)
+    _jitter(views, p["color"], p["order"])
+    _change(views, p["sol"] < 1, solarize, p["sol"])
+    _change(views, p["gray"], luma)
+    _change(views, p["blur"] > 0, partial(gaussian_blur, kernel=policy.blur_kernel), p["blur"])
+    _rotate(views, p["rot"])
+    return views
 
 
 def _cast(xp: Any, values: Array, views: Array) -> Array:
@@ -48,18 +50,23 @@ def _cast(xp: Any, values: Array, views: Array) -> Array:
     return values
 
 
-def _inverted(views: Array, threshold: Array) -> Array:
-    """A threshold of 1 leaves the view alone, pure white included."""
-    xp = array_namespace(views)
-    return xp.where((threshold < 1)[:, None, None, None], 1 - views, views)
+def _change(views: Array, wanted: Array, function: Any, *amounts: Array) -> None:
+    """views[wanted] = function(views[wanted], *amounts[wanted]), in place: a private copy's job.
+
+    Each operation thus costs only the samples that need it.
+    """
+    rows = array_namespace(views).nonzero(wanted)[0]
+    if rows.shape[0] > 0:
+        views[rows] = function(views[rows], *(amount[rows] for amount in amounts))
 
 
-def jitter(views: Array, color: Array, order: Array) -> Array:
-    """Brightness, contrast, saturation and hue, in each sample's own order.
+def mirror(views: Array) -> Array:
+    """Left and right exchanged."""
+    return array_namespace(views).flip(views, axis=-1)
 
-    Args:
-        color: (N, 4) factors and hue shift in turns.
-        order: (N, 4) permutations of 0..3.
+
+def _jitter(views: Array, color: Array, order: Array) -> None:
+    """Brightness, contrast, saturation and hue, in each sample's own order, in place.
 
     For each turn the samples whose turn it is are gathered, so each operation runs once a sample.
     """
@@ -68,20 +75,7 @@ def jitter(views: Array, color: Array, order: Array) -> Array:
     for turn in range(4):
         for operation, function in enumerate((brightness, contrast, saturation, hue)):
             wanted = applied & (order[:, turn] == operation)
-            views = _where_needed(views, wanted, function, color[:, operation])
-    return views
-
-
-def _where_needed(views: Array, wanted: Array, function: Any, amount: Array, *rest: Any) -> Array:
-    """Apply function(views, amount, *rest) to the samples where `wanted`, without copying twice."""
-    xp = array_namespace(views)
-    rows = xp.nonzero(wanted)[0]
-    if rows.shape[0] == 0:
-        return views
-    changed = function(views[rows], amount[rows], *rest)
-    views = xp.asarray(views, copy=True)
-    views[rows] = changed
-    return views
+            _change(views, wanted, function, color[:, operation])
 
 
 def brightness(views: Array, factor: Array) -> Array:
@@ -90,8 +84,7 @@ def brightness(views: Array, factor: Array) -> Array:
 
 
 def contrast(views: Array, factor: Array) -> Array:
-    xp = array_namespace(views)
-    mean = xp.mean(luma(views), axis=(1, 2, 3), keepdims=True)
+    mean = luma(array_namespace(views).mean(views, axis=(2, 3), keepdims=True))
     return _blend(views, mean, factor)
 
 
@@ -102,30 +95,30 @@ def saturation(views: Array, factor: Array) -> Array:
 def hue(views: Array, turns: Array) -> Array:
     """Shift the hue by `turns` of the colour circle, through HSV.
 
-    The way back uses f(n) = v - v s max(0, min(k, 4 - k, 1)), k = (n + 6 h) mod 6, for
-    n = 5, 3, 1 (red, green, blue).
+    With the hue h in sixths of the circle, the way back is lowest + chroma * share, the shares of
+    red, green and blue being |h - 3| - 1, 2 - |h - 2| and 2 - |h - 4|, each clipped to [0, 1].
     """
     xp = array_namespace(views)
     red, green, blue = views[:, 0], views[:, 1], views[:, 2]
-    value = xp.max(views, axis=1)
-    chroma = value - xp.min(views, axis=1)
-    safe = xp.where(chroma > 0, chroma, xp.ones_like(chroma))
-    sixths = xp.where(
-        value == red,
-        (green - blue) / safe,
-        xp.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
+    highest = xp.maximum(xp.maximum(red, green), blue)
+    lowest = xp.minimum(xp.minimum(red, green), blue)
+    chroma = highest - lowest
+    ahead = xp.where(
+        highest == red,
+        green - blue,
+        xp.where(highest == green, 2 * chroma + blue - red, 4 * chroma + red - green),
     )
-    sixths = sixths + 6 * turns[:, None, None]
-    channels = []
-    for n in (5, 3, 1):
-        k = xp.remainder(n + sixths, xp.full_like(sixths, 6.0))
-        channels.append(value - chroma * xp.clip(xp.minimum(k, 4 - k), min=0, max=1))
+    h = ahead / xp.clip(chroma, min=1e-6) + 6 * turns[:, None, None]  # ahead is 0 where gray
+    h = h - 6 * xp.floor(h / 6)
+    shares = (xp.abs(h - 3) - 1, 2 - xp.abs(h - 2), 2 - xp.abs(h - 4))
+    channels = [lowest + chroma * xp.clip(share, min=0, max=1) for share in shares]
     return xp.stack(channels, axis=1)
 
 
-def gray(views: Array) -> Array:
-    """Luma in all three channels."""
-    return array_namespace(views).broadcast_to(luma(views), views.shape)
+def solarize(views: Array, threshold: Array) -> Array:
+    """Invert what is not below the threshold, (N,) in [0, 1]."""
+    xp = array_namespace(views)
+    return xp.where(views >= threshold[:, None, None, None], 1 - views, views)
 
 
 def luma(views: Array) -> Array:
@@ -135,42 +128,39 @@ def luma(views: Array) -> Array:
 
 
 def gaussian_blur(views: Array, sigma: Array, kernel: int) -> Array:
-    """Separable Gaussian blur with reflected borders.
+    """Gaussian blur with mirrored borders, the edge pixel itself not repeated.
 
     Args:
         sigma: (N,) in pixels.
-        kernel: number of taps, odd.
+        kernel: number of taps, odd, less than twice the side.
+
+    Blurring is linear and separable: one S x S matrix per sample, from the left and from the right.
     """
     xp = array_namespace(views)
-    half = kernel // 2
+    half, side = kernel // 2, views.shape[-1]
     offsets = _like(xp, range(-half, half + 1), sigma)
     weights = xp.exp(-0.5 * (offsets[None, :] / sigma[:, None]) ** 2)
-    weights = weights / xp.sum(weights, axis=1, keepdims=True)
-    for axis in (2, 3):
-        padded = _reflected(views, half, axis)
-        length = views.shape[axis]
-        blurred = xp.zeros_like(views)
-        for tap in range(kernel):
-            window = padded[:, :, tap : tap + length] if axis == 2 else padded[..., tap:][..., :length]
-            blurred = blurred + weights[:, tap, None, None, None] * window
-        views = blurred
-    return views
+    weights = weights / xp.sum(weights, axis=1, keepdims=True)  # (N, kernel)
+    taps = _taps(xp, side, half, views)
+    matrix = xp.reshape(xp.matmul(weights, xp.reshape(taps, (kernel, -1))), (-1, 1, side, side))
+    return xp.matmul(xp.matmul(matrix, views), xp.permute_dims(matrix, (0, 1, 3, 2)))
 
 
-def rotate(views: Array, turns: Array) -> Array:
-    """Counter-clockwise quarter turns, (N,) ints."""
+def _taps(xp: Any, side: int, half: int, like: Array) -> Array:
+    """(kernel, side, side) ones where pixel `row` reads pixel `column` through that tap."""
+    pixels = xp.arange(side, device=device(like))
+    offsets = xp.arange(-half, half + 1, device=device(like))
+    read = xp.abs(pixels[None, :] + offsets[:, None])
+    read = xp.minimum(read, 2 * (side - 1) - read)  # mirrored at both ends
+    return xp.astype(read[:, :, None] == pixels, like.dtype)
+
+
+def _rotate(views: Array, turns: Array) -> None:
+    """Counter-clockwise quarter turns, in place."""
     xp = array_namespace(views)
-    transposed = xp.permute_dims(views, (0, 1, 3, 2))
-    options = (
-        (1, xp.flip(transposed, axis=2)),
-        (2, xp.flip(views, axis=(2, 3))),
-        (3, xp.flip(transposed, axis=3)),
-    )
-    if not bool(xp.any(turns != 0)):
-        return views
-    for k, turned in options:
-        views = xp.where((turns == k)[:, None, None, None], turned, views)
-    return views
+    _change(views, turns == 1, lambda some: xp.flip(xp.permute_dims(some, (0, 1, 3, 2)), axis=2))
+    _change(views, turns == 2, lambda some: xp.flip(some, axis=(2, 3)))
+    _change(views, turns == 3, lambda some: xp.flip(xp.permute_dims(some, (0, 1, 3, 2)), axis=3))
 
 
 def normalise(views: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
@@ -184,15 +174,6 @@ def _blend(views: Array, other: Array, factor: Array) -> Array:
     xp = array_namespace(views)
     factor = factor[:, None, None, None]
     return xp.clip(factor * views + (1 - factor) * other, min=0, max=1)
-
-
-def _reflected(views: Array, half: int, axis: int) -> Array:
-    """Mirror `half` pixels at both ends of an axis, the edge pixel itself not repeated."""
-    xp = array_namespace(views)
-    length = views.shape[axis]
-    index = np.abs(np.arange(-half, length + half))
-    index = np.minimum(index, 2 * (length - 1) - index)
-    return xp.take(views, xp.asarray(index, device=device(views)), axis=axis)
 
 
 def _like(xp: Any, values: Any, like: Array) -> Array:

@@ -216,7 +216,8 @@ class Spec:
         """Read augself/config.json.
 
         Raises:
-            ModelFolderError: not JSON, a newer format, a field that is missing or unknown.
+            ModelFolderError: not JSON, a newer format, a field that is missing or unknown, a
+                convention or an augmentation this version does not know.
         """
         try:
             data = json.loads(text)
@@ -226,10 +227,26 @@ class Spec:
                 )
             policy = _build(Policy, data.pop("policy"))
             heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
-            return _build(cls, {**data, "policy": policy, "heads": heads})
+            return _known(_build(cls, {**data, "policy": policy, "heads": heads}))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ModelFolderError(f"augself/config.json cannot be read: {reason}") from error
+
+
+def _known(spec: Spec) -> Spec:
+    known = HEADS.get(spec.convention)
+    if known is None:
+        raise ModelFolderError(
+            f"augself/config.json has the unknown convention {spec.convention!r}: "
+            "upgrade augself-hub"
+        )
+    for kind, head in spec.heads.items():
+        if kind not in known or head.type != known[kind].type:
+            raise ModelFolderError(
+                f"augself/config.json has the unknown head {kind!r} ({head.type}): "
+                "upgrade augself-hub"
+            )
+    return spec
 
 
 def _build(record: Any, data: dict[str, Any]) -> Any:

@@ -1,0 +1,77 @@
+"""The `augself` command: a table of lazily imported sub-commands.
+
+Exit status: 0 done, 1 failed, 2 wrong usage. An error is one line that names the mend; `--debug`
+adds the traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import traceback
+
+import click
+
+from augself_hub import __version__
+from augself_hub.errors import AugSelfError, MissingExtra, UsageError
+
+COMMANDS = {
+    "pretrain": "training.commands:pretrain",
+    "export": "augself_hub.modeling.commands:export",
+    "predict": "serving.commands:predict",
+    "extract": "serving.commands:extract",
+    "serve": "serving.commands:serve",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+@click.group(cls=LazyGroup)
+@click.version_option(__version__, prog_name="augself")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
+def augself(debug: bool) -> None:
+    """Train, publish and serve augmentation-aware image features."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if not debug:
+        for noisy in ("httpx", "torch.onnx", "transformers", "datasets"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        augself.main(arguments, prog_name="augself", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        _fail(str(MissingExtra(error.name or "a package", "all")), 1, "--debug" in arguments)
+    except (AugSelfError, OSError) as error:
+        status = 2 if isinstance(error, UsageError) else 1
+        _fail(str(error), status, "--debug" in arguments)
+
+
+def _fail(message: str, status: int, debug: bool = False) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

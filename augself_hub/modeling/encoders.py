@@ -1,0 +1,172 @@
+"""Encoders: named presets of stock transformers architectures, and any other stock encoder.
+
+Features are AutoModel(...).pooler_output.flatten(1) for every architecture, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    ConvNextConfig,
+    Dinov2Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    RegNetConfig,
+    ResNetConfig,
+)
+
+from augself_hub.errors import ModelFolderError, UsageError
+
+POOLERS_THAT_ARE_NOT_POOLING = ("vit", "deit", "beit", "vit_msn", "vit_mae")
+
+
+def _resnet(depths: list[int], layer: str, widths: tuple[int, ...], **_: Any) -> PretrainedConfig:
+    return ResNetConfig(
+        embedding_size=64, hidden_sizes=list(widths), depths=depths, layer_type=layer
+    )
+
+
+def _small_resnet(width: int, **_: Any) -> PretrainedConfig:
+    """ResNet-18 with `width` instead of 64 channels in its first stage."""
+    sizes = [width, 2 * width, 4 * width, 8 * width]
+    return ResNetConfig(
+        embedding_size=width, hidden_sizes=sizes, depths=[2, 2, 2, 2], layer_type="basic"
+    )
+
+
+def _regnet(stem: int, widths: tuple[int, ...], depths: tuple[int, ...], **_: Any) -> Any:
+    """3x3 stem, no max-pool: keeps more of a small image than a ResNet does."""
+    return RegNetConfig(
+        embedding_size=stem,
+        hidden_sizes=list(widths),
+        depths=list(depths),
+        groups_width=widths[0],
+        layer_type="x",
+    )
+
+
+def _vit(width: int, heads: int, *, size: int) -> PretrainedConfig:
+    """A ViT whose pooler is the class token: stock ViT's pooler is a dense layer and tanh (C2)."""
+    return Dinov2Config(
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_hidden_layers=12,
+        image_size=size,
+        patch_size=16,
+        use_mask_token=False,
+    )
+
+
+_BASIC, _BOTTLENECK = (64, 128, 256, 512), (256, 512, 1024, 2048)
+ENCODERS: dict[str, Callable[..., PretrainedConfig]] = {
+    "resnet18": partial(_resnet, [2, 2, 2, 2], "basic", _BASIC),
+    "resnet34": partial(_resnet, [3, 4, 6, 3], "basic", _BASIC),
+    "resnet50": partial(_resnet, [3, 4, 6, 3], "bottleneck", _BOTTLENECK),
+    "resnet101": partial(_resnet, [3, 4, 23, 3], "bottleneck", _BOTTLENECK),
+    "resnet18-w16": partial(_small_resnet, 16),
+    "resnet18-w24": partial(_small_resnet, 24),
+    "resnet18-w32": partial(_small_resnet, 32),
+    "regnet-tiny": partial(_regnet, 32, (48, 96, 192, 384), (1, 2, 3, 1)),
+    "regnet-small": partial(_regnet, 32, (64, 128, 256, 512), (1, 2, 4, 1)),
+    "convnext-tiny": lambda **_: ConvNextConfig(),
+    "vit-small": partial(_vit, 384, 6),
+    "vit-base": partial(_vit, 768, 12),
+}
+
+
+class Encoder(nn.Module):
+    """A stock transformers model that answers with pooled features.
+
+    Args:
+        network: any architecture with a `pooler_output` that is a pooling and nothing more.
+        size: side of the images it will see, in pixels.
+
+    Attributes:
+        dim: D, the width of the features.
+
+    Raises:
+        UsageError: the architecture has no such pooler_output.
+    """
+
+    def __init__(self, network: PreTrainedModel, size: int) -> None:
+        super().__init__()
+        refuse_unpooled(network.config)
+        self.network = network
+        self.dim = _width(network, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised images -> (N, D) features."""
+        return pooled(self.network, x)
+
+
+def pooled(network: nn.Module, x: Tensor) -> Tensor:
+    """The definition of features, for every architecture (contract C2)."""
+    return network(pixel_values=x).pooler_output.flatten(1)
+
+
+def build_encoder(name: str, size: int) -> Encoder:
+    """A preset by name, newly initialised; or a folder or Hub id, with its weights, to continue.
+
+    Args:
+        name: a key of ENCODERS, a folder, or `org/name`.
+        size: side of the images in pixels (a ViT's positions depend on it).
+
+    Raises:
+        UsageError: neither a preset nor a folder nor a Hub id, or an architecture that cannot be
+            used.
+    """
+    if name in ENCODERS:
+        network = AutoModel.from_config(ENCODERS[name](size=size))
+        network.apply(_default_init)
+        network.apply(_zero_init_residual)
+        return Encoder(network, size)
+    if not (Path(name).is_dir() or "/" in name):
+        raise UsageError(f"unknown encoder {name!r}: use {', '.join(ENCODERS)}, a folder or Hub id")
+    try:
+        return Encoder(AutoModel.from_pretrained(name, dtype=torch.float32), size)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFolderError(f"encoder {name} cannot be loaded: {reason}") from error
+
+
+def refuse_unpooled(config: PretrainedConfig) -> None:
+    """Refuse, by name, a pooler that is a trained layer: its output is not what is published."""
+    if config.model_type in POOLERS_THAT_ARE_NOT_POOLING:
+        raise UsageError(
+            f"encoder type {config.model_type!r} has a dense layer for a pooler: use vit-small, "
+            "vit-base or a DINOv2"
+        )
+
+
+def _width(network: PreTrainedModel, size: int) -> int:
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        output = network(pixel_values=torch.zeros(1, 3, size, size))
+    network.train(training)
+    features = getattr(output, "pooler_output", None)
+    if features is None:
+        raise UsageError(f"encoder type {network.config.model_type!r} has no pooler_output")
+    return int(features.flatten(1).shape[1])
+
+
+def _default_init(module: nn.Module) -> None:
+    """torch's own defaults for Conv2d and Linear, as the official code re-initialises them."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        module.reset_parameters()
+
+
+def _zero_init_residual(module: nn.Module) -> None:
+    """Each residual branch starts at zero, so the block starts as its shortcut."""
+    if type(module).__name__ in _RESIDUAL_BLOCKS:
+        module.layer[-1].normalization.weight.data.zero_()
+
+
+_RESIDUAL_BLOCKS = ("ResNetBasicLayer", "ResNetBottleNeckLayer", "RegNetXLayer")

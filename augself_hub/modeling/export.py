@@ -1,0 +1,157 @@
+"""Model folder -> ONNX graphs, written only if they answer as torch does.
+
+    onnx/model.onnx   images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
+    onnx/heads.onnx   features_a, features_b (N, D) -> one raw output per head, named by its kind
+
+The parity gate compares ONNX Runtime with torch per image, norm-relative: ||f - g|| / ||g||.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from augself_hub import card, hub
+from augself_hub.errors import AugSelfError, MissingExtra
+from augself_hub.modeling.encoders import pooled
+from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
+
+TOLERANCE = 1e-4
+BATCHES = (1, 2, 17)
+OPSET = 20
+
+
+class EncoderGraph(nn.Module):
+    """uint8 images in, features out: a quarter of the bytes, no train/serve skew."""
+
+    def __init__(self, model: AugSelfModel) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        mean, std = (torch.tensor(v) for v in (model.preprocessing.mean, model.preprocessing.std))
+        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
+        self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        return pooled(self.encoder, x)
+
+
+class HeadsGraph(nn.Module):
+    """The heads' raw outputs in the spec's order."""
+
+    def __init__(self, heads: AugSelfHeads) -> None:
+        super().__init__()
+        self.heads = heads
+
+    def forward(self, features_a: Tensor, features_b: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.heads(features_a, features_b).values())
+
+
+def export_folder(folder: Path) -> dict[str, float]:
+    """Write onnx/ into a model folder, exchanging the folder in one step.
+
+    Returns:
+        The measured parity: the largest norm-relative difference of features and heads.
+
+    Raises:
+        AugSelfError: a graph differs from torch by more than 1e-4; the folder stays as it was.
+        MissingExtra: the export extra is not installed.
+    """
+    _require_export_extra()
+    model = AugSelfModel.from_pretrained(folder)
+    with hub.changed_folder(folder) as stage:
+        parity = write_graphs(model, stage)
+        hub.write_manifest(stage, parity)
+        card.write(stage)
+        hub.write_manifest(stage)
+    return parity
+
+
+def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
+    """Export both graphs into `folder`/onnx and pass them through the parity gate."""
+    (folder / hub.ENCODER_GRAPH).parent.mkdir(exist_ok=True)
+    size, width = model.preprocessing.size, model.spec.features
+    encoder, heads = EncoderGraph(model).eval(), HeadsGraph(model.heads).eval()
+    images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    features = torch.zeros(2, width)
+    kinds = list(model.spec.heads)
+    _export(encoder, {"images": images}, ["features"], folder / hub.ENCODER_GRAPH)
+    pair = {"features_a": features, "features_b": features.clone()}
+    _export(heads, pair, kinds, folder / hub.HEADS_GRAPH)
+    return _parity(encoder, heads, folder, size)
+
+
+def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
+    import onnx
+
+    program = torch.onnx.export(
+        graph,
+        kwargs=inputs,
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes={name: {0: torch.export.Dim("batch")} for name in inputs},
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    onnx.save(_anonymous(program.model_proto), path)
+
+
+def _anonymous(model: Any) -> Any:
+    """The exporter notes source paths and stack traces in the graph: not for publication."""
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.functions):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+    return model
+
+
+@torch.no_grad()
+def _parity(encoder: nn.Module, heads: nn.Module, folder: Path, size: int) -> dict[str, float]:
+    """Largest norm-relative difference over batches of 1, 2 and 17 images."""
+    generator = np.random.default_rng(0)
+    worst = {"features": 0.0, "heads": 0.0}
+    for batch in BATCHES:
+        images = generator.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+        reference = encoder(torch.from_numpy(images))
+        (features,) = _run(folder / hub.ENCODER_GRAPH, {"images": images})
+        worst["features"] = max(worst["features"], _difference(features, reference))
+        pair = {"features_a": reference.numpy(), "features_b": reference.flip(0).numpy()}
+        raw = np.concatenate(_run(folder / hub.HEADS_GRAPH, pair), axis=1)
+        expected = torch.cat(heads(reference, reference.flip(0)), dim=1)
+        worst["heads"] = max(worst["heads"], _difference(raw, expected))
+    for part, difference in worst.items():
+        if not difference <= TOLERANCE:
+            raise AugSelfError(
+                f"export refused: {part} differ from torch by {difference:.1e}, "
+                f"more than {TOLERANCE:.0e} (norm-relative)"
+            )
+    return worst
+
+
+def _difference(values: np.ndarray, reference: Tensor) -> float:
+    expected = reference.numpy()
+    norms = np.linalg.norm(expected, axis=1)
+    return float((np.linalg.norm(values - expected, axis=1) / np.maximum(norms, 1e-12)).max())
+
+
+def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, inputs)
+
+
+def _require_export_extra() -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnx", "export") from error

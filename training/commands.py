@@ -1,0 +1,73 @@
+"""Commands of the `augself` command line that train. Torch is imported when they run."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def _weights(context: click.Context, option: click.Parameter, text: str) -> dict[str, float]:
+    """crop=1,color=0.5 -> {"crop": 1.0, "color": 0.5}; an empty text trains the method alone."""
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    try:
+        return {kind: float(weight or 1) for kind, _, weight in pairs}
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form crop=1,color=0.5") from None
+
+
+def _arguments(
+    context: click.Context, option: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, Any]:
+    """FIELD=VALUE -> values of their own type."""
+    arguments = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{pair!r} is not of the form FIELD=VALUE")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    return arguments
+
+
+@click.command()
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
+@click.option("--method", default="simsiam", show_default=True, help="What AugSelf is added to.")
+@click.option("--encoder", default="resnet18", show_default=True, help="Preset, folder or Hub id.")
+@click.option(
+    "--augself",
+    default="crop=1,color=1",
+    show_default=True,
+    callback=_weights,
+    help="Augmentations to be aware of and their weights; '' for none.",
+)
+@click.option("--convention", default="relative", show_default=True, help="relative or paper.")
+@click.option("--size", default=96, show_default=True, help="Side of the views in pixels.")
+@click.option("--epochs", default=200.0, show_default=True)
+@click.option("--batch-size", default=256, show_default=True, help="Per process.")
+@click.option("--base-lr", default=0.03, show_default=True, help="Per 256 images.")
+@click.option("--weight-decay", default=5e-4, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", default=2, show_default=True, help="Decoding processes.")
+@click.option("--held-out", type=click.Path(path_type=Path), help="Images for the evaluation.")
+@click.option("--license", default="other", show_default=True, help="Of the model, for its card.")
+@click.option("--resume", is_flag=True, help="Continue from the newest valid checkpoint.")
+@click.option(
+    "--set",
+    "arguments",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    callback=_arguments,
+    help="A further field of transformers' TrainingArguments, e.g. save_steps=100.",
+)
+def pretrain(resume: bool, **options: Any) -> None:
+    """Pretrain an encoder with AugSelf on a folder of images; ends with a model folder."""
+    from training.pretraining import Settings
+    from training.pretraining import pretrain as run
+
+    click.echo(f"wrote {run(Settings(**options), resume=resume)}")

@@ -1,0 +1,113 @@
+"""Image folders -> batches of two views.
+
+One decode serves both views. An item is asked for as (epoch, index), so its views depend on the key
+(seed, epoch, index) alone, whatever worker or process makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Sampler
+
+from augself_hub.augmentations.spec import Policy
+from augself_hub.errors import AugSelfError, ImageError
+from augself_hub.modeling.views import stack_parameters, two_crops
+from augself_hub.preprocess import SUFFIXES, decode
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image file under a folder, sorted by its relative path.
+
+    Raises:
+        AugSelfError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise AugSelfError(f"no folder {folder}: give a folder of images")
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not files:
+        raise AugSelfError(f"no images in {folder}: it needs {', '.join(SUFFIXES)} files")
+    return files
+
+
+class ViewsDataset(Dataset):
+    """(epoch, index) -> two crops of one image, their parameters, its label and what was skipped.
+
+    A file that cannot be decoded is replaced by the next one that can and reported in `skipped`.
+
+    Args:
+        files: images.
+        root: class sub-folders of it are the labels.
+        policy: how views are drawn.
+        seed: first part of the key.
+    """
+
+    def __init__(self, files: list[Path], root: Path, policy: Policy, seed: int) -> None:
+        self.files, self.policy, self.seed = files, policy, seed
+        names = [file.relative_to(root).parts[0] if file.parent != root else "" for file in files]
+        self.classes = sorted(set(names))
+        self.labels = [self.classes.index(name) for name in names]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        image, used, skipped = self._first_readable(index)
+        (crop1, w1), (crop2, w2) = two_crops(image, self.policy, self.seed, epoch, index)
+        return {
+            "crops": np.stack([crop1, crop2]),
+            "w1": w1,
+            "w2": w2,
+            "label": self.labels[used],
+            "skipped": skipped,
+        }
+
+    def _first_readable(self, index: int) -> tuple[Image.Image, int, list[int]]:
+        skipped: list[int] = []
+        for offset in range(len(self)):
+            candidate = (index + offset) % len(self)
+            try:
+                return decode(self.files[candidate].read_bytes()), candidate, skipped
+            except (ImageError, OSError):
+                skipped.append(candidate)
+        raise AugSelfError("none of the images can be decoded")
+
+    def check_readable(self) -> None:
+        """Raise AugSelfError where not a single file can be decoded."""
+        self._first_readable(0)
+
+
+class KeyedSampler(Sampler):
+    """Yields (epoch, index) in an order that depends on (seed, epoch) alone."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return ((epoch, int(index)) for index in order)
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Items -> a batch: crops of view 1 then view 2 (2N, S, S, 3), w1, w2, labels, skipped."""
+    crops = np.concatenate([[item["crops"][view] for item in items] for view in (0, 1)])
+    return {
+        "crops": torch.from_numpy(crops),
+        "w1": stack_parameters([item["w1"] for item in items]),
+        "w2": stack_parameters([item["w2"] for item in items]),
+        "labels": torch.tensor([item["label"] for item in items]),
+        "skipped": torch.tensor([i for item in items for i in item["skipped"]], dtype=torch.long),
+    }

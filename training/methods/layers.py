@@ -1,0 +1,62 @@
+"""The pieces several methods share: MLP, cosine, target networks, gathers over processes."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+
+def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
+    """Linear, BN, ReLU, ..., Linear through the given widths; no bias before a BN."""
+    layers: list[nn.Module] = []
+    for width, following in zip(widths[:-2], widths[1:-1], strict=True):
+        layers += [nn.Linear(width, following, bias=False), nn.BatchNorm1d(following)]
+        layers += [nn.ReLU(inplace=True)]
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))
+    if last_norm:
+        layers.append(nn.BatchNorm1d(widths[-1]))
+    return nn.Sequential(*layers)
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """D(p, z) = -cos(p, stopgrad(z)), the mean over the batch."""
+    return -F.cosine_similarity(p, z.detach(), dim=1).mean()
+
+
+def target_of(online: nn.Module) -> nn.Module:
+    """A copy that gradients do not reach; `follow` moves it."""
+    return copy.deepcopy(online).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, online: nn.Module, m: float) -> None:
+    """target <- m * target + (1 - m) * online, for every weight."""
+    pairs = zip(target.parameters(), online.parameters(), strict=True)
+    for slow, fast in pairs:
+        slow.lerp_(fast, 1 - m)
+
+
+def processes() -> int:
+    """How many processes train together; 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def gathered(x: Tensor) -> Tensor:
+    """(N, C) of every process -> (processes * N, C), with gradient to where it came from."""
+    return torch.cat(all_gather(x)) if processes() > 1 else x
+
+
+def reduced(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """The sum (or maximum, ...) over processes, without gradient."""
+    if processes() > 1:
+        dist.all_reduce(x, op=operation)
+    return x

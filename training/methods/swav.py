@@ -1,0 +1,74 @@
+"""SwAV (Caron et al., arXiv:2006.09882), Algorithm 1, with two views.
+
+    z = normalize(g(f(x)))               # (N, C)
+    s = z C^T                            # scores against the prototypes C, (N, K)
+    q = sinkhorn(s)                      # codes, no gradient
+    L = - mean( q1 log softmax(s2 / T) + q2 log softmax(s1 / T) ) / 2
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from augself_hub.modeling.encoders import Encoder
+from training.methods.layers import mlp, reduced
+from training.methods.method import Method, MethodOutput
+
+
+class SwAV(Method):
+    """The prototypes are frozen for the first epoch and keep unit length."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        hidden: int = 2048,
+        width: int = 128,
+        prototypes: int = 100,
+        temperature: float = 0.1,
+    ) -> None:
+        super().__init__(encoder)
+        self.projector = mlp(encoder.dim, hidden, width)
+        self.prototypes = nn.Linear(width, prototypes, bias=False)
+        self.temperature = temperature
+        self.after_step(0)
+
+    def forward(self, x1: Tensor, x2: Tensor) -> MethodOutput:
+        y1, y2 = self.encoder(x1), self.encoder(x2)  # (N, D)
+        s1, s2 = self._scores(y1), self._scores(y2)  # (N, K)
+        q1, q2 = sinkhorn(s1), sinkhorn(s2)
+        log1, log2 = (F.log_softmax(s / self.temperature, dim=1) for s in (s1, s2))
+        loss = -((q1 * log2).sum(dim=1) + (q2 * log1).sum(dim=1)).mean() / 2
+        return MethodOutput(loss, y1, y2)
+
+    def _scores(self, y: Tensor) -> Tensor:
+        z = F.normalize(self.projector(y).float(), dim=1)
+        return self.prototypes(z).float()
+
+    def before_step(self, epoch: float) -> None:
+        if epoch < 1:
+            self.prototypes.weight.grad = None
+
+    @torch.no_grad()
+    def after_step(self, progress: float) -> None:
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+    """Codes with equal use of all prototypes, over the batches of all processes.
+
+    Args:
+        scores: (N, K) of this process.
+
+    Returns:
+        (N, K), each row sums to 1.
+    """
+    # The same shift in every process, else the rows of one would outweigh another's.
+    q = torch.exp((scores - reduced(scores.max(), dist.ReduceOp.MAX)) / epsilon)
+    for _ in range(iterations):
+        q = q / reduced(q.sum(dim=0, keepdim=True))  # every prototype gets the same mass
+        q = q / q.sum(dim=1, keepdim=True)  # every sample gives its whole mass
+    return q

@@ -1,0 +1,253 @@
+"""One pretraining run, from a folder of images to a model folder.
+
+`Settings` is what the command line asks for; `pretrain` puts the parts together: data, a method,
+the AugSelf loss, the trainer, and at the end the model folder with what was measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import platform
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+
+from augself_hub import card, hub
+from augself_hub.augmentations.sampling import Parameters
+from augself_hub.augmentations.spec import Policy
+from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.modeling.encoders import build_encoder
+from augself_hub.modeling.model import AugSelfModel
+from augself_hub.modeling.objective import AugSelfLoss
+from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD, finish_views
+from augself_hub.preprocess import Preprocessing
+from training.data import ViewsDataset, image_files
+from training.methods import METHODS, Method
+from training.monitor import curves, held_out_pairs, with_standard_errors
+from training.trainer import AugSelfTrainer, newest_valid_checkpoint, training_arguments
+
+log = logging.getLogger(__name__)
+MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run is made of.
+
+    Args:
+        data: folder of images; class sub-folders are labels.
+        output: folder of the run: checkpoints, logs and, at the end, model/.
+        method: a key of METHODS.
+        encoder: a key of ENCODERS, a folder or a Hub id to continue from.
+        augself: kind -> lambda; empty trains the method alone.
+        convention: target convention of the AugSelf losses.
+        size: side of the views in pixels.
+        epochs, batch_size, base_lr, weight_decay: SGD, momentum 0.9, lr = base_lr * batch / 256 (all
+            processes together), cosine to 0.
+        seed: of initialisation, order and views.
+        workers: decoding processes.
+        held_out: folder of images for the final evaluation; None holds out 5% of `data`.
+        license: of the resulting model, for its card.
+        arguments: further fields of transformers' TrainingArguments.
+    """
+
+    data: Path
+    output: Path
+    method: str = "simsiam"
+    encoder: str = "resnet18"
+    augself: dict[str, float] = field(default_factory=lambda: {"crop": 1.0, "color": 1.0})
+    convention: str = "relative"
+    size: int = 96
+    epochs: float = 200
+    batch_size: int = 256
+    base_lr: float = 0.03
+    weight_decay: float = 5e-4
+    seed: int = 0
+    workers: int = 2
+    held_out: Path | None = None
+    license: str = "other"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+class Pretraining(nn.Module):
+    """What the trainer optimises: views -> method loss + AugSelf loss."""
+
+    def __init__(self, method: Method, augself: AugSelfLoss) -> None:
+        super().__init__()
+        self.method, self.augself = method, augself
+
+    def forward(
+        self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """A batch of `data.collate` -> {"loss", "method", kind, ...}; all but loss detached."""
+        x1, x2 = self._views(crops, w1, w2)
+        inputs = (x1, x2, labels) if self.method.needs_labels else (x1, x2)
+        loss, y1, y2 = self.method(*inputs)
+        augself, parts = self.augself(y1, y2, w1, w2)
+        return {"loss": loss + augself, "method": loss.detach(), **parts}
+
+    @torch.no_grad()
+    def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
+        both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
+        with torch.autocast(crops.device.type, enabled=False):
+            views = finish_views(crops, both, self.augself.spec.policy, MEAN, STD)
+        x1, x2 = views.to(memory_format=torch.channels_last).chunk(2)
+        return x1, x2
+
+
+def pretrain(settings: Settings, resume: bool = False) -> Path:
+    """Run a pretraining and write its model folder.
+
+    Args:
+        resume: continue from the newest valid checkpoint in `settings.output`.
+
+    Returns:
+        The model folder, settings.output/model; or settings.output when SIGTERM stopped the run
+        after a checkpoint.
+
+    Raises:
+        UsageError: an unknown method, encoder, augmentation or argument.
+        AugSelfError: no usable images, an output that exists, a run that diverged.
+    """
+    checkpoint = _check_output(settings, resume)
+    policy = Policy(size=settings.size).with_kinds(settings.augself)
+    set_seed(settings.seed)
+    train, held_out = _datasets(settings, policy)
+    model = _build(settings, policy, len(train.classes))
+    trainer = AugSelfTrainer(
+        model=model,
+        args=training_arguments(settings, settings.output, len(train)),
+        train_dataset=train,
+    )
+    _note_settings(settings)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.interrupted:
+        log.info("stopped after a checkpoint; continue with --resume")
+        return settings.output
+    return _publish(settings, trainer, held_out)
+
+
+def _check_output(settings: Settings, resume: bool) -> str | None:
+    output = settings.output
+    if resume:
+        checkpoint = newest_valid_checkpoint(output)
+        if checkpoint is None:
+            raise AugSelfError(f"no valid checkpoint in {output}: start without --resume")
+        return str(checkpoint)
+    if output.exists():
+        raise AugSelfError(f"{output} exists: choose another --output, or continue with --resume")
+    return None
+
+
+def _datasets(settings: Settings, policy: Policy) -> tuple[ViewsDataset, ViewsDataset]:
+    files = image_files(settings.data)
+    if settings.held_out:
+        held_root, held = settings.held_out, image_files(settings.held_out)
+    else:
+        held_root, held = settings.data, _held_out(files, settings.seed)
+        files = sorted(set(files) - set(held))
+    train = ViewsDataset(files, settings.data, policy, settings.seed)
+    train.check_readable()
+    if len(files) < settings.batch_size:
+        raise AugSelfError(
+            f"{len(files)} images are fewer than one batch of {settings.batch_size}: "
+            "lower --batch-size or give more images"
+        )
+    return train, ViewsDataset(held, held_root, policy, settings.seed)
+
+
+def _held_out(files: list[Path], seed: int) -> list[Path]:
+    """A keyed 5%, at most 500; none of fewer than 20 images."""
+    count = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * len(files)))
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
+    return [files[i] for i in order[:count]] if len(files) >= 20 else []
+
+
+def _build(settings: Settings, policy: Policy, classes: int) -> Pretraining:
+    if settings.method not in METHODS:
+        raise UsageError(f"unknown method {settings.method!r}: use {', '.join(METHODS)}")
+    encoder = build_encoder(settings.encoder, settings.size)
+    if METHODS[settings.method].needs_labels:
+        if classes < 2:
+            raise AugSelfError("supervised needs labels: sort the images into class sub-folders")
+        method = METHODS[settings.method](encoder, classes=classes)  # type: ignore[call-arg]
+    else:
+        method = METHODS[settings.method](encoder)
+    augself = AugSelfLoss(encoder.dim, settings.augself, policy, settings.convention)
+    return Pretraining(method, augself)
+
+
+def _note_settings(settings: Settings) -> None:
+    """settings.json in the run: what --resume and the reader need to know."""
+    settings.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dataclasses.asdict(settings), indent=2, default=str)
+    (settings.output / "settings.json").write_text(text + "\n")
+
+
+def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset) -> Path:
+    """Evaluate on held-out pairs and write settings.output/model."""
+    pretraining: Pretraining = trainer.model
+    network = pretraining.method.encoder.network
+    spec = dataclasses.replace(
+        pretraining.augself.spec, provenance=_provenance(settings, trainer, len(trainer.train_dataset))
+    )
+    model = AugSelfModel(
+        network, pretraining.augself.heads, spec, Preprocessing(settings.size, MEAN, STD)
+    )
+    model = model.cpu().to(memory_format=torch.contiguous_format).eval()
+    results = held_out_pairs(model, held_out)
+    model.spec = with_standard_errors(spec, results)
+    folder = settings.output / "model"
+    if folder.exists():  # an earlier --resume of the same run finished already
+        raise AugSelfError(f"{folder} exists: remove it to write it again")
+    with hub.new_folder(folder) as stage:
+        model.write_files(stage)
+        _write_json(stage / hub.EVALUATION, {"protocol": "held-out pairs", "results": results})
+        _write_json(stage / hub.TRAINING_LOG, trainer.state.log_history)
+        curves(trainer.state.log_history, stage / "curves.png")
+        parity = _graphs(model, stage)
+        card.write(stage)
+        hub.write_manifest(stage, parity)
+    return folder
+
+
+def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
+    """The ONNX graphs, where the export extra is installed; else the command that writes them."""
+    if not (find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")):
+        log.info("onnx/ left out: pip install 'augself-hub[export]', then augself export --model")
+        return {}
+    from augself_hub.modeling.export import write_graphs
+
+    return write_graphs(model, folder)
+
+
+def _provenance(settings: Settings, trainer: AugSelfTrainer, images: int) -> dict[str, Any]:
+    return {
+        "method": settings.method,
+        "encoder": settings.encoder,
+        "augself": ", ".join(f"{k}={v:g}" for k, v in settings.augself.items()) or "none",
+        "images": images,
+        "epochs": settings.epochs,
+        "batch_size": settings.batch_size,
+        "base_lr": settings.base_lr,
+        "weight_decay": settings.weight_decay,
+        "seed": settings.seed,
+        "steps": trainer.state.global_step,
+        "device": str(trainer.args.device.type),
+        "machine": platform.machine(),
+        "date": datetime.date.today().isoformat(),
+        "license": settings.license,
+    }
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n")

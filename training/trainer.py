@@ -1,0 +1,304 @@
+"""AugSelfTrainer: transformers.Trainer made exact for self-supervised runs.
+
+What differs from the stock trainer, and why:
+
+- samples are asked for as (epoch, index), so a resumed run sees the views it would have seen;
+- a checkpoint ends with a manifest of sha256; a resume takes the newest checkpoint that matches it;
+- SGD decays every weight, biases included, and some groups keep their learning rate, as in the
+  papers;
+- target networks and queues move after the optimizer's step;
+- SIGTERM is honoured between two steps, with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+import signal
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from augself_hub.errors import AugSelfError, UsageError
+from training.data import KeyedSampler, ViewsDataset, collate
+
+if TYPE_CHECKING:
+    from training.pretraining import Settings
+
+log = logging.getLogger(__name__)
+MOMENTUM = 0.9
+MANIFEST = "manifest.json"
+MOST_SKIPPED = 0.1
+
+
+def training_arguments(settings: Settings, output: Path, images: int) -> TrainingArguments:
+    """transformers' TrainingArguments of a run.
+
+    Raises:
+        UsageError: a `--set` field that does not exist or that another option decides.
+    """
+    steps = max(1, images // settings.batch_size)
+    own: dict[str, Any] = {
+        "output_dir": str(output),
+        "learning_rate": settings.base_lr * settings.batch_size / 256,
+        "weight_decay": settings.weight_decay,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "dataloader_num_workers": settings.workers,
+        "seed": settings.seed,
+        "remove_unused_columns": False,
+        "dataloader_drop_last": True,
+        "logging_nan_inf_filter": False,
+        "max_grad_norm": 0.0,
+        "disable_tqdm": True,
+    }
+    changeable: dict[str, Any] = {
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_persistent_workers": settings.workers > 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_strategy": "steps",
+        "logging_steps": max(1, min(50, steps)),
+        "save_strategy": "steps",
+        "save_steps": steps,
+        "save_total_limit": 2,
+        "report_to": ["tensorboard"],
+    }
+    for name in settings.arguments:
+        if name in own or name not in TrainingArguments.__dataclass_fields__:
+            known = "decided by another option" if name in own else "not a training argument"
+            raise UsageError(f"--set {name} would have no effect: it is {known}")
+    try:
+        arguments = TrainingArguments(**own, **{**changeable, **settings.arguments})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--set: {error}") from error
+    if arguments.save_total_limit == 1:
+        raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
+    return arguments
+
+
+class AugSelfTrainer(Trainer):
+    """Trains a `Pretraining`.
+
+    Attributes:
+        interrupted: SIGTERM stopped the run after a checkpoint.
+    """
+
+    train_dataset: ViewsDataset
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(data_collator=collate, **kwargs)
+        self.model.to(memory_format=torch.channels_last)
+        self.model_accepts_loss_kwargs = False
+        self.interrupted = False
+        self.sampler = KeyedSampler(len(self.train_dataset), self.args.seed)
+        self._parts: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        self._batches = 0
+        self._skipped: set[int] = set()
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_MethodSteps(self))
+        self.add_callback(_StopOnSigterm(self))
+        self.add_callback(_Progress(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> KeyedSampler:
+        return self.sampler
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        self._report_skipped(inputs.pop("skipped"))
+        outputs = model(**inputs)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._parts[name] = self._parts[name] + value.cpu()
+        self._batches += 1
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _report_skipped(self, skipped: torch.Tensor) -> None:
+        """Name every file that could not be decoded, once; stop the run where they are many."""
+        for index in set(skipped.tolist()) - self._skipped:
+            self._skipped.add(index)
+            log.warning("skipped %s: it cannot be decoded", self.train_dataset.files[index])
+        if len(self._skipped) > MOST_SKIPPED * len(self.train_dataset):
+            raise AugSelfError(
+                f"{len(self._skipped)} of {len(self.train_dataset)} images cannot be decoded, more "
+                f"than {MOST_SKIPPED:.0%}: mend or remove them"
+            )
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """The stock log, and the mean of each part of the loss since the last one."""
+        if self._batches:
+            logs |= {name: float(v) / self._batches for name, v in sorted(self._parts.items())}
+            self._parts.clear()
+            self._batches = 0
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise AugSelfError("the loss is not a number any more: lower --base-lr")
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """SGD with momentum; weight decay on every weight; the second group keeps its rate."""
+        method = self.model.method
+        constant = {id(p) for n in method.constant_lr for p in getattr(method, n).parameters()}
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        groups = [[p for p in trained if (id(p) in constant) == kept] for kept in (False, True)]
+        self.optimizer = torch.optim.SGD(
+            [{"params": group} for group in groups],
+            lr=self.args.learning_rate,
+            momentum=MOMENTUM,
+            weight_decay=self.args.weight_decay,
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Cosine to 0 per step; constant for the second group."""
+
+        def cosine(step: int) -> float:
+            return (1 + math.cos(math.pi * min(1.0, step / num_training_steps))) / 2
+
+        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, [cosine, lambda step: 1.0])
+        return self.lr_scheduler
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights only: contiguous (a channels_last weight cannot be saved), and no pickle."""
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {k: v.contiguous() for k, v in (state_dict or self.model.state_dict()).items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            write_checkpoint_manifest(_checkpoint(Path(self.args.output_dir), self.state.global_step))
+
+
+class _MethodSteps(TrainerCallback):
+    """Lets the method act around the optimizer's step, and keeps the sampler's epoch right."""
+
+    def __init__(self, trainer: AugSelfTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stock set_epoch does not reach a sampler that is wrapped to skip batches."""
+        steps_per_epoch = max(1, round(state.max_steps / state.num_train_epochs))
+        self.trainer.sampler.set_epoch(state.global_step // steps_per_epoch)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.model.method.before_step(state.epoch or 0.0)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.model.method.after_step((state.global_step + 1) / state.max_steps)
+
+
+class _StopOnSigterm(TrainerCallback):
+    """SIGTERM: a checkpoint after the step at hand, then a normal end."""
+
+    def __init__(self, trainer: AugSelfTrainer) -> None:
+        self.trainer = trainer
+        self.asked = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+            self.trainer.interrupted = True
+
+
+class _Progress(TrainerCallback):
+    """A bar with loss and images a second on a terminal, a plain line per log elsewhere."""
+
+    def __init__(self, trainer: AugSelfTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            unit="step",
+            disable=not (sys.stderr.isatty() and state.is_local_process_zero),
+        )
+        self.since, self.step = time.monotonic(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.update(1)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs or not state.is_local_process_zero:
+            return
+        now = time.monotonic()
+        images = (state.global_step - self.step) * self.trainer.get_total_train_batch_size(args)
+        rate = images / max(now - self.since, 1e-9)
+        self.since, self.step = now, state.global_step
+        parts = {k: v for k, v in logs.items() if k in ("loss", "method", *self._kinds())}
+        text = "  ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
+        text += f"  {rate:.0f} images/s"
+        self.bar.set_postfix_str(text)
+        if self.bar.disable:
+            print(f"step {state.global_step}/{state.max_steps}  {text}", flush=True)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return tuple(self.trainer.model.augself.heads)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.bar.close()
+
+
+def write_checkpoint_manifest(folder: Path) -> None:
+    """The sha256 of every file of a checkpoint, written last: a checkpoint without it is partial."""
+    files = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+    temporary = folder / f".{MANIFEST}"
+    temporary.write_text(json.dumps(files, indent=2))
+    temporary.rename(folder / MANIFEST)
+
+
+def newest_valid_checkpoint(output: Path) -> Path | None:
+    """The newest checkpoint whose files match its manifest; says which newer ones do not."""
+    found = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    for folder in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+        if fault := _fault(folder):
+            log.warning("ignored %s: %s", folder, fault)
+        else:
+            return folder
+    return None
+
+
+def _fault(folder: Path) -> str | None:
+    try:
+        files = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return "it was not finished"
+    for name, sha256 in files.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if _sha256(folder / name) != sha256:
+            return f"{name} is damaged"
+    return None
+
+
+def _checkpoint(output: Path, step: int) -> Path:
+    return output / f"checkpoint-{step}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
