@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from augself_hub import hub
-from augself_hub.augmentations.spec import Head, Spec
+from augself_hub.augmentations.spec import Spec
 from augself_hub.preprocess import Preprocessing
 
 _METADATA = """\
@@ -53,7 +52,8 @@ _CITATION = """\
 
 ```bibtex
 @inproceedings{lee2021augself,
-  title     = {Improving Transferability of Representations via Augmentation-Aware Self-Supervision},
+  title     = {Improving Transferability of Representations via Augmentation-Aware
+               Self-Supervision},
   author    = {Lee, Hankook and Lee, Kibok and Lee, Kimin and Lee, Honglak and Shin, Jinwoo},
   booktitle = {Advances in Neural Information Processing Systems},
   year      = {2021}
@@ -103,7 +103,7 @@ def _augmentations(spec: Spec) -> str:
     rows = [
         f"| {kind} | {d.name} | {d.unit} | {_number(d.standard_error)} |"
         for kind, head in spec.heads.items()
-        for d in _dimensions(head)
+        for d in head.dimensions
     ]
     if not rows:
         return ""
@@ -119,10 +119,6 @@ def _augmentations(spec: Spec) -> str:
             "",
         ]
     )
-
-
-def _dimensions(head: Head) -> Any:
-    return head.dimensions
 
 
 def _training(spec: Spec) -> str:
@@ -141,7 +137,12 @@ def _evaluation(folder: Path) -> str:
         f"| {r['task']} | {r['name']} | {_number(r['value'])} | {_number(r.get('trivial'))} |"
         for r in results
     ]
-    head = ["## Evaluation", "", "| task | measure | value | trivial predictor |", "|---|---|---|---|"]
+    head = [
+        "## Evaluation",
+        "",
+        "| task | measure | value | trivial predictor |",
+        "|---|---|---|---|",
+    ]
     return "\n".join([*head, *rows, ""])
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 import traceback
 
@@ -40,13 +41,13 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="augself")
-@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
-def augself(debug: bool) -> None:
+@click.option("--debug", is_flag=True, expose_value=False, help="Print an error's traceback.")
+def augself() -> None:
     """Train, publish and serve augmentation-aware image features."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if not debug:
-        for noisy in ("httpx", "torch.onnx", "transformers", "datasets"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for ours in ("augself_hub", "training", "serving"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
 
 
 def main(arguments: list[str] | None = None) -> None:

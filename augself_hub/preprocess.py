@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from augself_hub.errors import (
     EmptyImage,
@@ -31,6 +33,7 @@ from augself_hub.errors import (
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = 50_000_000
+MAX_SCANS = 100  # of a progressive JPEG; each costs a pass over the picture, ten are usual
 Box = tuple[float, float, float, float]
 
 
@@ -53,13 +56,13 @@ class Preprocessing:
         try:
             config = json.loads(path.read_text())
             side = config["size"]["shortest_edge"]
-            crop = config["crop_size"]
+            crop = config["crop_size"]["height"], config["crop_size"]["width"]
             mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
         except FileNotFoundError:
             raise ModelFolderError(f"{path} is missing: this is not a model folder") from None
         except (ValueError, KeyError, TypeError) as error:
             raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
-        if (crop["height"], crop["width"], config.get("resample")) != (side, side, 3):
+        if (*crop, config.get("resample")) != (side, side, 3):
             raise ModelFolderError(
                 f"{path} must resize the short side to the crop's side, bicubic (resample 3)"
             )
@@ -81,6 +84,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         check_pixels(image.size, max_pixels)
+        _check_whole(data)
         image.load()
         return to_rgb(image)
     except ImageError:
@@ -104,34 +108,103 @@ def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
         )
 
 
+def _check_whole(data: bytes) -> None:
+    """What Pillow would let pass: a PNG that is damaged or cut, a JPEG that takes minutes."""
+    if data.startswith(b"\x89PNG"):
+        _check_png(memoryview(data))
+    elif data.startswith(b"\xff\xd8") and _scans(data) > MAX_SCANS:
+        raise UndecodableImage(
+            f"the image cannot be decoded: a JPEG of more than {MAX_SCANS} scans; save it again"
+        )
+
+
+def _check_png(data: memoryview) -> None:
+    """Every chunk is there up to IEND, each with its checksum."""
+    at, kind = 8, b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind, end = bytes(data[at + 4 : at + 8]), at + 8 + length
+        if len(data) < end + 4:
+            raise UndecodableImage("the image cannot be decoded: the PNG is truncated")
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise UndecodableImage("the image cannot be decoded: a PNG checksum is wrong")
+        at = end + 4
+
+
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not stuffing, restarts or fill bytes
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+
+
+def _scans(data: bytes) -> int:
+    """How many scans the first picture of a JPEG file has."""
+    scans, at = 0, 2
+    while (marker := _JPEG_MARKER.search(data, at)) and marker[0][1] != _END_OF_IMAGE:
+        scans += marker[0][1] == _START_OF_SCAN
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
+
+
+_OTHER_TYPES = {
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "PDF": (b"%PDF",),
+    "PSD": (b"8BPS",),
+    "EPS": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
+    "ICO": (b"\0\0\1\0", b"\0\0\2\0"),
+    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "JPEG XL": (b"\0\0\0\x0cJXL ", b"\xff\x0a"),
+}
+
+
 def _unidentified(data: bytes) -> ImageError:
     """Text and noise cannot be decoded; a real image of another type is unsupported."""
-    head = data[:64].lstrip()
-    known = (b"II*\0", b"MM\0*", b"%PDF", b"8BPS", b"%!PS", b"<svg", b"<?xml", b"\0\0\1\0")
-    boxes = (b"ftyp", b"jP  ")
-    if head.startswith(known) or data[:4] == b"\0\0\1\0" or data[4:8] in boxes:
-        return UnsupportedImage("this type of image is not read: send JPEG, PNG, WebP, GIF or BMP")
+    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
+    names = [name for name, starts in _OTHER_TYPES.items() if head.startswith(starts)]
+    if data[4:8] == b"ftyp":
+        names = ["HEIC, AVIF or video"]
+    if head.startswith(b"<") and b"<svg" in head and b"<html" not in head.lower():
+        names = ["SVG"]
+    if names:
+        return UnsupportedImage(f"{names[0]} is not read: send JPEG, PNG, WebP, GIF or BMP")
     return UndecodableImage("the data is not an image: send JPEG, PNG, WebP, GIF or BMP")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode -> upright RGB: 16 bits scaled, alpha over white."""
-    try:
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, struct.error, KeyError, TypeError, AttributeError):
-        pass  # damaged metadata is not a damaged picture: it is shown as stored
-    if image.mode.startswith("I") or image.mode == "F":
+    image = _upright(image)
+    if image.mode.startswith("I"):
         return _from_16_bits(image)
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
 
 
+_UPRIGHT: dict[Any, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """ImageOps.exif_transpose, but other damaged EXIF fields do not lose the orientation."""
+    try:
+        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged metadata is not a damaged picture: it is shown as stored
+        return image
+    return image if method is None else image.transpose(method)
+
+
+_TO_8_BITS = np.round(np.arange(65536) / 257).astype(np.uint8)
+
+
 def _from_16_bits(image: Image.Image) -> Image.Image:
-    levels = np.asarray(image).astype(np.float64) / 257.0
-    return Image.fromarray(np.clip(np.round(levels), 0, 255).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(_TO_8_BITS[np.clip(np.asarray(image), 0, 65535)]).convert("RGB")
 
 
 def preprocess(image: Image.Image, size: int) -> np.ndarray:

@@ -125,8 +125,7 @@ def with_standard_errors(spec: Spec, results: list[Result]) -> Spec:
 
     def measured(kind: str, head: Head) -> Head:
         dimensions = tuple(
-            dataclasses.replace(d, standard_error=rmse.get((kind, d.name)))
-            for d in head.dimensions
+            dataclasses.replace(d, standard_error=rmse.get((kind, d.name))) for d in head.dimensions
         )
         return dataclasses.replace(head, dimensions=dimensions)
 

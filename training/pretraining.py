@@ -51,8 +51,8 @@ class Settings:
         augself: kind -> lambda; empty trains the method alone.
         convention: target convention of the AugSelf losses.
         size: side of the views in pixels.
-        epochs, batch_size, base_lr, weight_decay: SGD, momentum 0.9, lr = base_lr * batch / 256 (all
-            processes together), cosine to 0.
+        epochs, batch_size, base_lr, weight_decay: SGD, momentum 0.9, cosine to 0,
+            lr = base_lr * batch / 256, the batch of all processes together.
         seed: of initialisation, order and views.
         workers: decoding processes.
         held_out: folder of images for the final evaluation; None holds out 5% of `data`.
@@ -198,7 +198,8 @@ def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset
     pretraining: Pretraining = trainer.model
     network = pretraining.method.encoder.network
     spec = dataclasses.replace(
-        pretraining.augself.spec, provenance=_provenance(settings, trainer, len(trainer.train_dataset))
+        pretraining.augself.spec,
+        provenance=_provenance(settings, trainer, len(trainer.train_dataset)),
     )
     model = AugSelfModel(
         network, pretraining.augself.heads, spec, Preprocessing(settings.size, MEAN, STD)

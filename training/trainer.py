@@ -182,7 +182,9 @@ class AugSelfTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            write_checkpoint_manifest(_checkpoint(Path(self.args.output_dir), self.state.global_step))
+            write_checkpoint_manifest(
+                _checkpoint(Path(self.args.output_dir), self.state.global_step)
+            )
 
 
 class _MethodSteps(TrainerCallback):
@@ -264,7 +266,7 @@ class _Progress(TrainerCallback):
 
 
 def write_checkpoint_manifest(folder: Path) -> None:
-    """The sha256 of every file of a checkpoint, written last: a checkpoint without it is partial."""
+    """The sha256 of every file, written last: a checkpoint without it is partial."""
     files = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
     temporary = folder / f".{MANIFEST}"
     temporary.write_text(json.dumps(files, indent=2))

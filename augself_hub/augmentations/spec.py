@@ -66,7 +66,9 @@ class Policy:
 
     def with_kinds(self, kinds: Any) -> Policy:
         """The same policy with sol and rot switched on (p 0.5) where they are to be learned."""
-        extra = {kind: 0.5 for kind in ("sol", "rot") if kind in kinds and not getattr(self, kind)}
+        extra: dict[str, Any] = {
+            kind: 0.5 for kind in ("sol", "rot") if kind in kinds and not getattr(self, kind)
+        }
         return dataclasses.replace(self, **extra)
 
     def probability(self, kind: str) -> float:

@@ -166,7 +166,8 @@ def _default_init(module: nn.Module) -> None:
 def _zero_init_residual(module: nn.Module) -> None:
     """Each residual branch starts at zero, so the block starts as its shortcut."""
     if type(module).__name__ in _RESIDUAL_BLOCKS:
-        module.layer[-1].normalization.weight.data.zero_()
+        *_, last = (m for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+        nn.init.zeros_(last.weight)
 
 
 _RESIDUAL_BLOCKS = ("ResNetBasicLayer", "ResNetBottleNeckLayer", "RegNetXLayer")

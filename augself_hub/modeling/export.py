@@ -8,6 +8,7 @@ The parity gate compares ONNX Runtime with torch per image, norm-relative: ||f -
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ class EncoderGraph(nn.Module):
     def __init__(self, model: AugSelfModel) -> None:
         super().__init__()
         self.encoder = model.encoder
+        self.scale: Tensor
+        self.shift: Tensor
         mean, std = (torch.tensor(v) for v in (model.preprocessing.mean, model.preprocessing.std))
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
@@ -88,16 +91,19 @@ def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
 def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
     import onnx
 
+    warnings.filterwarnings("ignore", message=".*The axis name: batch will not be used")
+    batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         graph,
         kwargs=inputs,
         input_names=list(inputs),
         output_names=outputs,
-        dynamic_shapes={name: {0: torch.export.Dim("batch")} for name in inputs},
+        dynamic_shapes={name: {0: batch} for name in inputs},
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # None is what the older exporter returned
     onnx.save(_anonymous(program.model_proto), path)
 
 

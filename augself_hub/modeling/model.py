@@ -6,6 +6,7 @@ parameters of two views differ (AugSelf, arXiv:2111.09613, section 3).
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ class AugSelfModel(nn.Module):
 
     def write_files(self, folder: Path) -> None:
         """The files of encoder, processor and heads, without the manifest that must come last."""
-        self.encoder.to(torch.float32).save_pretrained(folder)
+        encoder = copy.deepcopy(self.encoder).cpu().float()
+        encoder.save_pretrained(folder)
         _processor(self.preprocessing).save_pretrained(folder)
         (folder / hub.CONFIG).parent.mkdir()
         (folder / hub.CONFIG).write_text(self.spec.to_json())

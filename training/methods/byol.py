@@ -1,9 +1,9 @@
 """BYOL (Grill et al., arXiv:2006.07733), equations 1 and 2.
 
-    p1, p2 = q(g(f(x1))), q(g(f(x2)))    # online: encoder f, projector g, predictor q
-    t1, t2 = g'(f'(x1)), g'(f'(x2))      # target: momentum copy, no gradient
-    L = (2 - 2 cos(p1, t2)) + (2 - 2 cos(p2, t1))
-    target = m target + (1 - m) online   # m from 0.996 to 1 on a cosine
+p1, p2 = q(g(f(x1))), q(g(f(x2)))    # online: encoder f, projector g, predictor q
+t1, t2 = g'(f'(x1)), g'(f'(x2))      # target: momentum copy, no gradient
+L = (2 - 2 cos(p1, t2)) + (2 - 2 cos(p2, t1))
+target = m target + (1 - m) online   # m from 0.996 to 1 on a cosine
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -14,7 +15,7 @@ from torch.distributed.nn.functional import all_gather
 def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
     """Linear, BN, ReLU, ..., Linear through the given widths; no bias before a BN."""
     layers: list[nn.Module] = []
-    for width, following in zip(widths[:-2], widths[1:-1], strict=True):
+    for width, following in pairwise(widths[:-1]):
         layers += [nn.Linear(width, following, bias=False), nn.BatchNorm1d(following)]
         layers += [nn.ReLU(inplace=True)]
     layers.append(nn.Linear(widths[-2], widths[-1], bias=not last_norm))

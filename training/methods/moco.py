@@ -1,9 +1,9 @@
 """MoCo v2 (He et al., arXiv:1911.05722, Algorithm 1; Chen et al., arXiv:2003.04297).
 
-    q = f_q(x1); k = f_k(x2)             # f_k: momentum copy of f_q, no gradient
-    l = [q.k, q.queue] / T               # one positive, K negatives
-    L = cross_entropy(l, 0)
-    f_k = m f_k + (1 - m) f_q; enqueue(k), dequeue the oldest
+q = f_q(x1); k = f_k(x2)             # f_k: momentum copy of f_q, no gradient
+l = [q.k, q.queue] / T               # one positive, K negatives
+L = cross_entropy(l, 0)
+f_k = m f_k + (1 - m) f_q; enqueue(k), dequeue the oldest
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import follow, gathered, mlp, target_of
+from training.methods.layers import follow, gathered, target_of
 from training.methods.method import Method, MethodOutput
 
 

@@ -1,8 +1,8 @@
 """SimCLR (Chen et al., arXiv:2002.05709), Algorithm 1.
 
-    z = g(f(x))                          # f = encoder, g = projector, both views: 2N rows
-    s[i, j] = cos(z[i], z[j]) / T
-    L = mean over i of -log( exp s[i, i'] / sum over j != i of exp s[i, j] )   # i' = other view
+z = g(f(x))                          # f = encoder, g = projector, both views: 2N rows
+s[i, j] = cos(z[i], z[j]) / T
+L = mean over i of -log( exp s[i, i'] / sum over j != i of exp s[i, j] )   # i' = other view
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """SimSiam (Chen & He, arXiv:2011.10566), Algorithm 1.
 
-    z1, z2 = f(x1), f(x2)               # f = encoder + projector
-    p1, p2 = h(z1), h(z2)               # h = predictor
-    L = D(p1, z2)/2 + D(p2, z1)/2       # D(p, z) = -cos(p, stopgrad(z))
+z1, z2 = f(x1), f(x2)               # f = encoder + projector
+p1, p2 = h(z1), h(z2)               # h = predictor
+L = D(p1, z2)/2 + D(p2, z1)/2       # D(p, z) = -cos(p, stopgrad(z))
 """
 
 from __future__ import annotations

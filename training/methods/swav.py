@@ -1,9 +1,9 @@
 """SwAV (Caron et al., arXiv:2006.09882), Algorithm 1, with two views.
 
-    z = normalize(g(f(x)))               # (N, C)
-    s = z C^T                            # scores against the prototypes C, (N, K)
-    q = sinkhorn(s)                      # codes, no gradient
-    L = - mean( q1 log softmax(s2 / T) + q2 log softmax(s1 / T) ) / 2
+z = normalize(g(f(x)))               # (N, C)
+s = z C^T                            # scores against the prototypes C, (N, K)
+q = sinkhorn(s)                      # codes, no gradient
+L = - mean( q1 log softmax(s2 / T) + q2 log softmax(s1 / T) ) / 2
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""How a model answers: HTTP, batch extraction, the demo. Torch-free: a model is its ONNX graphs."""

@@ -1,0 +1,170 @@
+"""Predicted beside true differences: rows, and the table with bars that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.sampling import Parameters
+from augself_hub.augmentations.spec import Head, Spec
+
+HIDDEN = "not visible in a gray picture"
+TITLES = {
+    "crop": "Crop",
+    "flip": "Mirroring",
+    "color": "Colour",
+    "blur": "Blur",
+    "rot": "Rotation",
+    "sol": "Solarization",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number the model predicts about a pair.
+
+    Args:
+        true, predicted: in the unit; None where the pictures cannot show it.
+        error: the model's standard error in the unit; None: not measured.
+        span: the largest value the bars show.
+    """
+
+    kind: str
+    name: str
+    unit: str
+    true: float | None
+    predicted: float | None
+    error: float | None
+    span: float
+
+    @property
+    def chance(self) -> bool:
+        """Is it a probability? Then the truth is yes or no."""
+        return self.unit == "probability"
+
+
+def compare(
+    spec: Spec, a: Parameters, b: Parameters, predicted: dict[str, np.ndarray]
+) -> list[Row]:
+    """One pair's true and predicted differences, in the order of the model's heads.
+
+    Args:
+        a, b: parameters of the two views (N = 1); `gray` is what the pictures look like.
+        predicted: kind -> (1, outputs) in physical units.
+    """
+    rows: list[Row] = []
+    for kind, head in spec.heads.items():
+        true, seen = targets(kind, a, b, spec.policy, spec.convention)
+        rows += _ROWS[head.type](kind, head, true[0], seen[0], predicted[kind][0])
+    return rows
+
+
+def _regression(
+    kind: str, head: Head, true: np.ndarray, seen: np.ndarray, predicted: np.ndarray
+) -> Iterator[Row]:
+    for d, t, shown, p in zip(head.dimensions, true, seen, predicted, strict=True):
+        numbers = (float(t), float(p)) if shown else (None, None)
+        # tanh outputs end at 1; else three standard deviations hold nearly every pair.
+        yield Row(kind, d.name, d.unit, *numbers, d.standard_error, 1.0 if head.tanh else 3 * d.std)
+
+
+def _binary(
+    kind: str, head: Head, true: np.ndarray, seen: np.ndarray, predicted: np.ndarray
+) -> Iterator[Row]:
+    d = head.dimensions[0]
+    yield Row(kind, d.name, d.unit, float(true[0]), float(predicted[0]), None, 1.0)
+
+
+def _classes(
+    kind: str, head: Head, true: np.ndarray, seen: np.ndarray, predicted: np.ndarray
+) -> Iterator[Row]:
+    d = head.dimensions[0]
+    for k, p in enumerate(predicted):
+        name = f"{d.name.replace('_', ' ')} = {k}"
+        yield Row(kind, name, d.unit, float(true[0] == k), float(p), None, 1.0)
+
+
+_ROWS = {"regression": _regression, "binary": _binary, "classes": _classes}
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as an HTML table: what, true, predicted, and a pair of bars.
+
+    Names and units come from the model's folder, so they are escaped like any foreign text.
+    """
+    body, kind = [], None
+    for row in rows:
+        if row.kind != kind:
+            body.append(
+                f'<tr><th class="kind" colspan="4" scope="rowgroup">{TITLES[row.kind]}</th></tr>'
+            )
+        kind = row.kind
+        body.append(_line(row))
+    return f"<table>{_HEAD}<tbody>{''.join(body)}</tbody></table>"
+
+
+_HEAD = (
+    '<thead><tr><th scope="col">Difference</th><th scope="col"><i class="true"></i>True</th>'
+    '<th scope="col"><i class="predicted"></i>Predicted</th><td></td></tr></thead>'
+)
+
+
+def _line(row: Row) -> str:
+    name = f'<th scope="row">{escape(row.name)}<small>{escape(row.unit)}</small></th>'
+    if row.true is None or row.predicted is None:
+        return f'<tr>{name}<td class="hidden" colspan="3">{HIDDEN}</td></tr>'
+    error = "" if row.error is None else f"<small>± {row.error:.2f}</small>"
+    predicted = f"{row.predicted:.0%}" if row.chance else _number(row.predicted, row)
+    true = ("no", "yes")[int(row.true)] if row.chance else _number(row.true, row)
+    cells = f"<td>{true}</td><td>{predicted}{error}</td>"
+    return f'<tr>{name}{cells}<td class="bars">{_bars(row.true, row.predicted, row.span)}</td></tr>'
+
+
+def _number(value: float, row: Row) -> str:
+    digits = 2 if row.span > 0.5 else 3
+    rounded = round(value, digits)
+    return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
+
+
+def _bars(true: float, predicted: float, span: float) -> str:
+    """Two bars from a common zero in the middle; what is larger than the span ends at its edge."""
+    bars = (
+        f'<rect class="{name}" x="{100 + min(length, 0):.1f}" y="{y}" '
+        f'width="{abs(length):.1f}" height="7"/>'
+        for name, y, length in (
+            ("true", 2, _length(true, span)),
+            ("predicted", 11, _length(predicted, span)),
+        )
+    )
+    return (
+        '<svg viewBox="0 0 200 20" preserveAspectRatio="none" aria-hidden="true">'
+        f'{"".join(bars)}<rect class="zero" x="99.5" y="0" width="1" height="20"/></svg>'
+    )
+
+
+def _length(value: float, span: float) -> float:
+    return 100 * float(np.clip(value / span, -1, 1))
+
+
+STYLE = """
+table { width: 100%; border-collapse: collapse; font-size: var(--text-md); }
+th, td { padding: 4px 10px; text-align: right; white-space: nowrap;
+  font-variant-numeric: tabular-nums; color: var(--body-text-color); }
+thead th { font-weight: 600; }
+tr > th:first-child { text-align: left; font-weight: 400; padding-left: 0; }
+thead tr > th:first-child, tr > th.kind { font-weight: 600; }
+tr > th.kind { padding-top: 14px; border-bottom: 1px solid var(--border-color-primary); }
+small { display: block; color: var(--body-text-color-subdued); font-size: var(--text-xs); }
+td.hidden { text-align: left; color: var(--body-text-color-subdued); font-style: italic; }
+td.bars { width: 99%; padding-right: 0; }
+svg { display: block; width: 100%; height: 22px; }
+i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; border-radius: 2px; }
+i.true { background: #0d9488; } rect.true { fill: #0d9488; }
+i.predicted { background: #a855f7; } rect.predicted { fill: #a855f7; }
+rect.zero { fill: var(--body-text-color-subdued); }
+@media (max-width: 480px) { table { font-size: var(--text-sm); } th, td { padding: 4px; } }
+"""

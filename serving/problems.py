@@ -1,0 +1,65 @@
+"""Errors as HTTP answers: {"error": {"message", "type", "param", "code"}}, OpenAI's shape.
+
+No message carries a path, an address or a class name: they are all written here, or by errors.py
+for images.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from augself_hub.errors import (
+    EmptyImage,
+    ImageError,
+    TooManyPixels,
+    UndecodableImage,
+    UnsupportedImage,
+)
+
+RETRY_SECONDS = 1
+_RETRY = {429, 503}
+_IMAGE_STATUS: dict[type[ImageError], int] = {
+    EmptyImage: 400,
+    UndecodableImage: 400,
+    UnsupportedImage: 415,
+    TooManyPixels: 413,
+}
+
+
+class Problem(Exception):
+    """A request that is answered with an error.
+
+    Args:
+        status: HTTP status code.
+        code: stable, for programs. message: one line, for people.
+        param: the item it is about, e.g. `input[3]`.
+        headers: added to the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.param = status, code, message, param
+        self.headers = dict(headers or {})
+        if status in _RETRY:
+            self.headers["Retry-After"] = str(RETRY_SECONDS)
+
+    def response(self) -> JSONResponse:
+        return JSONResponse({"error": self.body()}, self.status, self.headers)
+
+    def body(self) -> dict[str, Any]:
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
+        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+
+
+def image_problem(error: ImageError, param: str) -> Problem:
+    return Problem(_IMAGE_STATUS[type(error)], error.code, str(error), param)

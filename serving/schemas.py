@@ -1,0 +1,153 @@
+"""The bodies of requests and answers, as /docs shows them and as they are checked.
+
+/v1/embeddings has OpenAI's shape and ignores fields it does not know, as clients of that API send
+some; /v1/augmentations is ours and refuses them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+DATA_URL = "data:image/<type>;base64,<bytes>"
+
+
+class EmbeddingOptions(BaseModel):
+    """How embeddings are wanted: fields of the JSON or the form, or the query of a raw body."""
+
+    model: str | None = Field(
+        default=None, max_length=256, description="Absent: the first model served."
+    )
+    encoding_format: Literal["float", "base64"] = Field(
+        default="float", description="base64: little-endian float32."
+    )
+    normalize: bool = Field(default=False, description="Divide every vector by its length.")
+
+
+class EmbeddingRequest(EmbeddingOptions):
+    input: list[str] = Field(description=f"Images, each {DATA_URL}; a single one needs no list.")
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+class AugmentationOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(
+        default=None, max_length=256, description="Absent: the first model served."
+    )
+
+
+class Pair(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    a: str = Field(description=DATA_URL)
+    b: str = Field(description=DATA_URL)
+
+
+class AugmentationRequest(AugmentationOptions):
+    pairs: list[Pair] = Field(description="The differences say what takes a to b.")
+
+
+class Usage(BaseModel):
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingAnswer(BaseModel):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Embedding]
+    usage: Usage = Usage()
+
+
+class DifferenceValue(BaseModel):
+    """One number of a regression head; a value that the pictures cannot show is null."""
+
+    name: str
+    value: float | None
+    unit: str
+    standard_error: float | None
+    reason: str | None = Field(default=None, description="Only where the value is null.")
+
+
+class Differences(BaseModel):
+    index: int
+    differences: dict[str, list[DifferenceValue] | dict[str, float] | dict[str, list[float]]]
+
+
+class AugmentationAnswer(BaseModel):
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Differences]
+
+
+class ModelRecord(BaseModel):
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(
+        default=0, description="Part of OpenAI's shape; a model folder has no date."
+    )
+    owned_by: str = "augself-hub"
+    dimension: int = Field(description="Length of an embedding.")
+    augmentations: dict[str, list[str]] = Field(description="Kind -> what its head predicts.")
+    units: dict[str, dict[str, str]] = Field(description="Kind -> name -> unit.")
+    limits: dict[str, int | float]
+    sha256: str = Field(description="Of the encoder's graph.")
+    provider: str = Field(description="What ONNX Runtime runs the model on.")
+
+
+class ModelList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ModelRecord]
+
+
+class ErrorBody(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    error: ErrorBody
+
+
+def request_body(json_model: type[BaseModel], *fields: str, raw: bool) -> dict[str, Any]:
+    """The `openapi_extra` of a route that reads its body itself.
+
+    Args:
+        fields: the multipart fields that hold images.
+        raw: whether the body may be one image as it is.
+    """
+    image = {"type": "string", "format": "binary"}
+    schema = json_model.model_json_schema()
+    form = {"type": "object", "properties": dict.fromkeys(fields, image)}
+    content: dict[str, Any] = {
+        "application/json": {"schema": _inlined(schema, schema.pop("$defs", {}))},
+        "multipart/form-data": {"schema": form},
+    }
+    if raw:
+        content["image/*"] = {"schema": image}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """References into a model's own $defs mean nothing inside an OpenAPI document."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}

@@ -1,0 +1,107 @@
+"""AugSelfLoss against values by hand, and TwoViews in a bare loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from augself_hub import AugSelfLoss, TwoViews
+from augself_hub.augmentations.spec import Dimension, Head, Policy
+from augself_hub.errors import UsageError
+from augself_hub.modeling.objective import head_loss
+
+
+def regression(*stds, tanh=False):
+    dimensions = tuple(Dimension(str(i), "unit", std=s) for i, s in enumerate(stds))
+    return Head("regression", dimensions, tanh=tanh)
+
+
+def test_a_regression_target_is_divided_by_its_standard_deviation():
+    raw = torch.tensor([[1.0, 0.0], [1.0, 2.0]])
+    target = torch.tensor([[2.0, 0.0], [4.0, 1.0]])
+    loss = head_loss(regression(2.0, 0.5), raw, target, torch.ones(2, 2, dtype=torch.bool))
+    # first dimension: (1-1)^2, (1-2)^2 -> 1/2; second: 0, (2-2)^2 -> 0
+    assert loss.item() == pytest.approx(0.25)
+
+
+def test_masked_rows_are_not_learned_as_zero():
+    raw = torch.tensor([[3.0], [5.0]], requires_grad=True)
+    mask = torch.tensor([[True], [False]])
+    loss = head_loss(regression(1.0), raw, torch.tensor([[1.0], [0.0]]), mask)
+    loss.backward()
+    assert loss.item() == pytest.approx(4.0)
+    assert raw.grad[1].item() == 0
+
+
+def test_a_batch_that_shows_nothing_costs_nothing():
+    raw = torch.ones(3, 1)
+    assert head_loss(regression(1.0), raw, raw * 9, torch.zeros(3, 1, dtype=torch.bool)) == 0
+
+
+def test_paper_targets_are_compared_after_tanh():
+    raw = torch.tensor([[0.5]])
+    loss = head_loss(regression(1.0, tanh=True), raw, torch.tensor([[0.2]]), torch.ones(1, 1) > 0)
+    assert loss.item() == pytest.approx((math.tanh(0.5) - 0.2) ** 2)
+
+
+def test_binary_and_classes_by_hand():
+    flip = Head("binary", (Dimension("mirrored", "probability"),))
+    rot = Head("classes", (Dimension("turns", "probability"),), classes=4)
+    seen = torch.ones(1, 1, dtype=torch.bool)
+    assert head_loss(flip, torch.zeros(1, 1), torch.ones(1, 1), seen).item() == pytest.approx(
+        math.log(2)
+    )
+    assert head_loss(rot, torch.zeros(1, 4), torch.tensor([[3.0]]), seen).item() == pytest.approx(
+        math.log(4)
+    )
+
+
+def test_predicting_zero_costs_one_for_every_standardised_dimension():
+    policy = Policy(size=8)
+    loss = AugSelfLoss(4, {"crop": 1, "color": 1, "blur": 1}, policy)
+    for parameter in loss.heads.parameters():
+        torch.nn.init.zeros_(parameter)
+    views = TwoViews(policy)
+    photo = Image.effect_noise((64, 64), 80).convert("RGB")  # square, as in the simulation
+    torch.manual_seed(0)
+    _, _, wa, wb = torch.utils.data.default_collate([views(photo) for _ in range(1500)])
+    y = torch.zeros(1500, 4)
+    _, parts = loss(y, y, wa, wb)
+    for kind, value in parts.items():
+        assert value.item() == pytest.approx(1.0, abs=0.08), kind
+
+
+def test_both_orders_are_trained():
+    """Swapping the views does not change the loss."""
+    policy = Policy(size=8)
+    loss = AugSelfLoss(4, {"crop": 1, "color": 0.5, "flip": 2}, policy).eval()
+    views = TwoViews(policy)
+    photo = Image.effect_noise((64, 48), 80).convert("RGB")
+    _, _, wa, wb = torch.utils.data.default_collate([views(photo) for _ in range(6)])
+    ya, yb = torch.randn(2, 6, 4)
+    total, parts = loss(ya, yb, wa, wb)
+    torch.testing.assert_close(total, loss(yb, ya, wb, wa)[0])
+    weighted = parts["crop"] + 0.5 * parts["color"] + 2 * parts["flip"]
+    torch.testing.assert_close(total, weighted)
+
+
+def test_unusable_kinds_are_refused_by_name():
+    with pytest.raises(UsageError, match="cutout"):
+        AugSelfLoss(4, {"cutout": 1}, Policy())
+    with pytest.raises(UsageError, match="'rot' is never applied"):
+        AugSelfLoss(4, {"rot": 1}, Policy())
+
+
+def test_two_views_obey_torch_s_seed():
+    views = TwoViews(Policy(size=16))
+    photo = Image.effect_noise((40, 30), 80).convert("RGB")
+    torch.manual_seed(1)
+    first = views(photo)
+    torch.manual_seed(1)
+    again = views(photo)
+    torch.testing.assert_close(first[0], again[0])
+    assert first[0].shape == (3, 16, 16)
+    assert not torch.equal(first[0], first[1])

@@ -1,0 +1,59 @@
+"""Fixtures several parts share: a photograph, a folder of photographs, a complete tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[Path]:
+    """The photographs that ship with the demo: real JPEGs of various shapes."""
+    return sorted(EXAMPLES.glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[Path]) -> Path:
+    """40 JPEGs and PNGs in two class sub-folders, cut from the photographs."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for number in range(40):
+        image = Image.open(photographs[number % len(photographs)]).convert("RGB")
+        side = int(random.integers(80, 160))
+        left = int(random.integers(0, image.width - side))
+        top = int(random.integers(0, image.height - side))
+        tile = image.crop((left, top, left + side, top + side - number % 7))
+        suffix = "png" if number % 5 == 0 else "jpg"
+        path = folder / ("even" if number % 2 == 0 else "odd") / f"{number:02d}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        tile.save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete model folder with graphs: 32 px, 0.7 M weights, crop, color, flip; untrained."""
+    import torch
+
+    from augself_hub import AugSelfLoss, AugSelfModel
+    from augself_hub.augmentations.spec import Policy
+    from augself_hub.modeling.encoders import build_encoder
+    from augself_hub.modeling.export import export_folder
+    from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
+    from augself_hub.preprocess import Preprocessing
+
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet18-w16", 32)
+    loss = AugSelfLoss(encoder.dim, {"crop": 1, "color": 1, "flip": 1}, Policy(size=32))
+    model = AugSelfModel(
+        encoder.network, loss.heads, loss.spec, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD)
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    export_folder(folder)
+    return folder

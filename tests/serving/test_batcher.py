@@ -1,0 +1,156 @@
+"""The batcher's rules, each with an engine that can be held, that fails, or that dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import wait
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from serving.batcher import Batcher, Draining, QueueFull, WorkerLost
+from serving.metrics import Metrics
+
+BAD, DEADLY = 254, 255
+
+
+class HeldEngine:
+    """Features are the first pixel. Runs wait at `gate`; BAD fails, DEADLY kills the thread."""
+
+    name = "held"
+    preprocessing = SimpleNamespace(size=2)
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.runs: list[list[int]] = []
+
+    def features(self, images) -> np.ndarray:
+        values = [int(image[0, 0, 0]) for image in images]
+        if values == [0]:  # the batcher's own check
+            return np.zeros((1, 1), np.float32)
+        self.entered.set()
+        self.gate.wait(10)
+        self.runs.append(values)
+        if DEADLY in values:
+            raise SystemExit
+        if BAD in values:
+            raise ValueError("bad image")
+        return np.array(values, np.float32)[:, None]
+
+
+def images(*values: int) -> list[np.ndarray]:
+    return [np.full((2, 2, 3), value, np.uint8) for value in values]
+
+
+@pytest.fixture
+def engine() -> HeldEngine:
+    return HeldEngine()
+
+
+@pytest.fixture
+def batcher(engine):
+    batcher = Batcher(engine, Metrics(), max_waiting=10, max_batch=4)
+    batcher.start()
+    yield batcher
+    engine.gate.set()
+    batcher.drain(5)
+
+
+@pytest.fixture
+def busy(engine, batcher):
+    """The batcher with its worker held in a run of image 1."""
+    first = batcher.submit(images(1))
+    assert engine.entered.wait(5)
+    return SimpleNamespace(first=first, submit=batcher.submit, batcher=batcher)
+
+
+def test_batches_count_images_and_keep_requests_whole(engine, busy):
+    futures = [busy.submit(images(*v)) for v in ([2, 3], [4], [5, 6], [7])]
+    engine.gate.set()
+    wait(futures, 5)
+    assert engine.runs == [[1], [2, 3, 4], [5, 6, 7]]
+    assert [f.result()[:, 0].tolist() for f in futures] == [[2, 3], [4], [5, 6], [7]]
+
+
+def test_a_request_larger_than_a_batch_runs_by_itself(engine, busy):
+    large, small = busy.submit(images(*range(2, 8))), busy.submit(images(8))
+    engine.gate.set()
+    wait([large, small], 5)
+    assert engine.runs == [[1], [2, 3, 4, 5, 6, 7], [8]]
+
+
+def test_an_idle_worker_does_not_wait_for_company(engine, batcher):
+    engine.gate.set()
+    batcher.features(images(1))
+    started = time.monotonic()
+    batcher.features(images(2))
+    assert time.monotonic() - started < 0.5
+    assert engine.runs == [[1], [2]]
+
+
+def test_a_full_queue_refuses_and_does_not_grow(engine, busy):
+    futures = [busy.submit(images(*[2] * 5)), busy.submit(images(*[3] * 5))]
+    with pytest.raises(QueueFull):
+        busy.submit(images(4))
+    engine.gate.set()
+    wait(futures, 5)
+    assert busy.batcher.features(images(5)).tolist() == [[5]]
+
+
+def test_a_failing_request_fails_alone(engine, busy):
+    good, bad, other = (busy.submit(images(v)) for v in (2, BAD, 3))
+    engine.gate.set()
+    assert good.result(5).tolist() == [[2]]
+    assert other.result(5).tolist() == [[3]]
+    with pytest.raises(ValueError, match="bad image"):
+        bad.result(5)
+    assert busy.batcher.ready
+
+
+def test_a_client_that_left_is_dropped_and_counted(engine, busy):
+    gone, stays = busy.submit(images(2)), busy.submit(images(3))
+    assert gone.cancel()
+    engine.gate.set()
+    assert stays.result(5).tolist() == [[3]]
+    assert engine.runs == [[1], [3]]
+    assert 'augself_dropped_total{model="held"} 1.0' in busy.batcher.metrics.text().decode()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_worker_fails_all_who_wait_and_turns_ready_off(engine, busy):
+    running, queued = busy.submit(images(DEADLY)), busy.submit(images(*[3] * 4))
+    engine.gate.set()
+    for future in (running, queued):
+        with pytest.raises(WorkerLost):
+            future.result(5)
+    with pytest.raises(WorkerLost):
+        busy.submit(images(4))
+    assert not busy.batcher.ready
+
+
+def test_draining_answers_what_was_accepted(engine, busy):
+    accepted = busy.submit(images(2))
+    drain = threading.Thread(target=busy.batcher.drain, args=(5,))
+    drain.start()
+    while busy.batcher.ready:
+        time.sleep(0.01)
+    with pytest.raises(Draining):
+        busy.submit(images(3))
+    engine.gate.set()
+    drain.join(5)
+    assert accepted.result(0).tolist() == [[2]]
+
+
+def test_ready_means_that_the_model_ran(engine):
+    def fails(images):
+        raise RuntimeError("no memory")
+
+    engine.features = fails
+    batcher = Batcher(engine, Metrics())
+    batcher.start()
+    time.sleep(0.2)
+    assert not batcher.ready
+    batcher.drain(5)

@@ -1,0 +1,219 @@
+"""What happens when it is too much: slots, queues, deadlines, lost workers, clients that left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from augself_hub.errors import UsageError
+from serving.api import create_app
+from serving.engine import load
+from serving.limits import Gate, Limits
+
+
+class Held:
+    """A server whose model waits at `gate` (or does what `fate` says) once it is asked."""
+
+    def __init__(self, model: str, **limits: float) -> None:
+        engine = load(model, "cpu", 1)
+        self.gate, self.asked = threading.Event(), threading.Event()
+        self._run, engine.features = engine.features, self._features
+        self.app: Gate = create_app([engine], Limits(**limits))
+        self.service = self.app.app.state.service
+        self.fate = lambda: None
+        self.service.start()
+        while not self.service.ready:
+            time.sleep(0.01)
+
+    def _features(self, images: list[np.ndarray]) -> np.ndarray:
+        if images[0].any():  # not the batcher's own check
+            self.asked.set()
+            self.gate.wait(10)
+            self.fate()
+        return self._run(images)
+
+    def client(self) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://server")
+
+    @property
+    def waiting(self) -> bool:
+        """Is there an image in the queue?"""
+        return b'augself_waiting_images{model="tiny"} 1.0' in self.service.text_metrics()
+
+    async def wait_until_asked(self) -> None:
+        await asyncio.to_thread(self.asked.wait, 5)
+
+
+@pytest.fixture
+def held(tiny_model):
+    servers: list[Held] = []
+
+    def start(**limits: float) -> Held:
+        servers.append(Held(str(tiny_model), **limits))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.gate.set()
+        asyncio.run(server.service.stop())
+
+
+@pytest.fixture
+def image(pixels, encoded) -> dict[str, bytes]:
+    return {"image": encoded(pixels(1))}
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def test_a_request_beyond_the_slots_is_429_and_health_is_not(held, image):
+    server = held(slots=1)
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            first = asyncio.create_task(client.post("/v1/embeddings", files=image))
+            await server.wait_until_asked()
+            second = await client.post("/v1/embeddings", files=image)
+            assert code(second) == (429, "busy") and second.headers["retry-after"]
+            assert (await client.get("/health/ready")).status_code == 200
+            server.gate.set()
+            assert (await first).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_is_429(held, image):
+    server = held(items=1, waiting_images=2)
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            tasks = [asyncio.create_task(client.post("/v1/embeddings", files=image))]
+            await server.wait_until_asked()
+            tasks += [
+                asyncio.create_task(client.post("/v1/embeddings", files=image)) for _ in range(3)
+            ]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            assert [code(task.result()) for task in done] == [(429, "queue_full")]
+            server.gate.set()
+            answers = await asyncio.gather(*tasks)
+            assert sorted(answer.status_code for answer in answers) == [200, 200, 200, 429]
+
+    asyncio.run(scenario())
+
+
+def test_the_deadline_is_504(held, image):
+    server = held(deadline_seconds=0.2)
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            assert code(await client.post("/v1/embeddings", files=image)) == (504, "deadline")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_lost_worker_is_503_and_not_ready(held, image):
+    server = held()
+    server.gate.set()
+    server.fate = lambda: exit(1)
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            for _ in range(2):
+                answer = await client.post("/v1/embeddings", files=image)
+                assert code(answer) == (503, "worker_lost") and answer.headers["retry-after"]
+            assert code(await client.get("/health/ready")) == (503, "not_ready")
+            assert (await client.get("/health/live")).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_our_bug_is_500_and_the_next_request_is_answered(held, image):
+    server = held()
+    server.gate.set()
+    server.fate = lambda: 1 / 0
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            answer = await client.post("/v1/embeddings", files=image)
+            assert code(answer) == (500, "internal_error")
+            assert "division" not in answer.text
+            server.fate = lambda: None
+            assert (await client.post("/v1/embeddings", files=image)).status_code == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
+    server = held()
+
+    async def left() -> None:
+        """A request whose client disconnects once its image waits in the queue."""
+        messages = [
+            {"type": "http.request", "body": image["image"], "more_body": False},
+            {"type": "http.disconnect"},
+        ]
+
+        async def receive():
+            message = messages.pop(0)
+            while message["type"] == "http.disconnect" and not server.waiting:
+                await asyncio.sleep(0.01)
+            return message
+
+        async def send(message) -> None:
+            pass
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/embeddings",
+            "raw_path": b"/v1/embeddings",
+            "query_string": b"",
+            "headers": [(b"content-type", b"image/png")],
+        }
+        await server.app(scope, receive, send)
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            first = asyncio.create_task(client.post("/v1/embeddings", files=image))
+            await server.wait_until_asked()
+            await left()
+            server.gate.set()
+            assert (await first).status_code == 200
+            await client.post("/v1/embeddings", files=image)
+            metrics = (await client.get("/metrics")).text
+        assert 'augself_dropped_total{model="tiny"} 1.0' in metrics
+        assert 'augself_images_total{model="tiny"} 2.0' in metrics
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["items=x"], "give a number"),
+        (["size=1"], "unknown limit 'size': use one of body_bytes"),
+        (["items=0"], "must be more than 0"),
+        (["upload_seconds=nan"], "must be more than 0"),
+        (["items=900"], "allow at least 1800"),
+    ],
+)
+def test_limits_are_checked_against_each_other(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Limits.parse(settings)
+
+
+def test_limits_are_set_by_name():
+    assert Limits.parse(["items=8", "upload_seconds=2"]) == Limits(items=8, upload_seconds=2.0)
+
+
+def test_an_open_demo_and_a_token_contradict_each_other(tiny_model):
+    with pytest.raises(UsageError, match="without a token"):
+        create_app([load(str(tiny_model), "cpu", 1)], demo=True, token="x")

@@ -1,0 +1,147 @@
+"""Who may import whom, read from the source: imports inside functions count too."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("augself_hub", "training", "serving")
+FILES = [
+    path.relative_to(ROOT)
+    for path in (
+        *(p for package in PACKAGES for p in (ROOT / package).rglob("*.py")),
+        ROOT / "app.py",
+    )
+    if path.is_file()
+]
+TORCH = ("torch", "torchvision", "transformers", "safetensors.torch", "timm")
+MODELING = "augself_hub.modeling"
+LAZY_EXPORTS = Path("augself_hub/__init__.py")
+
+
+def imported(source, path):
+    """Dotted names a file imports: `from a.b import c` gives a.b and a.b.c, `.` is resolved."""
+    here = path.with_suffix("").parts
+    package = here[:-1]  # of a module and of an __init__.py alike
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__"):
+            yield from (a.value for a in node.args[:1] if isinstance(a, ast.Constant))
+
+
+def called(node):
+    return getattr(node.func, "attr", getattr(node.func, "id", None))
+
+
+def within(name, *packages):
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+def lazy_exports():
+    """Public names of augself_hub that load the modeling package when they are used."""
+    table = next(
+        node.value
+        for node in ast.parse((ROOT / LAZY_EXPORTS).read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "_EXPORTS"
+    )
+    exports = ast.literal_eval(table)
+    return [f"augself_hub.{name}" for name, home in exports.items() if within(home, MODELING)]
+
+
+def forbidden_to(path):
+    """What a file may not import, by the rules of the design's "Who may import whom"."""
+    top = path.parts[0].removesuffix(".py")
+    modeling = path.parts[:2] == ("augself_hub", "modeling")
+    forbidden = {"augself_hub": ["training", "serving"], "training": ["serving"],
+                 "serving": ["training"], "app": ["training"]}[top]  # fmt: skip
+    forbidden = [*forbidden, "app"] if top != "app" else forbidden
+    if top != "training" and not modeling:
+        forbidden += TORCH
+        forbidden += [] if path == LAZY_EXPORTS else [MODELING, *lazy_exports()]
+    return forbidden
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_a_file_imports_only_what_it_may(path):
+    names = imported((ROOT / path).read_text(), path)
+    assert [name for name in names if within(name, *forbidden_to(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("augself_hub/hub.py", "import training"),
+        ("augself_hub/card.py", "from serving.api import app"),
+        ("augself_hub/hub.py", "def f():\n    from augself_hub.modeling.model import AugSelfModel"),
+        ("augself_hub/hub.py", "from . import modeling"),
+        ("augself_hub/augmentations/spec.py", "from ..modeling import model"),
+        ("augself_hub/preprocess.py", "import torch.nn.functional as F"),
+        ("augself_hub/hub.py", "from safetensors.torch import load_file"),
+        ("augself_hub/hub.py", "from safetensors import torch"),
+        ("augself_hub/hub.py", "import importlib; importlib.import_module('transformers')"),
+        ("augself_hub/modeling/model.py", "from training.trainer import AugSelfTrainer"),
+        ("training/trainer.py", "if True:\n    import serving.engine"),
+        ("serving/engine.py", "from training import data"),
+        ("serving/engine.py", "from augself_hub import AugSelfModel"),
+        ("serving/demo/try_it.py", "try:\n    import torchvision\nexcept ImportError: pass"),
+        ("app.py", "from augself_hub.modeling import model"),
+        ("serving/api.py", "import app"),
+    ],
+)
+def test_a_forbidden_import_is_seen(path, source):
+    path = Path(path)
+    assert any(within(name, *forbidden_to(path)) for name in imported(source, path))
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("augself_hub/modeling/model.py", "import torch; from augself_hub.hub import verify"),
+        ("training/trainer.py", "from augself_hub import AugSelfModel; import torch"),
+        ("serving/engine.py", "from augself_hub.augmentations.spec import Spec"),
+        ("serving/engine.py", "from augself_hub import __version__; import torchless"),
+        ("app.py", "from serving.demo import similarity"),
+    ],
+)
+def test_an_allowed_import_is_not(path, source):
+    path = Path(path)
+    assert not any(within(name, *forbidden_to(path)) for name in imported(source, path))
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    nothing = {"utils", "common", "helpers", "misc", "base", "util", "helper"}
+    named = {path.with_suffix("").name for path in FILES} | {p.parent.name for p in FILES}
+    assert named & nothing == set()
+
+
+def modules():
+    """All of augself_hub but the modeling package, and the HTTP server where there is one."""
+    paths = [p for p in FILES if p.parts[0] == "augself_hub" and p.parts[1] != "modeling"]
+    paths += [p for p in FILES if p == Path("serving/api.py")]
+    return sorted(".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in paths)
+
+
+@pytest.mark.parametrize("module", ["augself_hub", "augself_hub.cli", "all of them"])
+def test_torch_is_not_loaded_by_what_does_without(module):
+    names = modules() if module == "all of them" else [module]
+    if not set(names) <= set(modules()):
+        pytest.skip(f"there is no {module} yet")
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "for name in sys.argv[2:]: __import__(name)\n"
+        "print(sorted({'torch', 'torchvision', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(ROOT), *names],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
