@@ -14,6 +14,8 @@ from augself_hub.errors import MissingExtra
 __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
+    from augself_hub.augmentations.spec import Policy
+    from augself_hub.features import DifferenceTable, FeatureTable
     from augself_hub.modeling.model import AugSelfModel, AugSelfOutput
     from augself_hub.modeling.objective import AugSelfLoss
     from augself_hub.modeling.views import TwoViews
@@ -22,9 +24,21 @@ _EXPORTS = {
     "AugSelfModel": "augself_hub.modeling.model",
     "AugSelfOutput": "augself_hub.modeling.model",
     "AugSelfLoss": "augself_hub.modeling.objective",
+    "Policy": "augself_hub.augmentations.spec",
     "TwoViews": "augself_hub.modeling.views",
+    "FeatureTable": "augself_hub.features",
+    "DifferenceTable": "augself_hub.features",
 }
-__all__ = ["AugSelfLoss", "AugSelfModel", "AugSelfOutput", "TwoViews", "__version__"]
+__all__ = [
+    "AugSelfLoss",
+    "AugSelfModel",
+    "AugSelfOutput",
+    "DifferenceTable",
+    "FeatureTable",
+    "Policy",
+    "TwoViews",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,44 +6,68 @@ Nothing in it is written by hand and nothing unmeasured is filled in.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from augself_hub import hub
+from huggingface_hub import EvalResult, ModelCardData
+
 from augself_hub.augmentations.spec import Spec
+from augself_hub.folder import CURVES, ENCODER_GRAPH, EVALUATION, read_spec
 from augself_hub.preprocess import Preprocessing
 
-_METADATA = """\
----
-library_name: transformers
-pipeline_tag: image-feature-extraction
-license: {license}
-tags:
-- augself
-- image-feature-extraction
-- self-supervised-learning
----
-"""
+PLACEHOLDER = "your-name/your-model"
 
 _USE = """\
 ## How to use it
 
-With transformers alone (features):
+Features, with transformers alone:
 
 ```python
-from transformers import pipeline
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
 
-extract = pipeline("image-feature-extraction", model="{name}", pool=True)
-features = extract("photograph.jpg")
+processor = AutoImageProcessor.from_pretrained("{name}")
+model = AutoModel.from_pretrained("{name}")
+pixels = processor(Image.open("a.jpg"), return_tensors="pt")
+features = model(**pixels).pooler_output.flatten(1)
 ```
+"""
 
-With `augself-hub` (features, and how two views differ):
+_USE_HEADS = """\
+What takes picture a to picture b, with `augself-hub`:
 
 ```python
 from augself_hub import AugSelfModel
 
-model = AugSelfModel.from_pretrained("{name}")
-features = model(pixel_values).features
-difference = model.predict_difference(view_a, view_b)
+augself = AugSelfModel.from_pretrained("{name}").eval()
+a = processor(Image.open("a.jpg"), return_tensors="pt")["pixel_values"]
+b = processor(Image.open("b.jpg"), return_tensors="pt")["pixel_values"]
+difference = augself.predict_difference(a, b)
+```
+"""
+
+_USE_GRAPHS = """\
+Features on ONNX Runtime, without torch:
+
+```python
+from pathlib import Path
+
+import onnxruntime
+from augself_hub.hub import resolve
+from augself_hub.preprocess import load
+
+session = onnxruntime.InferenceSession(resolve("{name}") / "onnx/model.onnx")
+images = load(Path("a.jpg"), {size})[None]
+(features,) = session.run(["features"], {{"images": images}})
+```
+
+Over HTTP:
+
+```sh
+augself serve --model {name} --port 7860
+curl -F image=@a.jpg localhost:7860/v1/embeddings
 ```
 """
 
@@ -62,88 +86,144 @@ _CITATION = """\
 """
 
 
-def write(folder: Path, name: str | None = None) -> None:
-    """Write README.md of a model folder. The manifest must be written again afterwards.
+def write(folder: Path, name: str = PLACEHOLDER) -> None:
+    """Write README.md of a model folder. Its manifest must be written again afterwards.
 
     Args:
-        name: what to call the model in the examples; None means the Hub-style placeholder.
+        name: what the examples call the model, e.g. its Hub id.
     """
-    (folder / "README.md").write_text(render(folder, name or "your-name/your-model"))
+    (folder / "README.md").write_text(render(folder, name))
 
 
-def render(folder: Path, name: str) -> str:
-    """The card's text."""
-    spec = hub.read_spec(folder)
+def render(folder: Path, name: str = PLACEHOLDER) -> str:
+    """The card's text. Raises ModelFolderError where the folder is incomplete."""
+    spec = read_spec(folder)
+    evaluation = _evaluation(folder)
     parts = [
-        _METADATA.format(license=spec.provenance.get("license", "other")),
+        f"---\n{_metadata(spec, name, evaluation).to_yaml()}\n---\n",
         _introduction(folder, spec),
-        _USE.format(name=name),
+        _use(folder, spec, name),
         _augmentations(spec),
-        _training(spec),
-        _evaluation(folder),
+        _training(folder, spec),
+        _results(evaluation),
+        _limits(folder, spec),
         _CITATION,
     ]
     return "\n".join(part for part in parts if part)
 
 
+def _evaluation(folder: Path) -> dict[str, Any]:
+    path = folder / EVALUATION
+    return json.loads(path.read_text()) if path.is_file() else {"results": []}
+
+
+def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardData:
+    measured = [
+        EvalResult(
+            task_type="image-feature-extraction",
+            dataset_type=r["task"].replace(" ", "-"),
+            dataset_name=r["task"],
+            metric_type=r["metric"],
+            metric_name=r["name"],
+            metric_value=round(r["value"], 4),
+        )
+        for r in evaluation["results"]
+    ]
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        license=spec.provenance.get("license", "other"),
+        tags=["augself", "self-supervised-learning"],
+        metrics=sorted({r["metric"] for r in evaluation["results"]}) or None,
+        eval_results=measured or None,
+    )
+
+
 def _introduction(folder: Path, spec: Spec) -> str:
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     size = Preprocessing.from_folder(folder).size
-    kinds = ", ".join(spec.heads) or "none"
+    heads = (
+        " with heads of augmentation-aware self-supervision "
+        "([AugSelf](https://arxiv.org/abs/2111.09613)), which predict how two views differ: "
+        f"{', '.join(spec.heads)}"
+    )
     return (
         "# AugSelf image features\n\n"
         f"An image encoder ({architecture}, {size} x {size} pixels, {spec.features}-dimensional "
-        "features) trained with augmentation-aware self-supervision "
-        "([AugSelf](https://arxiv.org/abs/2111.09613)), with heads that predict how two views of "
-        f"one image differ: {kinds}.\n"
+        f"features){heads if spec.heads else ''}.\n"
     )
+
+
+def _use(folder: Path, spec: Spec, name: str) -> str:
+    size = Preprocessing.from_folder(folder).size
+    parts = [_USE, _USE_HEADS if spec.heads else "", _USE_GRAPHS if _has_graphs(folder) else ""]
+    return "\n".join(part.format(name=name, size=size) for part in parts if part)
+
+
+def _has_graphs(folder: Path) -> bool:
+    return (folder / ENCODER_GRAPH).is_file()
+
+
+_MEANING = {"relative": "what takes view a to view b", "paper": "view a minus view b"}
 
 
 def _augmentations(spec: Spec) -> str:
+    """What the heads predict, in which units."""
+    if not spec.heads:
+        return ""
     rows = [
-        f"| {kind} | {d.name} | {d.unit} | {_number(d.standard_error)} |"
+        (kind, d.name, d.unit, _number(d.standard_error))
         for kind, head in spec.heads.items()
         for d in head.dimensions
     ]
-    if not rows:
-        return ""
-    return "\n".join(
-        [
-            "## What the heads predict",
-            "",
-            f"Convention `{spec.convention}`. The standard error is measured on held-out pairs.",
-            "",
-            "| augmentation | value | unit | standard error |",
-            "|---|---|---|---|",
-            *rows,
-            "",
-        ]
+    return (
+        "## What the heads predict\n\n"
+        f"Convention `{spec.convention}`: {_MEANING[spec.convention]}. An empty standard error was "
+        "not measured.\n\n" + _table(("augmentation", "value", "unit", "standard error"), rows)
     )
 
 
-def _training(spec: Spec) -> str:
+def _training(folder: Path, spec: Spec) -> str:
     if not spec.provenance:
         return ""
-    rows = [f"| {key.replace('_', ' ')} | {value} |" for key, value in spec.provenance.items()]
-    return "\n".join(["## How it was trained", "", "| | |", "|---|---|", *rows, ""])
+    rows = [(key.replace("_", " "), str(value)) for key, value in spec.provenance.items()]
+    curves = f"\n![Training curves]({CURVES})\n" if (folder / CURVES).is_file() else ""
+    return "## How it was trained\n\n" + _table(("", ""), rows) + curves
 
 
-def _evaluation(folder: Path) -> str:
-    path = folder / hub.EVALUATION
-    if not path.is_file():
+def _results(evaluation: dict[str, Any]) -> str:
+    """A table for each task; a cell nobody measured stays empty."""
+    if not evaluation["results"]:
         return ""
-    results = json.loads(path.read_text())["results"]
-    rows = [
-        f"| {r['task']} | {r['name']} | {_number(r['value'])} | {_number(r.get('trivial'))} |"
-        for r in results
-    ]
-    head = [
-        "## Evaluation",
-        "",
-        "| task | measure | value | trivial predictor |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join([*head, *rows, ""])
+    text = f"## Evaluation\n\n{evaluation['protocol']}\n"
+    for task, records in groupby(evaluation["results"], key=lambda r: r["task"]):
+        rows = [
+            (r["name"], *(_number(r.get(k)) for k in ("value", "trivial", "without_augself")))
+            for r in records
+        ]
+        head = (task, "this model", "trivial predictor", "same encoder without AugSelf")
+        text += "\n" + _table(head, rows)
+    return text
+
+
+def _limits(folder: Path, spec: Spec) -> str:
+    size = Preprocessing.from_folder(folder).size
+    lines = [f"Pictures are seen at {size} x {size} pixels, the middle square of each."]
+    if any(d.needs_color for head in spec.heads.values() for d in head.dimensions):
+        lines.append("Nothing can be said about saturation and hue where a picture is gray.")
+    if spec.heads:
+        lines.append(
+            "The heads were trained on pairs of views of one picture; of two different pictures "
+            "they say how one would have to be changed to resemble the other, unmeasured."
+        )
+    return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = (head, ("---",) * len(head), *rows)
+    escaped = ((cell.replace("|", r"\|") for cell in line) for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def _number(value: float | None) -> str:

@@ -19,7 +19,12 @@ from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 
 COMMANDS = {
     "pretrain": "training.commands:pretrain",
+    "convert": "augself_hub.modeling.commands:convert",
     "export": "augself_hub.modeling.commands:export",
+    "push": "augself_hub.commands:push",
+    "pull": "augself_hub.commands:pull",
+    "list": "augself_hub.commands:list_command",
+    "verify": "augself_hub.commands:verify",
     "predict": "serving.commands:predict",
     "extract": "serving.commands:extract",
     "serve": "serving.commands:serve",

@@ -20,6 +20,14 @@ class ModelFolderError(AugSelfError):
     """A model folder that is missing, incomplete, or disagrees with its manifest."""
 
 
+class HubError(ModelFolderError):
+    """The Hub did not give, take or list a model. Says what to do about it."""
+
+
+class CheckpointError(AugSelfError):
+    """A foreign checkpoint that cannot be converted."""
+
+
 class ImageError(AugSelfError):
     """An image that cannot be used. `code` is stable and goes into HTTP answers."""
 

@@ -1,212 +1,362 @@
-"""The model folder as files: resolve a name to a folder, verify it, change it in one step.
+"""Models by name: resolve, pull, push and list them.
 
-A model folder is the only thing that passes between training, the Hub and serving (DESIGN.md
-section 3). It ends with augself/manifest.json, the sha256 of every other file; a folder that
-disagrees with its manifest is refused, naming the file.
+A name is a model folder, a Hub id (`org/name` or `org/name@revision`) or None, the embedded
+demonstration model. huggingface_hub is imported where it is used: `augself --help` does without.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-import sys
-from collections.abc import Iterator
-from importlib import metadata
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augself_hub.augmentations.spec import Spec
-from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.errors import HubError, ModelFolderError, UsageError
+from augself_hub.folder import (
+    EVALUATION,
+    MANIFEST,
+    finish_exchange,
+    new_folder,
+    read_manifest,
+    read_spec,
+    verify,
+)
 
 EMBEDDED = Path(__file__).parent / "pretrained"
-MANIFEST = Path("augself/manifest.json")
-CONFIG = Path("augself/config.json")
-HEADS = Path("augself/model.safetensors")
-ENCODER_GRAPH = Path("onnx/model.onnx")
-HEADS_GRAPH = Path("onnx/heads.onnx")
-EVALUATION = Path("evaluation.json")
-TRAINING_LOG = Path("training_log.json")
+TAG = "augself"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+_BUSY = (429, 500, 502, 503, 504)
+_WAITS = (1.0, 2.0, 4.0)  # seconds before the Hub is asked again while it is busy
+
+log = logging.getLogger(__name__)
 
 
-def resolve(model: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path:
+@dataclass(frozen=True)
+class Listing:
+    """One model that can be had.
+
+    Args:
+        name: what to give as the model, or what its authors call it.
+        place: embedded, cache, Hub or elsewhere.
+        source: where it comes from and, if that takes more than its name, how to get it.
+        license: as its publisher states it.
+        measured: the results we measured for it; empty: none.
+    """
+
+    name: str
+    place: str
+    source: str
+    license: str = ""
+    measured: str = ""
+
+
+_OFFICIAL = "https://github.com/hankook/AugSelf"
+KNOWN = (
+    Listing(
+        "none given",
+        "embedded",
+        "in the package, as augself_hub/pretrained: trained by this project",
+        "apache-2.0",
+        "held-out pairs: its evaluation.json",
+    ),
+    Listing(
+        "official AugSelf, ImageNet-100, ResNet-50",
+        "elsewhere",
+        f"{_OFFICIAL}/tree/master/checkpoints: download yourself, then "
+        "augself convert FILE --pretrain-data imagenet100",
+        "none stated",
+    ),
+    Listing(
+        "official AugSelf, STL-10, ResNet-18",
+        "elsewhere",
+        f"{_OFFICIAL}: no download, only pretrain.py's command: run it, then "
+        "augself convert FILE --pretrain-data stl10",
+        "none stated",
+    ),
+)
+
+
+def resolve(
+    model: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+) -> Path:
     """A folder, a Hub id (`org/name` or `org/name@revision`) or None -> a verified model folder.
 
     Args:
         model: None means the embedded demonstration model.
         revision: branch, tag or commit of a Hub id.
+        cache_dir: where the Hub's files are kept; None: the Hub client's own cache.
+        local_files_only: ask only the cache, as HF_HUB_OFFLINE=1 does.
+        token: of the Hub; None: the one `hf auth login` keeps.
 
     Raises:
         ModelFolderError: nothing is there, or it disagrees with its manifest.
+        HubError: the Hub did not give it.
+        UsageError: a revision of what has none, or two revisions.
     """
-    if model is None:
-        return verify(EMBEDDED)
-    folder = Path(model)
+    folder = EMBEDDED if model is None else Path(model)
     finish_exchange(folder)
-    if folder.is_dir():
+    if model is None or folder.is_dir():
+        if revision is not None:
+            raise UsageError(f"{folder} is a folder and has no revision {revision!r}")
         return verify(folder)
     if isinstance(model, str) and _HUB_ID.fullmatch(model) and ".." not in model:
-        return verify(_download(model, revision))
+        name, revision = _with_revision(model, revision)
+        return verify(_download(name, revision, cache_dir, local_files_only, token))
     raise ModelFolderError(f"no model at {model}: give a model folder or a Hub id (org/name)")
 
 
-def _download(model: str, revision: str | None) -> Path:
+def _with_revision(model: str, revision: str | None) -> tuple[str, str | None]:
+    name, _, named = model.partition("@")
+    if named and revision and named != revision:
+        raise UsageError(f"{model} names a revision, and revision={revision!r} another: give one")
+    return name, revision or named or None
+
+
+def _download(
+    name: str,
+    revision: str | None,
+    cache_dir: str | os.PathLike[str] | None,
+    local_files_only: bool,
+    token: str | bool | None,
+) -> Path:
+    """A snapshot in the cache. The manifest comes first: what has none is not downloaded."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
 
-    name, _, named_revision = model.partition("@")
-    try:
-        return Path(snapshot_download(name, revision=revision or named_revision or None))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelFolderError(f"no model folder {model}, and the Hub says: {reason}") from error
+    where: dict[str, Any] = {"repo_id": name, "revision": revision, "cache_dir": cache_dir}
+    where |= {"local_files_only": local_files_only, "token": token}
+    with _plain_errors(f"{name}@{revision}" if revision else name):
+        manifest = _patiently(snapshot_download, **where, allow_patterns=[MANIFEST.as_posix()])
+        if not (Path(manifest) / MANIFEST).is_file():
+            raise HubError(f"{name} is no AugSelf model: the Hub has no {MANIFEST} in it")
+        return Path(_patiently(snapshot_download, **where))
 
 
-def verify(folder: Path) -> Path:
-    """Compare every file with augself/manifest.json.
+def pull(
+    model: str | os.PathLike[str] | None,
+    destination: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    token: str | bool | None = None,
+) -> Path:
+    """Copy a model into a new folder of one's own; it appears by one rename, verified.
 
     Returns:
-        The folder.
+        The new folder.
 
     Raises:
-        ModelFolderError: names the first file that is missing, changed or outside the folder.
+        AugSelfError: the destination exists; else what `resolve` raises.
     """
-    for path, sha256 in read_manifest(folder)["files"].items():
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ModelFolderError(f"{folder / MANIFEST} names {path}, which is not in the folder")
-        if not (folder / path).is_file():
-            raise ModelFolderError(f"{folder / path} is missing: get the model again")
-        if _sha256(folder / path) != sha256:
-            raise ModelFolderError(f"{folder / path} is not the file its manifest names")
-    return folder
+    source = resolve(model, revision, token=token)
+    with new_folder(Path(destination)) as stage:
+        for path in (MANIFEST.as_posix(), *read_manifest(source)["files"]):
+            (stage / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / path, stage / path)
+        verify(stage)
+    return Path(destination)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """augself/manifest.json: {"files": {path: sha256}, "versions": {...}, "parity": {...}}."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise ModelFolderError(f"{path} is missing: this is not a complete model folder")
-    try:
-        manifest = json.loads(path.read_text())
-        manifest["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
-    return manifest
+def push(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Publish a model folder in ONE commit, after which the repository holds it and nothing else.
 
-
-def read_spec(folder: Path) -> Spec:
-    """augself/config.json of a model folder."""
-    path = folder / CONFIG
-    if not path.is_file():
-        raise ModelFolderError(f"{path} is missing: this is not a model folder")
-    return Spec.from_json(path.read_text())
-
-
-def write_manifest(folder: Path, parity: dict[str, float] | None = None) -> None:
-    """Write augself/manifest.json over the files that are there now. Always the last file.
+    The card is written anew with the repository's name in its examples; nothing else changes.
 
     Args:
-        parity: measured differences between graphs and torch; None keeps those already recorded.
-    """
-    path = folder / MANIFEST
-    if parity is None:
-        parity = json.loads(path.read_text())["parity"] if path.is_file() else {}
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != path)
-    manifest = {
-        "files": {p.relative_to(folder).as_posix(): _sha256(p) for p in files},
-        "versions": {name: v for name in _LIBRARIES if (v := _version(name))},
-        "parity": parity,
-    }
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
+        repo_id: `org/name`; it is created if it is not there.
+        private: of a new repository; None: the owner's default.
 
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """Build a new folder beside its place; it appears by one rename, whole or not at all.
+    Returns:
+        The commit's URL.
 
     Raises:
-        AugSelfError: something is already there.
+        ModelFolderError: the folder disagrees with its manifest.
+        HubError: the Hub did not take it, or the repository holds something else.
     """
-    if folder.exists():
-        raise AugSelfError(f"{folder} exists: choose another output or remove it")
-    with _stage(folder) as stage:
-        yield stage
-        stage.rename(folder)
+    from huggingface_hub import HfApi
+
+    folder = verify(Path(folder))
+    api = HfApi(token=token)
+    with _plain_errors(repo_id):
+        name = _patiently(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
+        there = _patiently(api.model_info, name)
+        _refuse_surprise(name, there, private)
+        # With its parent named, a commit that is sent again because its answer was lost cannot
+        # be made twice, nor can it undo somebody else's.
+        commit = _patiently(
+            api.create_commit,
+            name,
+            [*_additions(folder, name), *_deletions(folder, there)],
+            commit_message=commit_message or "Upload AugSelf model",
+            parent_commit=there.sha,
+        )
+    return str(commit.commit_url)
 
 
-@contextlib.contextmanager
-def changed_folder(folder: Path) -> Iterator[Path]:
-    """Change a copy of a folder beside it; at the end the two are exchanged in one step."""
-    folder = folder.resolve()  # of a link the folder is changed, not the link
-    finish_exchange(folder)
-    with _stage(folder) as stage:
-        shutil.copytree(folder, stage, dirs_exist_ok=True)
-        yield stage
-        _exchange(stage, folder)
+def _refuse_surprise(name: str, there: Any, private: bool | None) -> None:
+    """Refuse to publish what was meant to be private, and to replace what is no model of ours."""
+    if private is not None and there.private != private:
+        kind = "private" if there.private else "public"
+        raise HubError(f"{name} exists and is {kind}: change that in its settings first")
+    files = _visible(there) - {"README.md", "LICENSE"}
+    if files and MANIFEST.as_posix() not in files:
+        raise HubError(f"{name} holds something else ({min(files)}): choose another name")
 
 
-def finish_exchange(folder: Path) -> None:
-    """Put the old folder back where an exchange by two renames was killed between them."""
-    if not folder.exists() and _set_aside(folder).is_dir():
-        _set_aside(folder).rename(folder)
+def _visible(there: Any) -> set[str]:
+    """A repository's files, but for those of git and the Hub (.gitattributes)."""
+    return {s.rfilename for s in there.siblings or () if not s.rfilename.startswith(".")}
 
 
-@contextlib.contextmanager
-def _stage(folder: Path) -> Iterator[Path]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = folder.parent / f".{folder.name}.new"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
+def _additions(folder: Path, name: str) -> list[Any]:
+    """Every file of the manifest; the card and the manifest as they are for this repository."""
+    from huggingface_hub import CommitOperationAdd
+
+    from augself_hub import card
+
+    manifest = read_manifest(folder)
+    readme = card.render(folder, name).encode()
+    manifest["files"]["README.md"] = hashlib.sha256(readme).hexdigest()
+    contents: dict[str, Any] = {path: folder / path for path in manifest["files"]}
+    contents["README.md"] = readme
+    contents[MANIFEST.as_posix()] = (json.dumps(manifest, indent=2) + "\n").encode()
+    return [CommitOperationAdd(path, content) for path, content in contents.items()]
+
+
+def _deletions(folder: Path, there: Any) -> list[Any]:
+    """What an earlier push left and this one has not: verify would refuse it as foreign."""
+    from huggingface_hub import CommitOperationDelete
+
+    kept = {*read_manifest(folder)["files"], "README.md", MANIFEST.as_posix()}
+    return [CommitOperationDelete(path) for path in sorted(_visible(there) - kept)]
+
+
+def list_models(everywhere: bool = False) -> list[Listing]:
+    """The models on this machine: the embedded one and those in the Hub client's cache.
+
+    Args:
+        everywhere: also those that are known and, by the tag `augself`, those of the Hub.
+
+    Raises:
+        HubError: the Hub was to be asked and did not answer.
+    """
+    if everywhere:
+        return [*KNOWN, *_cached(), *_published()]
+    return [*(known for known in KNOWN if known.place == "embedded"), *_cached()]
+
+
+def _cached() -> Iterator[Listing]:
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
     try:
-        yield stage
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _set_aside(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.old"
-
-
-def _exchange(stage: Path, folder: Path) -> None:
-    """Exchange two folders atomically where the system can (renameat2), else by two renames."""
-    if _exchanged_in_one_step(stage, folder):
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:  # nothing was ever downloaded
         return
-    shutil.rmtree(_set_aside(folder), ignore_errors=True)  # of an exchange killed at its end
-    folder.rename(_set_aside(folder))
-    stage.rename(folder)
-    shutil.rmtree(_set_aside(folder))
+    for repository in sorted(repositories, key=lambda repository: repository.repo_id):
+        for revision in sorted(repository.revisions, key=lambda revision: revision.commit_hash):
+            if (revision.snapshot_path / MANIFEST).is_file():
+                names = sorted(revision.refs) or [revision.commit_hash]
+                yield _listing(f"{repository.repo_id}@{names[0]}", Path(revision.snapshot_path))
 
 
-def _exchanged_in_one_step(stage: Path, folder: Path) -> bool:
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    arguments = (_AT_FDCWD, os.fsencode(stage), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE)
-    return renameat2 is not None and renameat2(*arguments) == 0
+def _listing(name: str, folder: Path) -> Listing:
+    """What a snapshot says of itself. It is not verified here: that reads every byte."""
+    terms = measured = ""
+    # A snapshot of a newer version is still there, and not every model was measured.
+    with contextlib.suppress(ModelFolderError):
+        terms = str(read_spec(folder).provenance.get("license", ""))
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        measured = f"{len(json.loads((folder / EVALUATION).read_text())['results'])} results"
+    return Listing(name, "cache", str(folder), terms, measured)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _published() -> Iterator[Listing]:
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _plain_errors(f"models tagged {TAG}"):
+        for model in _patiently(lambda: list(api.list_models(filter=TAG))):
+            tags = [tag for tag in model.tags or () if tag.startswith("license:")]
+            url = f"{api.endpoint}/{model.id}"
+            yield Listing(model.id, "Hub", url, "".join(tags).removeprefix("license:"))
 
 
-_LIBRARIES = ("augself-hub", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx")
+def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call the Hub, and again after a while if it is busy."""
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    for wait in _WAITS:
+        try:
+            return call(*arguments, **options)
+        except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+            if _status(error) not in _BUSY:
+                raise
+            log.info("the Hub is busy (%s): asking again in %g s", _status(error), wait)
+            time.sleep(wait)
+    return call(*arguments, **options)
 
 
-def _version(name: str) -> str | None:
+@contextlib.contextmanager
+def _plain_errors(name: str) -> Iterator[None]:
+    """What goes wrong with the Hub becomes one line that names the mend."""
+    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
     try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+        yield
+    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise HubError(_advice(name, error)) from error
+    except ValueError as error:  # a name or a card the Hub does not accept
+        raise HubError(f"{name}: {' '.join(str(error).split())}") from error
+
+
+def _advice(name: str, error: Exception) -> str:
+    status = _status(error)
+    if status in _BUSY:
+        return f"{name}: the Hub is busy ({status}): try again later"
+    if status is not None:
+        return _ADVICE.get(status, "{}: the Hub answered {}").format(name, status)
+    if _offline(error):
+        return f"{name}: not in the cache, and the Hub may not be asked (HF_HUB_OFFLINE)"
+    return f"{name}: the Hub cannot be reached: check the connection and HF_ENDPOINT"
+
+
+_ADVICE = {
+    401: "{}: the Hub does not know it or does not know you ({}): check the name, or log in with "
+    "`hf auth login`",
+    403: "{}: your token has no right to this ({}): use one with write access, or ask the owner",
+    404: "{}: the Hub has no such model or revision ({}): check the name",
+    409: "{}: somebody changed it at the same time ({}): try again",
+    412: "{}: somebody changed it at the same time ({}): try again",
+}
+
+
+def _status(error: Exception) -> int | None:
+    """The HTTP status behind an error, if there is one."""
+    response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def _offline(error: Exception) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause = error.__cause__ or error
+    return isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from augself_hub.errors import AugSelfError, ImageError, MissingExtra
+from augself_hub.errors import AugSelfError, ImageError, MissingExtra, UsageError
 from serving.providers import DEVICES
 
 if TYPE_CHECKING:
     from serving.engine import Engine
+    from serving.extract import Summary
 
 _DEVICE = click.option(
     "--device",
@@ -25,6 +27,12 @@ _DEVICE = click.option(
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Of the model. Default: the usable cores."
+)
+_WORKERS = click.option(
+    "--threads",
+    "workers",
+    type=click.IntRange(1),
+    help="Batches computed at once, a core each. Default: the usable cores.",
 )
 _MODEL = click.option(
     "--model", help="A model folder or a Hub id (org/name@revision). Default: the embedded model."
@@ -51,24 +59,66 @@ def predict(a: Path, b: Path, model: str | None, device: str, as_json: bool) -> 
 
 
 @click.command()
-@click.argument("source", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("source")
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="A folder to be created."
+    "--output", required=True, type=click.Path(path_type=Path), help="A new or unfinished folder."
 )
 @_MODEL
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="ROLE=NAME",
+    help="Repeatable: which column of a CSV, parquet file or dataset is image, label or split.",
+)
+@click.option("--split", help="The only split wanted of a Hugging Face dataset.")
+@click.option("--pairs", is_flag=True, help="SOURCE is a CSV of pairs a, b: predict differences.")
+@click.option("--dtype", type=click.Choice(("float32", "float16")), default="float32")
+@click.option("--normalize", is_flag=True, help="Scale each image's features to length 1.")
+@click.option("--format", "layout", type=click.Choice(("parquet", "npy")), default="parquet")
+@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True)
+@click.option(
+    "--max-errors",
+    "allowed",
+    metavar="N|SHARE",
+    help="Exit with 1 if more images cannot be read: 10, 0.01 or 1%. Default: any number.",
+)
 @_DEVICE
-@_THREADS
+@_WORKERS
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def extract(
-    source: Path, output: Path, model: str | None, device: str, threads: int | None
+    source: str,
+    output: Path,
+    model: str | None,
+    device: str,
+    allowed: str | None,
+    as_json: bool,
+    columns: tuple[str, ...],
+    **options: Any,
 ) -> None:
-    """Write the features of the images in SOURCE, a folder (its sub-folders are the classes)."""
+    """Write the features of the images in SOURCE as a table.
+
+    SOURCE is a folder (its sub-folders are the classes), a glob, a list (.txt) or CSV of paths,
+    WebDataset tars, parquet files (also as URLs), or a Hugging Face dataset. The same command goes
+    on with what an interrupted one has left.
+    """
     with _needs("serve"):
         from serving.engine import load
-        from serving.extract import extract as write_features
-    counts = write_features(source, output, load(model, device, threads))
-    click.echo(
-        f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
+        from serving.extract import Settings
+        from serving.extract import extract as write_table
+        from serving.extraction.sources import Columns
+    limit = None if allowed is None else _limit(allowed)
+    settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
+    named = Columns.parse(columns)
+    summary = write_table(
+        source, output, load(model, device, 1), settings, columns=named, **options
     )
+    click.echo(_summary(output, summary, as_json))
+    if limit is not None and summary.counts.errors > limit(summary.counts.images):
+        raise AugSelfError(
+            f"{summary.counts.errors} of {summary.counts.images} images cannot be read, more than "
+            f"--max-errors {allowed}: {output / 'errors.jsonl'} says why"
+        )
 
 
 @click.command()
@@ -101,6 +151,29 @@ def serve(
     allowed = Limits.parse(limits)
     engines = [load(model, device, threads) for model in models or (None,)]
     run(create_app(engines, allowed, demo, token), host, port)
+
+
+def _limit(text: str) -> Callable[[int], float]:
+    """`10` -> at most ten errors; `0.01` or `1%` -> at most that share of the images."""
+    try:
+        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise UsageError(f"--max-errors {text}: write a number (10) or a share (0.01 or 1%)")
+    share = text.endswith("%") or "." in text
+    return lambda images: number * (images if share else 1)
+
+
+def _summary(output: Path, summary: Summary, as_json: bool) -> str:
+    counts = summary.counts
+    if as_json:
+        numbers = dataclasses.asdict(summary)
+        return json.dumps({"output": str(output), **numbers.pop("counts"), **numbers})
+    table = f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
+    if not summary.computed:
+        return f"{table}; already complete"
+    return f"{table}; {summary.images_per_second:.0f} images/s"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from augself_hub import hub
 from augself_hub.augmentations.difference import both_orders, to_physical
 from augself_hub.errors import ModelFolderError
+from augself_hub.folder import ENCODER_GRAPH, HEADS_GRAPH, read_manifest, read_spec
 from augself_hub.preprocess import Preprocessing
 from serving.cores import usable_cores
 from serving.providers import open_sessions
@@ -53,9 +54,9 @@ class Engine:
         folder = Path(folder)
         self.name = name or folder.resolve().name
         self.sha256 = _sha256(folder)
-        self.spec = hub.read_spec(folder)
+        self.spec = read_spec(folder)
         self.preprocessing = Preprocessing.from_folder(folder)
-        graphs = (folder / hub.ENCODER_GRAPH, folder / hub.HEADS_GRAPH)
+        graphs = (folder / ENCODER_GRAPH, folder / HEADS_GRAPH)
         self._encoder, self._heads = open_sessions(graphs, device, threads or usable_cores())
         self.provider: str = self._encoder.get_providers()[0]
         self._check(folder)
@@ -112,10 +113,10 @@ def load(model: str | None = None, device: str = "auto", threads: int | None = N
 
 def _sha256(folder: Path) -> str:
     """Of the encoder's graph, as the manifest has it; both graphs have to be there."""
-    files = hub.read_manifest(folder)["files"]
-    for graph in (hub.ENCODER_GRAPH, hub.HEADS_GRAPH):
+    files = read_manifest(folder)["files"]
+    for graph in (ENCODER_GRAPH, HEADS_GRAPH):
         if graph.as_posix() not in files or not (folder / graph).is_file():
             raise ModelFolderError(
                 f"{folder} has no {graph.as_posix()}: augself export --model {folder}"
             )
-    return files[hub.ENCODER_GRAPH.as_posix()]
+    return files[ENCODER_GRAPH.as_posix()]

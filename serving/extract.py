@@ -1,251 +1,296 @@
-"""Batch extraction: a folder of images -> a parquet table of features.
+"""Batch extraction: images -> a table of features, or pairs of images -> predicted differences.
 
-    the sorted list of images is cut into shards; shard k of the source becomes part k of the table
+    a source cuts itself into shards; shard k of the source becomes part k of the table
 
-A part appears by one rename, with its errors inside it (the file's metadata), so what a killed run
-leaves is a set of whole parts and nothing else. Images are decoded in threads while the session
-runs. Order, and so the output, depends on the source alone.
+`extract_shard` is the whole inner loop. It depends on nothing but its arguments, so any shard may
+be computed at any time, anywhere. Here one thread a core takes a batch from bytes to rows: no core
+waits for another, and while one decodes, another may run the model. Order, and so the output,
+depends on the source alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import logging
-import os
-import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pyarrow as pa
-from pyarrow import parquet
-from tqdm import tqdm
 
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.features import ERRORS, FORMAT, MANIFEST, MODEL_KEY
-from augself_hub.preprocess import SUFFIXES, load
+from augself_hub.features import DIFFERENCES, FORMAT, TABLE
+from augself_hub.folder import versions
+from augself_hub.preprocess import decode, preprocess
 from serving.cores import usable_cores
+from serving.differences import is_gray
 from serving.engine import MAX_BATCH, Engine
+from serving.extraction.destination import ERRORS_KEY, Counts, Destination
+from serving.extraction.opening import open_source
+from serving.extraction.progress import Progress
+from serving.extraction.sources import Columns, Item, Shard, ShardError, Source
+from serving.extraction.tables import Settings, difference_table, feature_table
 
 SHARD_ROWS = 4096
-ERRORS_KEY = b"augself.errors"
-_AHEAD = 4 * MAX_BATCH  # images decoded or being decoded beyond the batch that runs
-logger = logging.getLogger(__name__)
+LAYOUTS = ("parquet", "npy")
+_AHEAD = 2  # batches a worker that wait or are done but not yet taken
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder of images, one class a sub-folder or no classes.
+class Summary:
+    """What a run did.
 
     Args:
-        folder: where the images are.
-        ids: their paths below it, posix, sorted.
+        counts: of the whole table. seconds: of this run.
+        computed: images of this run; the others were there already.
+        images_per_second: of those computed.
     """
 
-    folder: Path
-    ids: list[str]
-
-    @classmethod
-    def scan(cls, folder: Path) -> Source:
-        """Every image below the folder, by suffix; hidden files and folders are left out.
-
-        Raises:
-            AugSelfError: no folder, or no image in it.
-        """
-        if not folder.is_dir():
-            raise AugSelfError(f"{folder} is not a folder: give a folder of images")
-        below = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        ids = sorted(_id(p) for p in below if not any(x.startswith(".") for x in p.parts))
-        if not ids:
-            raise AugSelfError(f"{folder} holds no image ({', '.join(SUFFIXES)})")
-        return cls(folder, ids)
-
-    @cached_property
-    def label_names(self) -> list[str]:
-        return sorted({name for i in self.ids if (name := class_of(i)) is not None})
-
-    def shards(self, rows: int) -> list[list[str]]:
-        return [self.ids[start : start + rows] for start in range(0, len(self.ids), rows)]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """images = rows + errors."""
-
-    images: int = 0
-    rows: int = 0
-    errors: int = 0
-
-    def plus(self, part: pa.Table, errors: int) -> Counts:
-        images = part.num_rows + errors
-        return Counts(self.images + images, self.rows + part.num_rows, self.errors + errors)
-
-
-def _id(path: Path) -> str:
-    """A name that is not UTF-8 has no place in the table: escaped, it ends among the errors."""
-    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
-
-
-def class_of(image: str) -> str | None:
-    """The first folder of an id, None for an image that lies in the source folder itself."""
-    name, slash, _ = image.partition("/")
-    return name if slash else None
+    counts: Counts
+    seconds: float
+    computed: int
+    images_per_second: float
 
 
 def extract(
-    source: Path, destination: Path, engine: Engine, shard_rows: int = SHARD_ROWS
-) -> Counts:
-    """Write the features of every image of a folder (see `augself_hub.features`).
+    source: str | Path | Sequence[str | Path] | Source,
+    destination: str | Path,
+    engine: Engine,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    *,
+    columns: Columns = Columns(),  # noqa: B008
+    split: str | None = None,
+    layout: str = "parquet",
+    shard_rows: int = SHARD_ROWS,
+    workers: int | None = None,
+) -> Summary:
+    """Write the features of every image of a source (see `augself_hub.features`).
+
+    What an unfinished run has left in the destination is gone on with.
 
     Args:
-        source: a folder of images; the first sub-folder of a path is the image's class.
-        destination: a folder that does not exist yet.
-        shard_rows: images in one part.
+        source: a path, a glob, a URL or a Hub id (see docs/extract.md), a list of paths, or any
+            `Source`.
+        destination: a new folder, or one that the same call began.
+        engine: with one thread of its own; `workers` of them run at once.
+        columns: of a CSV, parquet file or dataset. split: the only one wanted of a dataset.
+        layout: parquet, or npy: one features.npy beside ids.parquet.
+        shard_rows: images in one part, where the source lets itself be cut.
+        workers: threads; None: the usable cores.
 
     Raises:
-        AugSelfError: no image could be read, or the destination exists.
+        AugSelfError: no image can be read, the input is not what it was when the destination was
+            begun, somebody else writes there, or the disk is full.
     """
-    images = Source.scan(source)
-    _create(destination)
-    counts = Counts()
-    with _progress(len(images.ids)) as bar, ThreadPoolExecutor(usable_cores()) as pool:
-        for number, ids in enumerate(images.shards(shard_rows)):
-            part = extract_shard(images, ids, engine, pool, bar)
-            _write_part(destination / f"part-{number:05}.parquet", part)
-            counts = counts.plus(part, len(_errors(part)))
-            _tell(bar, counts, len(images.ids))
-    _write_errors(destination)
-    if not counts.rows:
-        raise AugSelfError(
-            f"none of the {counts.images} images in {source} can be read: "
-            f"{destination / ERRORS} says why"
-        )
-    _write(destination / MANIFEST, json.dumps(_manifest(images, engine, counts), indent=2) + "\n")
-    return counts
+    images = open_source(source, columns, split, settings.pairs)
+    shards = images.shards(shard_rows)
+    plan = _plan(images, shards, engine, settings, layout, shard_rows)
+    with Destination(Path(destination)) as there, _progress(shards) as progress:
+        finished = there.adopt(plan)
+        if finished:
+            there.clean(layout == "parquet")
+            counts = Counts(**there.manifest()["counts"])
+            return Summary(counts, progress.seconds, 0, 0.0)
+        counts = _fill(there, shards, engine, settings, progress, workers or usable_cores())
+        _finish(there, images, plan, counts)
+        computed = progress.done - progress.kept
+        return Summary(counts, progress.seconds, computed, progress.rate)
 
 
 def extract_shard(
-    source: Source, ids: Sequence[str], engine: Engine, pool: ThreadPoolExecutor, bar: tqdm
+    shard: Shard,
+    engine: Engine,
+    settings: Settings,
+    pool: Executor,
+    workers: int,
+    done: Callable[[int, int], None] = lambda images, errors: None,
 ) -> pa.Table:
     """One shard of the source -> one part of the table, its errors in the metadata.
 
-    It depends on nothing but its arguments, so any shard may be computed at any time, anywhere.
+    Args:
+        pool: where batches are computed, `workers` at a time.
+        done: told of the images and errors of each batch.
     """
-    good: list[str] = []
-    errors: list[dict[str, str]] = []
-    features: list[np.ndarray] = [np.empty((0, engine.spec.features), np.float32)]
-    for batch in _batched(_loaded(source, ids, engine.preprocessing.size, pool)):
-        images = [image for _, image in batch if isinstance(image, np.ndarray)]
-        good += [i for i, image in batch if isinstance(image, np.ndarray)]
-        errors += [{"id": i, "reason": reason} for i, reason in batch if isinstance(reason, str)]
-        features += [engine.features(images)] if images else []
-        bar.update(len(batch))
-    return _table(source, good, np.concatenate(features), errors, engine)
+    run = partial(extract_batch, engine=engine, settings=settings)
+    nothing, _ = run([])  # gives the columns where no image can be read
+    tables, errors = [nothing], []
+    for table, failed in _in_order(pool, run, _batches(shard), _AHEAD * workers):
+        tables.append(table)
+        errors += failed
+        done(table.num_rows + len(failed), len(failed))
+    part = pa.concat_tables(tables).combine_chunks()
+    return part.replace_schema_metadata({ERRORS_KEY: json.dumps(errors)})
 
 
-def _loaded(
-    source: Source, ids: Sequence[str], side: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    """(id, image or the reason there is none) in order, decoded a bounded number ahead."""
-    ahead: deque[tuple[str, Future[np.ndarray | str]]] = deque()
-    for image in ids:
-        ahead.append((image, pool.submit(_load, source.folder / image, side)))
-        if len(ahead) >= _AHEAD:
-            name, future = ahead.popleft()
-            yield name, future.result()
-    for name, future in ahead:
-        yield name, future.result()
+def extract_batch(
+    items: Sequence[Item], engine: Engine, settings: Settings
+) -> tuple[pa.Table, list[dict[str, str]]]:
+    """Items -> the rows of those that can be read, and {id, reason} of those that cannot."""
+    loaded = [(item, _load(item, engine.preprocessing.size)) for item in items]
+    errors = [{"id": item.id, "reason": found} for item, found in loaded if isinstance(found, str)]
+    good = [(item, found) for item, found in loaded if not isinstance(found, str)]
+    readable = [item for item, _ in good]
+    images = [image for _, found in good for image in found]
+    features = engine.features(images) if images else np.empty((0, engine.spec.features), "f4")
+    if settings.pairs:
+        return _differences(readable, images, features, engine), errors
+    return feature_table(readable, features, settings), errors
 
 
-def _load(path: Path, side: int) -> np.ndarray | str:
+def _load(item: Item, side: int) -> list[np.ndarray] | str:
+    """The item's images, (side, side, 3) uint8 each, or the reason there are none."""
+    if item.problem is not None:
+        return item.problem
     try:
-        return load(path, side)
+        return [preprocess(decode(_bytes(image)), side) for image in item.images]
     except ImageError as error:
         return str(error)
     except OSError as error:
         return error.strerror or "cannot be read"
+    except ValueError:  # a name no file can have, such as one with a zero byte
+        return "cannot be read"
 
 
-def _batched(items: Iterator[Any]) -> Iterator[list[Any]]:
+def _bytes(image: Path | bytes) -> bytes:
+    return image if isinstance(image, bytes) else image.read_bytes()
+
+
+def _differences(
+    pairs: Sequence[Item], images: Sequence[np.ndarray], features: np.ndarray, engine: Engine
+) -> pa.Table:
+    """N pairs, their 2 N images and features -> rows."""
+    gray = np.array([is_gray(image) for image in images], bool).reshape(-1, 2).any(axis=1)
+    heads = engine.spec.heads.items()
+    values = {kind: np.empty((0, head.outputs), np.float32) for kind, head in heads}
+    values = engine.differences(features[::2], features[1::2]) if pairs else values
+    return difference_table(pairs, engine.spec, values, gray)
+
+
+def _batches(shard: Shard) -> Iterator[list[Item]]:
+    items = _items(shard)
     while batch := list(islice(items, MAX_BATCH)):
         yield batch
 
 
-def _table(
-    source: Source,
-    ids: list[str],
-    features: np.ndarray,
-    errors: list[dict[str, str]],
+def _items(shard: Shard) -> Iterator[Item]:
+    """What damage leaves of a shard; the damage itself is one more item."""
+    try:
+        yield from shard.items()
+    except ShardError as error:
+        yield Item((shard.name,), (), problem=str(error))
+
+
+def _in_order(
+    pool: Executor, run: Callable[[Any], Any], inputs: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """pool.map, but no more than `ahead` inputs are taken before their results are."""
+    waiting: deque[Future[Any]] = deque()
+    for one in inputs:
+        waiting.append(pool.submit(run, one))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _fill(
+    there: Destination,
+    shards: Sequence[Shard],
     engine: Engine,
-) -> pa.Table:
-    numbers = {name: i for i, name in enumerate(source.label_names)}
-    labels = [numbers.get(class_of(i)) for i in ids]  # type: ignore[arg-type]
-    columns = {
-        "id": pa.array(ids, pa.string()),
-        "label": pa.array(labels, pa.int32()),
-        "features": pa.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1]),
-    }
-    metadata = {MODEL_KEY: engine.sha256, ERRORS_KEY: json.dumps(errors)}
-    return pa.table(columns).replace_schema_metadata(metadata)
+    settings: Settings,
+    progress: Progress,
+    workers: int,
+) -> Counts:
+    """Make the parts that are not there yet."""
+    total = Counts()
+    with _pool(workers) as pool:
+        for number, shard in enumerate(shards):
+            part = there.part(number, shard.digest)
+            if part is None:
+                table = extract_shard(shard, engine, settings, pool, workers, progress.add)
+                part = there.write_part(number, table, shard.digest, engine.sha256)
+            else:
+                progress.keep(part.images, part.errors)
+            total = total.plus(part)
+    return total
 
 
-def _errors(part: pa.Table) -> list[dict[str, str]]:
-    return json.loads(part.schema.metadata[ERRORS_KEY])
-
-
-def _create(destination: Path) -> None:
+@contextmanager
+def _pool(workers: int) -> Iterator[Executor]:
+    """Threads that do not finish what waits when the run has failed."""
+    pool = ThreadPoolExecutor(workers)
     try:
-        destination.mkdir(parents=True)
-    except FileExistsError:
-        raise AugSelfError(f"{destination} exists: choose another output or remove it") from None
-
-
-def _write_part(path: Path, part: pa.Table) -> None:
-    hidden = path.with_name(f".{path.name}")
-    try:
-        parquet.write_table(part, hidden)
-        hidden.rename(path)
+        yield pool
     finally:
-        hidden.unlink(missing_ok=True)
+        pool.shutdown(cancel_futures=True)
 
 
-def _write_errors(destination: Path) -> None:
-    """errors.jsonl from what the parts say."""
-    schemas = (parquet.read_schema(path) for path in sorted(destination.glob("part-*.parquet")))
-    errors = [e for schema in schemas for e in json.loads(schema.metadata[ERRORS_KEY])]
-    _write(destination / ERRORS, "".join(json.dumps(error) + "\n" for error in errors))
+def _progress(shards: Sequence[Shard]) -> Progress:
+    images = [shard.images for shard in shards]
+    return Progress(None if None in images else sum(images))  # type: ignore[arg-type]
 
 
-def _write(path: Path, text: str) -> None:
-    hidden = path.with_name(f".{path.name}")
-    hidden.write_text(text)
-    hidden.rename(path)
+def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Counts) -> None:
+    there.write_errors()
+    if not counts.rows:
+        there.abandon()
+        raise AugSelfError(
+            f"none of the {counts.images} images in {source.location} can be read: "
+            f"{there.errors} says why"
+        )
+    if plan["layout"] == "npy":
+        model = plan["model"]
+        there.write_array(counts.rows, model["features"], plan["dtype"], model["sha256"])
+    names = source.label_names
+    if plan["table"] == TABLE and not names:
+        names = [str(number) for number in range(there.largest_label() + 1)]
+    manifest = {**plan, "label_names": names, "counts": dataclasses.asdict(counts)}
+    there.finish(manifest, keep_parts=plan["layout"] == "parquet")
 
 
-def _manifest(source: Source, engine: Engine, counts: Counts) -> dict[str, Any]:
+def _plan(
+    source: Source,
+    shards: Sequence[Shard],
+    engine: Engine,
+    settings: Settings,
+    layout: str,
+    shard_rows: int,
+) -> dict[str, Any]:
+    """What the table is of: all that decides what is in it."""
+    digests = [{"name": shard.name, "sha256": shard.digest} for shard in shards]
+    fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     return {
         "format": FORMAT,
-        "model": {"name": engine.name, "sha256": engine.sha256, "features": engine.spec.features},
-        "preprocessing": dataclasses.asdict(engine.preprocessing),
+        "table": DIFFERENCES if settings.pairs else TABLE,
+        "layout": layout,
+        "model": {
+            "name": engine.name,
+            "revision": engine.name.partition("@")[2] or None,
+            "sha256": engine.sha256,
+            "features": engine.spec.features,
+        },
+        "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),
         "provider": engine.provider,
-        "label_names": source.label_names,
-        "counts": dataclasses.asdict(counts),
+        "precision": "float32",  # of the graph the engine runs
+        "dtype": settings.dtype,
+        "normalized": settings.normalize,
+        "shard_rows": shard_rows,
+        "source": {"location": source.location, "sha256": fingerprint},
+        "shards": digests,
+        "versions": _versions(),
     }
 
 
-def _progress(total: int) -> AbstractContextManager[tqdm]:
-    """A bar on a terminal; elsewhere `_tell` writes lines."""
-    return tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
-
-
-def _tell(bar: tqdm, counts: Counts, total: int) -> None:
-    if bar.disable:
-        logger.info("%d of %d images, %d errors", counts.images, total, counts.errors)
+def _versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    there = {name: v for name, v in versions().items() if name.startswith(("augself", "onnxr"))}
+    return {**there, "pillow": PIL.__version__}

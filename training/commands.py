@@ -49,7 +49,9 @@ def _arguments(
 @click.option("--convention", default="relative", show_default=True, help="relative or paper.")
 @click.option("--size", default=96, show_default=True, help="Side of the views in pixels.")
 @click.option("--epochs", default=200.0, show_default=True)
-@click.option("--batch-size", default=256, show_default=True, help="Per process.")
+@click.option(
+    "--batch-size", default=256, show_default=True, help="Images a step, of all processes."
+)
 @click.option("--base-lr", default=0.03, show_default=True, help="Per 256 images.")
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
@@ -67,7 +69,10 @@ def _arguments(
 )
 def pretrain(resume: bool, **options: Any) -> None:
     """Pretrain an encoder with AugSelf on a folder of images; ends with a model folder."""
+    from training.methods.layers import rank
     from training.pretraining import Settings
     from training.pretraining import pretrain as run
 
-    click.echo(f"wrote {run(Settings(**options), resume=resume)}")
+    folder = run(Settings(**options), resume=resume)
+    if rank() == 0:
+        click.echo(f"wrote {folder}")

@@ -84,10 +84,18 @@ class ViewsDataset(Dataset):
 
 
 class KeyedSampler(Sampler):
-    """Yields (epoch, index) in an order that depends on (seed, epoch) alone."""
+    """Yields (epoch, index) in an order that depends on (seed, epoch) alone.
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length, self.seed, self.epoch = length, seed, 0
+    Args:
+        images: how many there are.
+        seed: of the order.
+        batch: images of one optimizer step; the last few of an epoch that do not fill one are left
+            out, so that no step is smaller, however a batch is shared out.
+    """
+
+    def __init__(self, images: int, seed: int, batch: int = 1) -> None:
+        self.images, self.seed, self.epoch = images, seed, 0
+        self.length = images // batch * batch
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -97,8 +105,8 @@ class KeyedSampler(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return ((epoch, int(index)) for index in order)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.images)
+        return ((epoch, int(index)) for index in order[: self.length])
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import logging
+import os
 import platform
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -20,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
-from augself_hub import card, hub
+from augself_hub import card
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.folder import EVALUATION, TRAINING_LOG, new_folder, versions, write_manifest
 from augself_hub.modeling.encoders import build_encoder
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.objective import AugSelfLoss
@@ -31,12 +34,14 @@ from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from augself_hub.preprocess import Preprocessing
 from training.data import ViewsDataset, image_files
 from training.methods import METHODS, Method
-from training.monitor import curves, held_out_pairs, with_standard_errors
+from training.monitor import curves, feature_spread, held_out_pairs, with_standard_errors
 from training.trainer import AugSelfTrainer, newest_valid_checkpoint, training_arguments
 
 log = logging.getLogger(__name__)
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
+SETTINGS, MODEL = "settings.json", "model"
+FREE = ("data", "output", "workers", "license")
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ class Settings:
         convention: target convention of the AugSelf losses.
         size: side of the views in pixels.
         epochs, batch_size, base_lr, weight_decay: SGD, momentum 0.9, cosine to 0,
-            lr = base_lr * batch / 256, the batch of all processes together.
+            lr = base_lr * batch_size / 256. A batch is what one step of the optimizer sees: all
+            processes and all accumulated parts together.
         seed: of initialisation, order and views.
         workers: decoding processes.
         held_out: folder of images for the final evaluation; None holds out 5% of `data`.
@@ -88,12 +94,16 @@ class Pretraining(nn.Module):
     def forward(
         self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
     ) -> dict[str, Tensor]:
-        """A batch of `data.collate` -> {"loss", "method", kind, ...}; all but loss detached."""
+        """A batch of `data.collate` -> {"loss", "method", "spread", kind, ...}.
+
+        All but loss are detached.
+        """
         x1, x2 = self._views(crops, w1, w2)
         inputs = (x1, x2, labels) if self.method.needs_labels else (x1, x2)
         loss, y1, y2 = self.method(*inputs)
         augself, parts = self.augself(y1, y2, w1, w2)
-        return {"loss": loss + augself, "method": loss.detach(), **parts}
+        spread = feature_spread(y1.detach())
+        return {"loss": loss + augself, "method": loss.detach(), "spread": spread, **parts}
 
     @torch.no_grad()
     def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
@@ -111,29 +121,35 @@ def pretrain(settings: Settings, resume: bool = False) -> Path:
         resume: continue from the newest valid checkpoint in `settings.output`.
 
     Returns:
-        The model folder, settings.output/model; or settings.output when SIGTERM stopped the run
-        after a checkpoint.
+        The model folder, settings.output/model, which the first of several processes writes; or
+        settings.output when SIGTERM stopped the run after a checkpoint.
 
     Raises:
         UsageError: an unknown method, encoder, augmentation or argument.
-        AugSelfError: no usable images, an output that exists, a run that diverged.
+        AugSelfError: no usable images, an output that exists, other settings than those of the
+            run to resume, a run that diverged or collapsed.
     """
     checkpoint = _check_output(settings, resume)
     policy = Policy(size=settings.size).with_kinds(settings.augself)
     set_seed(settings.seed)
     train, held_out = _datasets(settings, policy)
+    if resume:
+        _check_settings(settings, train)
     model = _build(settings, policy, len(train.classes))
     trainer = AugSelfTrainer(
         model=model,
         args=training_arguments(settings, settings.output, len(train)),
         train_dataset=train,
     )
-    _note_settings(settings)
+    if trainer.args.should_save and not resume:
+        _write_json(settings.output / SETTINGS, _decisive(settings, train))
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
-    return _publish(settings, trainer, held_out)
+    if trainer.args.should_save:
+        _publish(settings, trainer, held_out)
+    return settings.output / MODEL
 
 
 def _check_output(settings: Settings, resume: bool) -> str | None:
@@ -141,7 +157,9 @@ def _check_output(settings: Settings, resume: bool) -> str | None:
     if resume:
         checkpoint = newest_valid_checkpoint(output)
         if checkpoint is None:
-            raise AugSelfError(f"no valid checkpoint in {output}: start without --resume")
+            raise AugSelfError(
+                f"no valid checkpoint in {output}: remove it and start without --resume"
+            )
         return str(checkpoint)
     if output.exists():
         raise AugSelfError(f"{output} exists: choose another --output, or continue with --resume")
@@ -186,14 +204,29 @@ def _build(settings: Settings, policy: Policy, classes: int) -> Pretraining:
     return Pretraining(method, augself)
 
 
-def _note_settings(settings: Settings) -> None:
-    """settings.json in the run: what --resume and the reader need to know."""
-    settings.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dataclasses.asdict(settings), indent=2, default=str)
-    (settings.output / "settings.json").write_text(text + "\n")
+def _decisive(settings: Settings, train: ViewsDataset) -> dict[str, Any]:
+    """What decides how a run goes: settings.json of the run, and what --resume compares."""
+    names = "\n".join(file.relative_to(settings.data).as_posix() for file in train.files)
+    return {
+        **json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        "images": len(train),
+        "images_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+    }
 
 
-def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset) -> Path:
+def _check_settings(settings: Settings, train: ViewsDataset) -> None:
+    """Refuse to continue a run with other settings; where the files lie does not matter."""
+    before = json.loads((settings.output / SETTINGS).read_text())
+    for name, value in _decisive(settings, train).items():
+        if name not in FREE and before.get(name) != value:
+            raise AugSelfError(
+                f"the run in {settings.output} was started with {name} = {before.get(name)}, not "
+                f"{value}: resume it with the settings in {SETTINGS}"
+            )
+
+
+def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset) -> None:
     """Evaluate on held-out pairs and write settings.output/model."""
     pretraining: Pretraining = trainer.model
     network = pretraining.method.encoder.network
@@ -207,18 +240,25 @@ def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset
     model = model.cpu().to(memory_format=torch.contiguous_format).eval()
     results = held_out_pairs(model, held_out)
     model.spec = with_standard_errors(spec, results)
-    folder = settings.output / "model"
+    folder = settings.output / MODEL
     if folder.exists():  # an earlier --resume of the same run finished already
         raise AugSelfError(f"{folder} exists: remove it to write it again")
-    with hub.new_folder(folder) as stage:
+    with new_folder(folder) as stage:
         model.write_files(stage)
-        _write_json(stage / hub.EVALUATION, {"protocol": "held-out pairs", "results": results})
-        _write_json(stage / hub.TRAINING_LOG, trainer.state.log_history)
+        _write_json(stage / EVALUATION, _evaluation(results, settings.seed))
+        _write_json(stage / TRAINING_LOG, trainer.state.log_history)
         curves(trainer.state.log_history, stage / "curves.png")
         parity = _graphs(model, stage)
         card.write(stage)
-        hub.write_manifest(stage, parity)
-    return folder
+        write_manifest(stage, parity)
+
+
+def _evaluation(results: list[dict[str, Any]], seed: int) -> dict[str, Any]:
+    protocol = (
+        "Held-out pairs: two views each of images that were not trained on, drawn as in training. "
+        "R^2 is against predicting no difference; accuracies stand beside the more frequent answer."
+    )
+    return {"protocol": protocol, "seed": seed, "versions": versions(), "results": results}
 
 
 def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
@@ -233,21 +273,43 @@ def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
 
 def _provenance(settings: Settings, trainer: AugSelfTrainer, images: int) -> dict[str, Any]:
     return {
+        "command": command_line(settings),
         "method": settings.method,
         "encoder": settings.encoder,
-        "augself": ", ".join(f"{k}={v:g}" for k, v in settings.augself.items()) or "none",
+        "augself": _weights(settings.augself) or "none",
+        "data": settings.data.resolve().name,
         "images": images,
-        "epochs": settings.epochs,
-        "batch_size": settings.batch_size,
-        "base_lr": settings.base_lr,
-        "weight_decay": settings.weight_decay,
-        "seed": settings.seed,
         "steps": trainer.state.global_step,
-        "device": str(trainer.args.device.type),
-        "machine": platform.machine(),
+        "device": f"{trainer.args.device.type} ({platform.machine()})",
+        "processes": trainer.args.world_size,
         "date": datetime.date.today().isoformat(),
         "license": settings.license,
     }
+
+
+def command_line(settings: Settings) -> str:
+    """The `augself pretrain` command of a run; folders by their last name only."""
+    words = ["augself pretrain"]
+    for option in dataclasses.fields(Settings):
+        value = getattr(settings, option.name)
+        flag = f"--{option.name.replace('_', '-')}"
+        if option.name == "augself":
+            words.append(f"{flag} {_weights(value) or chr(39) * 2}")
+        elif option.name == "arguments":
+            words += [f"--set {name}={setting}" for name, setting in value.items()]
+        elif value != option.default:
+            words.append(f"{flag} {_short(value)}")
+    return " ".join(words)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Path):
+        return value.resolve().name
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _weights(augself: dict[str, float]) -> str:
+    return ",".join(f"{kind}={weight:g}" for kind, weight in augself.items())
 
 
 def _write_json(path: Path, data: Any) -> None:

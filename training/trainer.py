@@ -3,11 +3,13 @@
 What differs from the stock trainer, and why:
 
 - samples are asked for as (epoch, index), so a resumed run sees the views it would have seen;
-- a checkpoint ends with a manifest of sha256; a resume takes the newest checkpoint that matches it;
+- a checkpoint is built beside the others, ends with a manifest of sha256 and appears by one rename;
+  a resume takes the newest checkpoint that matches its manifest;
 - SGD decays every weight, biases included, and some groups keep their learning rate, as in the
   papers;
 - target networks and queues move after the optimizer's step;
-- SIGTERM is honoured between two steps, with a checkpoint.
+- SIGTERM is honoured between two steps, with a checkpoint;
+- a run that has nothing to gain any more stops and says so (monitor.Alarm).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import logging
 import math
 import re
+import shutil
 import signal
 import sys
 import time
@@ -25,13 +28,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from augself_hub.errors import AugSelfError, UsageError
 from training.data import KeyedSampler, ViewsDataset, collate
+from training.methods.layers import processes, reduced
+from training.monitor import Alarm
 
 if TYPE_CHECKING:
     from training.pretraining import Settings
@@ -39,14 +47,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 MOMENTUM = 0.9
 MANIFEST = "manifest.json"
+STAGING = ".saving"
 MOST_SKIPPED = 0.1
 
 
 def training_arguments(settings: Settings, output: Path, images: int) -> TrainingArguments:
-    """transformers' TrainingArguments of a run.
+    """transformers' TrainingArguments of a run; every process has left its checks when it returns.
 
     Raises:
-        UsageError: a `--set` field that does not exist or that another option decides.
+        UsageError: a `--set` field that does not exist or that another option decides, a batch that
+            cannot be shared out.
     """
     steps = max(1, images // settings.batch_size)
     own: dict[str, Any] = {
@@ -54,7 +64,7 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         "learning_rate": settings.base_lr * settings.batch_size / 256,
         "weight_decay": settings.weight_decay,
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": settings.batch_size,  # shared out below
         "dataloader_num_workers": settings.workers,
         "seed": settings.seed,
         "remove_unused_columns": False,
@@ -84,7 +94,21 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         raise UsageError(f"--set: {error}") from error
     if arguments.save_total_limit == 1:
         raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
+    arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)
+    arguments.distributed_state.wait_for_everyone()
     return arguments
+
+
+def _share(batch: int, arguments: TrainingArguments) -> int:
+    """What one process takes of a batch at a time."""
+    turns = arguments.gradient_accumulation_steps
+    share, rest = divmod(batch, arguments.world_size * turns)
+    if rest:
+        raise UsageError(
+            f"--batch-size {batch} cannot be shared out to {arguments.world_size} processes in "
+            f"{turns} accumulated parts: give a multiple of {arguments.world_size * turns}"
+        )
+    return share
 
 
 class AugSelfTrainer(Trainer):
@@ -96,22 +120,33 @@ class AugSelfTrainer(Trainer):
 
     train_dataset: ViewsDataset
 
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(data_collator=collate, **kwargs)
+    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
+        if processes() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        super().__init__(model, args, data_collator=collate, **kwargs)
         self.model.to(memory_format=torch.channels_last)
         self.model_accepts_loss_kwargs = False
         self.interrupted = False
-        self.sampler = KeyedSampler(len(self.train_dataset), self.args.seed)
-        self._parts: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        batch = self.get_total_train_batch_size(self.args)
+        self.sampler = KeyedSampler(len(self.train_dataset), self.args.seed, batch)
+        self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._batches = 0
         self._skipped: set[int] = set()
         self.remove_callback(PrinterCallback)
         self.add_callback(_MethodSteps(self))
         self.add_callback(_StopOnSigterm(self))
+        self.alarm = Alarm(self.model.augself.spec)
+        self.add_callback(_StopOnAlarm(self.alarm))
         self.add_callback(_Progress(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> KeyedSampler:
         return self.sampler
+
+    def get_train_dataloader(self) -> Any:
+        """Stock loaders draw workers' seeds from torch's generator, more often on a resume."""
+        loader = super().get_train_dataloader()
+        loader.base_dataloader.generator = torch.Generator()
+        return loader
 
     def compute_loss(
         self,
@@ -122,14 +157,17 @@ class AugSelfTrainer(Trainer):
     ) -> Any:
         self._report_skipped(inputs.pop("skipped"))
         outputs = model(**inputs)
-        for name, value in outputs.items():
-            if name != "loss":
-                self._parts[name] = self._parts[name] + value.cpu()
+        parts = {name: value for name, value in outputs.items() if name != "loss"}
+        for name, value in parts.items():
+            self._parts[name] = self._parts[name] + value
         self._batches += 1
+        self.alarm.note(parts)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _report_skipped(self, skipped: torch.Tensor) -> None:
         """Name every file that could not be decoded, once; stop the run where they are many."""
+        if not skipped.numel():  # asking a GPU for an empty list would wait for it
+            return
         for index in set(skipped.tolist()) - self._skipped:
             self._skipped.add(index)
             log.warning("skipped %s: it cannot be decoded", self.train_dataset.files[index])
@@ -142,12 +180,14 @@ class AugSelfTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The stock log, and the mean of each part of the loss since the last one."""
         if self._batches:
-            logs |= {name: float(v) / self._batches for name, v in sorted(self._parts.items())}
+            logs |= {name: self._mean(v) for name, v in sorted(self._parts.items())}
             self._parts.clear()
             self._batches = 0
-        if not math.isfinite(logs.get("loss", 0.0)):
-            raise AugSelfError("the loss is not a number any more: lower --base-lr")
+        _refuse_nan(logs.get("loss", 0.0))
         super().log(logs, start_time)
+
+    def _mean(self, total: Tensor) -> float:
+        return float(reduced(total.clone())) / self._batches / processes()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """SGD with momentum; weight decay on every weight; the second group keeps its rate."""
@@ -179,12 +219,44 @@ class AugSelfTrainer(Trainer):
         state = {k: v.contiguous() for k, v in (state_dict or self.model.state_dict()).items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
+    @property
+    def _staging(self) -> Path:
+        return Path(self.args.output_dir) / STAGING
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where the stock code writes checkpoints: apart from the finished ones."""
+        return str(self._staging)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        """A new checkpoint appears whole or not at all; the ones before it are kept until then."""
+        _refuse_nan(float(self._tr_loss))
+        name = f"checkpoint-{self.state.global_step}"
+        try:
+            self._stage_checkpoint(model, trial)
+            if self.args.should_save:
+                _publish_checkpoint(self._staging / name, self.args.save_total_limit)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them
+            raise AugSelfError(
+                f"{name} cannot be saved ({error}): make room, then continue with --resume from "
+                "the one before"
+            ) from error
+        finally:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+
+    def _stage_checkpoint(self, model: Any, trial: Any) -> None:
         if self.args.should_save:
-            write_checkpoint_manifest(
-                _checkpoint(Path(self.args.output_dir), self.state.global_step)
-            )
+            shutil.rmtree(self._staging, ignore_errors=True)  # a killed run's
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+
+
+def _refuse_nan(loss: float) -> None:
+    if not math.isfinite(loss):
+        raise AugSelfError(
+            "the loss is not a number any more: lower --base-lr or the weights in --augself"
+        )
 
 
 class _MethodSteps(TrainerCallback):
@@ -195,33 +267,57 @@ class _MethodSteps(TrainerCallback):
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stock set_epoch does not reach a sampler that is wrapped to skip batches."""
-        steps_per_epoch = max(1, round(state.max_steps / state.num_train_epochs))
-        self.trainer.sampler.set_epoch(state.global_step // steps_per_epoch)
+        self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.model.method.before_step(state.epoch or 0.0)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.model.method.after_step((state.global_step + 1) / state.max_steps)
+        self.trainer.model.method.after_step(state.global_step / state.max_steps)
 
 
 class _StopOnSigterm(TrainerCallback):
-    """SIGTERM: a checkpoint after the step at hand, then a normal end."""
+    """SIGTERM: a checkpoint after the step at hand, then a normal end.
+
+    It reaches each process at its own moment, so they agree after every step.
+    """
 
     def __init__(self, trainer: AugSelfTrainer) -> None:
         self.trainer = trainer
         self.asked = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        signal.signal(signal.SIGTERM, self._ask)
+        self.before = signal.signal(signal.SIGTERM, self._ask)
+        self.group = dist.new_group(backend="gloo") if processes() > 1 else None
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
 
+    def _agreed(self) -> bool:
+        if self.group is None:
+            return self.asked
+        asked = torch.tensor(float(self.asked))
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(asked)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if self._agreed() and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.trainer.interrupted = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+
+class _StopOnAlarm(TrainerCallback):
+    """At the end of every whole epoch, asks whether the run is worth going on."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        self.alarm = alarm
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.epoch >= 1:
+            self.alarm.judge()
 
 
 class _Progress(TrainerCallback):
@@ -268,15 +364,33 @@ class _Progress(TrainerCallback):
 def write_checkpoint_manifest(folder: Path) -> None:
     """The sha256 of every file, written last: a checkpoint without it is partial."""
     files = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
-    temporary = folder / f".{MANIFEST}"
-    temporary.write_text(json.dumps(files, indent=2))
-    temporary.rename(folder / MANIFEST)
+    (folder / MANIFEST).write_text(json.dumps(files, indent=2))
+
+
+def _publish_checkpoint(staged: Path, limit: int | None) -> None:
+    """Finish a staged checkpoint, give it its place, then remove what it makes superfluous.
+
+    A checkpoint of this step or a later one was found damaged when the run was resumed before it.
+    """
+    write_checkpoint_manifest(staged)
+    place = staged.parents[1] / staged.name
+    shutil.rmtree(place, ignore_errors=True)
+    staged.rename(place)
+    newest_first = _checkpoints(place.parent)
+    reached = newest_first[newest_first.index(place) :]
+    for folder in set(newest_first) - set(reached[: limit or None]):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checkpoints(output: Path) -> list[Path]:
+    """Newest first."""
+    found = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
 
 
 def newest_valid_checkpoint(output: Path) -> Path | None:
     """The newest checkpoint whose files match its manifest; says which newer ones do not."""
-    found = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    for folder in sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True):
+    for folder in _checkpoints(output):
         if fault := _fault(folder):
             log.warning("ignored %s: %s", folder, fault)
         else:
@@ -295,10 +409,6 @@ def _fault(folder: Path) -> str | None:
         if _sha256(folder / name) != sha256:
             return f"{name} is damaged"
     return None
-
-
-def _checkpoint(output: Path, step: int) -> Path:
-    return output / f"checkpoint-{step}"
 
 
 def _sha256(path: Path) -> str:

@@ -6,15 +6,103 @@ from pathlib import Path
 
 import click
 
+from augself_hub.precision import GRAPHS, QUANTIZED
+
 
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="A model folder.")
-def export(model: Path) -> None:
+@click.option(
+    "--quantize",
+    "precision",
+    type=click.Choice(QUANTIZED),
+    help="Add a smaller graph, made from the one that is there: int8 for CPUs, fp16 for GPUs.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --quantize: photographs to calibrate and judge it by (sub-folders are classes).",
+)
+@click.option(
+    "--require-speedup", type=float, help="With --quantize int8: refused below, times fp32."
+)
+def export(
+    model: Path, precision: str | None, calibration: Path | None, require_speedup: float | None
+) -> None:
     """Write the ONNX graphs of a model folder; refused where they differ from torch."""
+    _refuse_useless(precision, calibration, require_speedup)
+    if precision is not None and calibration is not None:
+        _quantize(model, precision, calibration, require_speedup)
+        return
     from augself_hub import hub
+    from augself_hub.folder import ENCODER_GRAPH, HEADS_GRAPH
     from augself_hub.modeling.export import export_folder
 
     parity = export_folder(hub.resolve(model))
     for part, difference in parity.items():
         click.echo(f"{part}: largest difference from torch {difference:.1e} (norm-relative)")
-    click.echo(f"wrote {model / hub.ENCODER_GRAPH} and {model / hub.HEADS_GRAPH}")
+    graphs = [model / ENCODER_GRAPH] + [model / HEADS_GRAPH] * ("heads" in parity)
+    click.echo(f"wrote {' and '.join(map(str, graphs))}")
+
+
+def _refuse_useless(
+    precision: str | None, calibration: Path | None, require_speedup: float | None
+) -> None:
+    """Options that belong together."""
+    if precision is not None and calibration is None:
+        raise click.UsageError(
+            f"--quantize {precision} needs real photographs: --calibration FOLDER"
+        )
+    if precision is None and calibration is not None:
+        raise click.UsageError("--calibration is read with --quantize only")
+    if precision != "int8" and require_speedup is not None:
+        raise click.UsageError("--require-speedup is measured with --quantize int8 only")
+
+
+def _quantize(
+    model: Path, precision: str, calibration: Path, require_speedup: float | None
+) -> None:
+    from augself_hub import hub
+    from augself_hub.modeling.quantize import quantize_folder
+
+    measured = quantize_folder(hub.resolve(model), precision, calibration, require_speedup)
+    mean, worst, loss = (measured[k] for k in ("cosine_mean", "cosine_worst", "probe_loss"))
+    click.echo(f"features: cosine with fp32 {mean:.4f} on average, {worst:.4f} at worst")
+    click.echo(f"linear probe: {'not measured' if loss is None else f'loss {loss:.4f}'}")
+    for kind, change in measured["heads"].items():
+        click.echo(f"head {kind}: average change {change:.3f}")
+    speed = measured["speed"]
+    click.echo(
+        f"speed: {speed['speedup']:.2f} times fp32" if speed else "not tried on a GPU, only on CPU"
+    )
+    click.echo(f"wrote {model / GRAPHS[precision]}")
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option(
+    "--pretrain-data",
+    type=click.Choice(["stl10", "imagenet100", "imagenet"]),
+    help="What CHECKPOINT was trained on: gives image size and normalisation.",
+)
+@click.option(
+    "--to",
+    "library",
+    type=click.Choice(["torchvision", "timm"]),
+    help="CHECKPOINT is a model folder or Hub id: write its ResNet for this library.",
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), help="Must not exist.")
+def convert(checkpoint: str, pretrain_data: str | None, library: str | None, output: Path) -> None:
+    """Turn an AugSelf, torchvision or timm checkpoint into a model folder, or (--to) back."""
+    if (pretrain_data is None) == (library is None):
+        raise click.UsageError(
+            "give one of --pretrain-data (to a model folder) and --to (from one)"
+        )
+    from augself_hub.modeling import convert as conversion
+
+    if library is not None:
+        conversion.export_weights(checkpoint, library, output)
+        click.echo(f"wrote {output}, the encoder for {library}, without a classifier")
+        return
+    model = conversion.convert(Path(checkpoint), str(pretrain_data), output)
+    kinds = ", ".join(model.spec.heads) or "none"
+    click.echo(f"wrote {output}: {model.spec.features} features, heads: {kinds}")

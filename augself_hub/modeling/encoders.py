@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.modeling.vit import as_dinov2
 
 POOLERS_THAT_ARE_NOT_POOLING = ("vit", "deit", "beit", "vit_msn", "vit_mae")
 
@@ -114,6 +115,8 @@ def pooled(network: nn.Module, x: Tensor) -> Tensor:
 def build_encoder(name: str, size: int) -> Encoder:
     """A preset by name, newly initialised; or a folder or Hub id, with its weights, to continue.
 
+    A stock ViT becomes a Dinov2 model with the same class token (`as_dinov2`).
+
     Args:
         name: a key of ENCODERS, a folder, or `org/name`.
         size: side of the images in pixels (a ViT's positions depend on it).
@@ -124,13 +127,15 @@ def build_encoder(name: str, size: int) -> Encoder:
     """
     if name in ENCODERS:
         network = AutoModel.from_config(ENCODERS[name](size=size))
-        network.apply(_default_init)
-        network.apply(_zero_init_residual)
+        if network.config.model_type in _CONVOLUTIONAL:
+            network.apply(_default_init)
+            network.apply(_zero_init_residual)
         return Encoder(network, size)
     if not (Path(name).is_dir() or "/" in name):
         raise UsageError(f"unknown encoder {name!r}: use {', '.join(ENCODERS)}, a folder or Hub id")
     try:
-        return Encoder(AutoModel.from_pretrained(name, dtype=torch.float32), size)
+        network = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
+        return Encoder(as_dinov2(network) if network.config.model_type == "vit" else network, size)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFolderError(f"encoder {name} cannot be loaded: {reason}") from error
@@ -158,7 +163,10 @@ def _width(network: PreTrainedModel, size: int) -> int:
 
 
 def _default_init(module: nn.Module) -> None:
-    """torch's own defaults for Conv2d and Linear, as the official code re-initialises them."""
+    """torch's own defaults for Conv2d and Linear, as the official code re-initialises ResNets.
+
+    Transformers and ConvNext keep the truncated normal their own papers ask for.
+    """
     if isinstance(module, nn.Conv2d | nn.Linear):
         module.reset_parameters()
 
@@ -170,4 +178,5 @@ def _zero_init_residual(module: nn.Module) -> None:
         nn.init.zeros_(last.weight)
 
 
+_CONVOLUTIONAL = ("resnet", "regnet")
 _RESIDUAL_BLOCKS = ("ResNetBasicLayer", "ResNetBottleNeckLayer", "RegNetXLayer")

@@ -3,11 +3,14 @@
     onnx/model.onnx   images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
     onnx/heads.onnx   features_a, features_b (N, D) -> one raw output per head, named by its kind
 
-The parity gate compares ONNX Runtime with torch per image, norm-relative: ||f - g|| / ||g||.
+The parity gate compares ONNX Runtime with torch per image, norm-relative: ||f - g|| / ||g||. The
+same weights give the same bytes.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from augself_hub import card, hub
+from augself_hub import card
 from augself_hub.errors import AugSelfError, MissingExtra
+from augself_hub.folder import (
+    ENCODER_GRAPH,
+    HEADS_GRAPH,
+    changed_folder,
+    read_manifest,
+    write_manifest,
+)
 from augself_hub.modeling.encoders import pooled
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
+from augself_hub.precision import GRAPHS, QUANTIZED
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 17)
@@ -31,7 +42,9 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, model: AugSelfModel) -> None:
         super().__init__()
-        self.encoder = model.encoder
+        self.encoder = copy.deepcopy(model.encoder)
+        # The exporter cannot take torch's fused attention apart where windows are in the batch.
+        self.encoder.set_attn_implementation("eager")
         self.scale: Tensor
         self.shift: Tensor
         mean, std = (torch.tensor(v) for v in (model.preprocessing.mean, model.preprocessing.std))
@@ -57,6 +70,8 @@ class HeadsGraph(nn.Module):
 def export_folder(folder: Path) -> dict[str, float]:
     """Write onnx/ into a model folder, exchanging the folder in one step.
 
+    Quantised graphs stay if they were made from the same fp32 graph; others go.
+
     Returns:
         The measured parity: the largest norm-relative difference of features and heads.
 
@@ -64,27 +79,42 @@ def export_folder(folder: Path) -> dict[str, float]:
         AugSelfError: a graph differs from torch by more than 1e-4; the folder stays as it was.
         MissingExtra: the export extra is not installed.
     """
-    _require_export_extra()
+    require_export_extra()
     model = AugSelfModel.from_pretrained(folder)
-    with hub.changed_folder(folder) as stage:
+    with changed_folder(folder) as stage:
         parity = write_graphs(model, stage)
-        hub.write_manifest(stage, parity)
+        write_manifest(stage, parity | _quantized(stage))
         card.write(stage)
-        hub.write_manifest(stage)
+        write_manifest(stage)
     return parity
 
 
+def _quantized(folder: Path) -> dict[str, Any]:
+    """The records of quantised graphs that belong to this encoder graph; others are removed."""
+    source = sha256(folder / ENCODER_GRAPH)
+    parity = read_manifest(folder)["parity"]
+    records = {p: parity[p] for p in QUANTIZED if p in parity and parity[p]["source"] == source}
+    for precision in QUANTIZED:
+        if precision not in records:
+            (folder / GRAPHS[precision]).unlink(missing_ok=True)
+    return records
+
+
 def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
-    """Export both graphs into `folder`/onnx and pass them through the parity gate."""
-    (folder / hub.ENCODER_GRAPH).parent.mkdir(exist_ok=True)
+    """Export the graphs into `folder`/onnx and pass them through the parity gate.
+
+    A model without heads has no heads graph.
+    """
+    (folder / ENCODER_GRAPH).parent.mkdir(exist_ok=True)
     size, width = model.preprocessing.size, model.spec.features
     encoder, heads = EncoderGraph(model).eval(), HeadsGraph(model.heads).eval()
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     features = torch.zeros(2, width)
     kinds = list(model.spec.heads)
-    _export(encoder, {"images": images}, ["features"], folder / hub.ENCODER_GRAPH)
-    pair = {"features_a": features, "features_b": features.clone()}
-    _export(heads, pair, kinds, folder / hub.HEADS_GRAPH)
+    _export(encoder, {"images": images}, ["features"], folder / ENCODER_GRAPH)
+    if kinds:
+        pair = {"features_a": features, "features_b": features.clone()}
+        _export(heads, pair, kinds, folder / HEADS_GRAPH)
     return _parity(encoder, heads, folder, size)
 
 
@@ -119,19 +149,18 @@ def _anonymous(model: Any) -> Any:
 
 
 @torch.no_grad()
-def _parity(encoder: nn.Module, heads: nn.Module, folder: Path, size: int) -> dict[str, float]:
+def _parity(encoder: nn.Module, heads: HeadsGraph, folder: Path, size: int) -> dict[str, float]:
     """Largest norm-relative difference over batches of 1, 2 and 17 images."""
     generator = np.random.default_rng(0)
-    worst = {"features": 0.0, "heads": 0.0}
+    worst = {"features": 0.0}
     for batch in BATCHES:
         images = generator.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
         reference = encoder(torch.from_numpy(images))
-        (features,) = _run(folder / hub.ENCODER_GRAPH, {"images": images})
+        (features,) = _run(folder / ENCODER_GRAPH, {"images": images})
         worst["features"] = max(worst["features"], _difference(features, reference))
-        pair = {"features_a": reference.numpy(), "features_b": reference.flip(0).numpy()}
-        raw = np.concatenate(_run(folder / hub.HEADS_GRAPH, pair), axis=1)
-        expected = torch.cat(heads(reference, reference.flip(0)), dim=1)
-        worst["heads"] = max(worst["heads"], _difference(raw, expected))
+        if heads.heads:
+            difference = _heads_difference(heads, reference, folder)
+            worst["heads"] = max(worst.get("heads", 0.0), difference)
     for part, difference in worst.items():
         if not difference <= TOLERANCE:
             raise AugSelfError(
@@ -139,6 +168,12 @@ def _parity(encoder: nn.Module, heads: nn.Module, folder: Path, size: int) -> di
                 f"more than {TOLERANCE:.0e} (norm-relative)"
             )
     return worst
+
+
+def _heads_difference(heads: nn.Module, features: Tensor, folder: Path) -> float:
+    pair = {"features_a": features.numpy(), "features_b": features.flip(0).numpy()}
+    raw = np.concatenate(_run(folder / HEADS_GRAPH, pair), axis=1)
+    return _difference(raw, torch.cat(heads(features, features.flip(0)), dim=1))
 
 
 def _difference(values: np.ndarray, reference: Tensor) -> float:
@@ -154,7 +189,14 @@ def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     return session.run(None, inputs)
 
 
-def _require_export_extra() -> None:
+def sha256(path: Path) -> str:
+    """Of one file, as a manifest names it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_export_extra() -> None:
+    """Raises MissingExtra where exporting is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

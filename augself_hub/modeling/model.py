@@ -7,6 +7,10 @@ parameters of two views differ (AugSelf, arXiv:2111.09613, section 3).
 from __future__ import annotations
 
 import copy
+import dataclasses
+import logging
+import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,20 @@ from augself_hub import hub
 from augself_hub.augmentations.difference import both_orders, to_physical
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.folder import (
+    CONFIG,
+    CURVES,
+    ENCODER,
+    HEADS,
+    TRAINING_LOG,
+    new_folder,
+    read_spec,
+    write_manifest,
+)
 from augself_hub.modeling.encoders import pooled, refuse_unpooled
 from augself_hub.preprocess import Preprocessing
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -75,7 +91,12 @@ class AugSelfModel(nn.Module):
         heads: of the spec's kinds and widths.
         spec: what the heads predict, in which units.
         preprocessing: side, mean and std of the images.
+
+    Attributes:
+        folder: what it was loaded from, if it was.
     """
+
+    folder: Path | None = None
 
     def __init__(
         self,
@@ -92,8 +113,18 @@ class AugSelfModel(nn.Module):
         self.preprocessing = preprocessing
 
     def forward(self, pixel_values: Tensor) -> AugSelfOutput:
-        """(N, 3, H, W) normalised images -> `AugSelfOutput`."""
-        return AugSelfOutput(features=pooled(self.encoder, pixel_values))
+        """(N, 3, H, W) normalised images -> `AugSelfOutput`.
+
+        Raises:
+            ModelFolderError: the encoder is not the one augself/config.json was written for.
+        """
+        features = pooled(self.encoder, pixel_values)
+        if features.shape[1] != self.spec.features:
+            raise ModelFolderError(
+                f"the encoder gives {features.shape[1]} features and {CONFIG} says "
+                f"{self.spec.features}: they are not of one model"
+            )
+        return AugSelfOutput(features=features)
 
     def predict_difference(self, xa: Tensor, xb: Tensor) -> dict[str, Tensor]:
         """How the augmentation parameters of view b differ from those of view a.
@@ -104,7 +135,15 @@ class AugSelfModel(nn.Module):
         Returns:
             kind -> (N, outputs) in the units of `spec.heads[kind].dimensions`; probabilities for
             flip and rot. Both orders are averaged where swapping the views negates the answer.
+
+        Raises:
+            AugSelfError: the model has no heads.
         """
+        if not self.spec.heads:
+            raise AugSelfError(
+                f"this model has no AugSelf heads ({HEADS} is missing or empty), only features: "
+                "train some with augself fit-heads"
+            )
         ya, yb = self(xa).features, self(xb).features
         ab, ba = self.heads(ya, yb), self.heads(yb, ya)
         return {
@@ -118,28 +157,44 @@ class AugSelfModel(nn.Module):
         model: str | Path | None = None,
         *,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
         dtype: torch.dtype = torch.float32,
+        device: str | torch.device | None = None,
     ) -> AugSelfModel:
         """Load a model folder, a Hub id, or (None) the embedded demonstration model.
+
+        A folder without augself/model.safetensors gives features, and no differences.
 
         Args:
             model: folder, `org/name` or `org/name@revision`.
             revision: branch, tag or commit of a Hub id.
+            cache_dir: where the Hub's files are kept; None: the Hub client's own cache.
+            local_files_only: ask only the cache, as HF_HUB_OFFLINE=1 does.
+            token: of the Hub; None: the one `hf auth login` keeps.
             dtype: of encoder and heads.
+            device: of both; None: where torch puts new tensors.
 
         Returns:
             The model in evaluation mode.
 
         Raises:
-            ModelFolderError: nothing there, incomplete, or in disagreement with its manifest.
+            ModelFolderError: nothing there, incomplete, in disagreement with its manifest, or of
+                parts that do not fit each other; names the file.
+            HubError: the Hub did not give it.
         """
-        folder = hub.resolve(model, revision)
-        spec = hub.read_spec(folder)
+        folder = hub.resolve(
+            model, revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+        )
+        spec = _spec_of_what_is_there(folder)
         heads = AugSelfHeads(spec)
-        _load_heads(heads, folder / hub.HEADS)
-        encoder = AutoModel.from_pretrained(folder, dtype=dtype)
+        if spec.heads:
+            _load_heads(heads, folder / HEADS)
+        encoder = _load_encoder(folder, dtype)
         loaded = cls(encoder, heads.to(dtype), spec, Preprocessing.from_folder(folder))
-        return loaded.eval()
+        loaded.folder = folder
+        return loaded.to(device).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a new model folder, in float32; it appears in one step.
@@ -147,29 +202,117 @@ class AugSelfModel(nn.Module):
         Raises:
             AugSelfError: the folder exists already.
         """
-        with hub.new_folder(Path(folder)) as stage:
+        with new_folder(Path(folder)) as stage:
             self.write_files(stage)
-            hub.write_manifest(stage)
+            write_manifest(stage)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Publish this model in one commit (see `hub.push`).
+
+        The folder it was loaded from is published as it is if it is this model still. Otherwise
+        onnx/ and evaluation.json, which describe other weights, stay away, and a warning says so.
+
+        Returns:
+            The commit's URL.
+
+        Raises:
+            HubError: the Hub did not take it.
+        """
+        with tempfile.TemporaryDirectory() as parent:
+            folder = self._publishable(Path(parent) / "model")
+            return hub.push(
+                folder, repo_id, private=private, token=token, commit_message=commit_message
+            )
+
+    def _publishable(self, folder: Path) -> Path:
+        """The folder this model came from if it is that model still; else `folder`, written."""
+        self.save_pretrained(folder)
+        if self.folder is None:
+            return folder
+        if _same_model(folder, self.folder):
+            return self.folder
+        log.warning("%s has changed: published without onnx/ and evaluation.json", self.folder)
+        for name in (TRAINING_LOG, CURVES):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, folder / name)
+        write_manifest(folder)
+        return folder
 
     def write_files(self, folder: Path) -> None:
         """The files of encoder, processor and heads, without the manifest that must come last."""
         encoder = copy.deepcopy(self.encoder).cpu().float()
         encoder.save_pretrained(folder)
         _processor(self.preprocessing).save_pretrained(folder)
-        (folder / hub.CONFIG).parent.mkdir()
-        (folder / hub.CONFIG).write_text(self.spec.to_json())
+        (folder / CONFIG).parent.mkdir()
+        (folder / CONFIG).write_text(self.spec.to_json())
         state = {name: _published(value) for name, value in self.heads.state_dict().items()}
-        save_file(state, folder / hub.HEADS)
+        save_file(state, folder / HEADS)
+
+
+def _spec_of_what_is_there(folder: Path) -> Spec:
+    """augself/config.json, without heads where their weights are not in the folder."""
+    spec = read_spec(folder)
+    return spec if (folder / HEADS).is_file() else dataclasses.replace(spec, heads={})
+
+
+def _load_encoder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The stock model; of safetensors only, and only if every weight has its place."""
+    try:
+        encoder, info = AutoModel.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers, safetensors and torch each raise their own
+        raise ModelFolderError(f"{folder}: the encoder cannot be loaded: {_line(error)}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            raise ModelFolderError(
+                f"{folder / ENCODER} does not fit config.json: {kind.replace('_', ' ')} "
+                f"{min(map(str, info[kind]))} and perhaps others"
+            )
+    return encoder
 
 
 def _load_heads(heads: AugSelfHeads, path: Path) -> None:
     try:
         heads.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise ModelFolderError(f"{path} is missing: this folder has no AugSelf heads") from None
     except Exception as error:  # safetensors raises its own type, torch a RuntimeError
-        reason = str(error).strip().splitlines()[-1].strip()
-        raise ModelFolderError(f"{path} does not fit augself/config.json: {reason}") from error
+        raise ModelFolderError(
+            f"{path} does not fit augself/config.json: {_line(error)}"
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _same_model(folder: Path, source: Path) -> bool:
+    """Whether two folders hold the same weights, spec and preprocessing."""
+    if not all((source / path).is_file() for path in (ENCODER, CONFIG)):
+        return False
+    a, b = (
+        (_spec_of_what_is_there(f), Preprocessing.from_folder(f), _weights(f))
+        for f in (folder, source)
+    )
+    same_names = a[:2] == b[:2] and a[2].keys() == b[2].keys()
+    return same_names and all(torch.equal(value, b[2][name]) for name, value in a[2].items())
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    paths = [path for path in (ENCODER, HEADS) if (folder / path).is_file()]
+    return {f"{p}:{k}": value for p in paths for k, value in load_file(folder / p).items()}
 
 
 def _published(value: Tensor) -> Tensor:

@@ -63,7 +63,21 @@ class AugSelfLoss(nn.Module):
         ab, mask_ab = targets(kind, wa, wb, policy, convention)
         ba, mask_ba = targets(kind, wb, wa, policy, convention)
         target, mask = torch.cat([ab, ba]), torch.cat([mask_ab, mask_ba])
+        if (convention, kind) == ("paper", "sol"):
+            return broadcast_loss(raw, target.to(raw))
         return head_loss(self.spec.heads[kind], raw, target.to(raw), mask)
+
+
+def broadcast_loss(raw: Tensor, target: Tensor) -> Tensor:
+    """What official runs minimised for sol: every prediction against every target of the batch.
+
+    The official target has shape (N,), the prediction (N, 1), and their difference broadcasts. The
+    best answer is then the mean target, 0, whatever the pictures show: the head learns nothing.
+
+    Args:
+        raw, target: (N, 1).
+    """
+    return ((raw.tanh() - target.T) ** 2).mean()
 
 
 def head_loss(head: Head, raw: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -90,10 +104,10 @@ def _mean_over_processes(count: Tensor) -> Tensor:
     """How many rows each dimension is averaged over, the mean over processes.
 
     DDP averages gradients over processes, so dividing by the mean count makes two processes on half
-    the batch each equal one on the whole.
+    the batch each equal one on the whole. Where nothing can be seen it divides by one row.
     """
-    count = count.float()
+    count, processes = count.float(), 1
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(count)
-        count = count / dist.get_world_size()
-    return count.clamp(min=1 / 2)
+        processes = dist.get_world_size()
+    return count.clamp(min=1) / processes

@@ -1,130 +1,75 @@
-"""The model folder as files: what the manifest refuses; a change is whole or not at all."""
+"""Models by name: published, fetched and listed by the real client over HTTP."""
 
+import dataclasses
 import json
+import logging
 import os
-import signal
+import re
+import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from click.testing import CliRunner
+from huggingface_hub import HfApi
 
-from augself_hub import hub
-from augself_hub.augmentations.spec import Policy, Spec, heads_for
-from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub import AugSelfModel, hub
+from augself_hub.cli import augself, main
+from augself_hub.errors import AugSelfError, HubError, ModelFolderError, UsageError
+from augself_hub.folder import (
+    EVALUATION,
+    MANIFEST,
+    read_manifest,
+    read_spec,
+    verify,
+    write_manifest,
+)
 
-FILES = {
-    "config.json": "{}",
-    "model.safetensors": "weights",
-    "augself/model.safetensors": "heads",
-    "onnx/model.onnx": "graph",
-}
-POLICY = Policy()
-SPEC = Spec("relative", POLICY, heads_for(["crop"], POLICY), features=8)
-
-
-def fill(folder, version="1"):
-    for name, text in FILES.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text + version)
-    (folder / hub.CONFIG).write_text(SPEC.to_json())
-    hub.write_manifest(folder)
-    return folder
-
-
-def version(folder):
-    """Of a folder that agrees with its manifest."""
-    return (hub.verify(folder) / "model.safetensors").read_text().removeprefix("weights")
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+PAGE = Path(__file__).parents[2] / "docs/hub.md"
+NAME = "somebody/tiny"
+MINE = "hf_may_write"
+COMMIT = rf"POST /api/models/{NAME}/commit/main"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    return fill(tmp_path / "model")
+def model_folder(tiny_model, tmp_path):
+    """A copy of the tiny model with results, to publish and to spoil; its graphs are cut short."""
+    folder = shutil.copytree(tiny_model, tmp_path / "mine")
+    for graph in (folder / "onnx").iterdir():
+        graph.write_text("graph")
+    result = {"task": "kNN", "name": "STL-10", "metric": "accuracy", "value": 0.5}
+    evaluation = {"protocol": "k = 20", "results": [result]}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "training_log.json").write_text("[]")
+    write_manifest(folder)
+    return folder
 
 
-# -- Manifest --------------------------------------------------------------------------------------
+@pytest.fixture
+def published(local_hub, model_folder):
+    hub.push(model_folder, NAME)
+    return local_hub
 
 
-def test_a_folder_that_agrees_with_its_manifest_is_resolved(folder):
-    assert hub.resolve(folder) == folder
-    assert hub.resolve(str(folder)) == folder
-    assert hub.read_spec(folder) == SPEC
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds waited for a busy Hub; no second passes."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
 
 
-def test_the_manifest_names_every_other_file(folder):
-    manifest = json.loads((folder / "augself/manifest.json").read_text())
-    assert sorted(manifest["files"]) == sorted([*FILES, "augself/config.json"])
-    assert manifest["files"]["config.json"] == (
-        "32c5831cf458e2271b759b2450a051285fec16d90718d1d8e74e3217d94305bb"  # sha256 of {}1
-    )
-    assert "torch" in manifest["versions"]
+def files_of(folder):
+    return set(read_manifest(folder)["files"])
 
 
-def test_measured_parity_is_kept_until_it_is_measured_again(folder):
-    hub.write_manifest(folder, parity={"cosine": 0.9999})
-    hub.write_manifest(folder)
-    assert hub.read_manifest(folder)["parity"] == {"cosine": 0.9999}
+def run(*arguments):
+    return CliRunner().invoke(augself, arguments, catch_exceptions=False)
 
 
-@pytest.mark.parametrize("name", [*FILES, "augself/config.json"])
-def test_a_changed_file_is_refused_by_name(folder, name):
-    data = bytearray((folder / name).read_bytes())
-    data[0] ^= 1
-    (folder / name).write_bytes(data)
-    with pytest.raises(ModelFolderError, match=f"{name} is not the file its manifest names"):
-        hub.resolve(folder)
-
-
-@pytest.mark.parametrize("name", [*FILES, "augself/config.json"])
-def test_a_missing_file_is_refused_by_name(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(ModelFolderError, match=f"{name} is missing"):
-        hub.resolve(folder)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": ["a"]}', "\xff"])
-def test_a_damaged_manifest_is_refused(folder, text):
-    (folder / hub.MANIFEST).write_text(text, encoding="latin-1")
-    with pytest.raises(ModelFolderError, match=r"augself/manifest\.json cannot be read"):
-        hub.resolve(folder)
-
-
-@pytest.mark.parametrize("missing", [hub.MANIFEST, hub.CONFIG])
-def test_a_folder_without_ours_is_no_model_folder(folder, missing):
-    (folder / missing).unlink()
-    with pytest.raises(ModelFolderError, match=f"{missing.name} is missing"):
-        hub.resolve(folder)
-    with pytest.raises(ModelFolderError, match="is missing"):
-        (hub.read_manifest if missing == hub.MANIFEST else hub.read_spec)(folder)
-
-
-@pytest.mark.parametrize("outside", ["../secret", "{tmp}/secret", "onnx/../../secret"])
-def test_a_manifest_that_leads_out_of_the_folder_is_refused(folder, tmp_path, outside):
-    (tmp_path / "secret").write_text("{}1")
-    path = outside.format(tmp=tmp_path)
-    manifest = hub.read_manifest(folder)
-    manifest["files"][path] = manifest["files"]["config.json"]
-    (folder / hub.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(ModelFolderError, match="not in the folder"):
-        hub.verify(folder)
-
-
-def test_a_folder_of_links_as_the_hubs_cache_has_them_is_read(folder, tmp_path):
-    (tmp_path / "blobs").mkdir()
-    for i, path in enumerate(path for path in list(folder.rglob("*")) if path.is_file()):
-        blob = tmp_path / "blobs" / str(i)
-        path.rename(blob)
-        path.symlink_to(os.path.relpath(blob, path.parent))
-    assert version(hub.resolve(folder)) == "1"
-    with hub.changed_folder(folder) as changed:
-        fill(changed, "2")
-    assert version(folder) == "2"
-    assert {path.read_text() for path in (tmp_path / "blobs").iterdir()} >= {"weights1"}
+# -- No model --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,170 +84,384 @@ def test_no_model_is_one_line(model, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-# -- New and changed folders -----------------------------------------------------------------------
+def test_a_revision_that_would_be_ignored_is_refused(tiny_model):
+    with pytest.raises(UsageError, match="is a folder and has no revision 'v1'"):
+        hub.resolve(tiny_model, "v1")
+    with pytest.raises(UsageError, match="names a revision"):
+        hub.resolve(f"{NAME}@v1", "v2")
 
 
-def test_a_new_folder_appears_whole(tmp_path):
-    target = tmp_path / "deep" / "model"
-    with hub.new_folder(target) as stage:
-        fill(stage)
-        assert not target.exists()
-    assert version(target) == "1"
-    assert names(target.parent) == ["model"]
+# -- Push and pull ---------------------------------------------------------------------------------
 
 
-def test_a_new_folder_does_not_touch_what_is_there(folder):
-    with pytest.raises(AugSelfError, match="model exists"), hub.new_folder(folder):
-        pytest.fail("nothing is to be built where something is")
-    assert version(folder) == "1"
+def test_what_is_pushed_is_what_is_pulled(local_hub, model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(HfApi, "upload_folder", None)  # may make several commits
+    url = hub.push(model_folder, NAME, commit_message="First")
+    (_, (commit, _)) = local_hub.repositories[NAME].commits
+    assert url == f"{local_hub.url}/{NAME}/commit/{commit}"
+    assert len(local_hub.asked(r"/commit/")) == 1
+    pulled = hub.pull(NAME, tmp_path / "pulled")
+    assert verify(pulled) == pulled
+    old, new = read_manifest(model_folder), read_manifest(pulled)
+    assert old["files"].pop("README.md") != new["files"].pop("README.md")
+    assert new == old  # every file but the card, whose examples name the model
+    assert NAME in (pulled / "README.md").read_text()
+    x = torch.randn(2, 3, 32, 32)
+    for name, values in AugSelfModel.from_pretrained(NAME)(x).items():
+        torch.testing.assert_close(
+            values, AugSelfModel.from_pretrained(model_folder)(x)[name], rtol=0, atol=0
+        )
 
 
-class Failure(Exception):
-    pass
+def test_pull_leaves_nothing_where_something_is_or_goes_wrong(published, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(AugSelfError, match="there exists"):
+        hub.pull(NAME, tmp_path / "there")
+    before = sorted(tmp_path.iterdir())
+    copy = shutil.copyfile
+
+    def cut_short(source, to):
+        copy(source, to)
+        os.truncate(to, to.stat().st_size - (to.name == "model.safetensors"))
+
+    monkeypatch.setattr("shutil.copyfile", cut_short)
+    with pytest.raises(ModelFolderError, match="is not the file its manifest names"):
+        hub.pull(NAME, tmp_path / "new")
+    assert sorted(tmp_path.iterdir()) == before
 
 
-def fail(stage, error):
-    assert version(stage)
-    raise error
+def test_a_folder_that_disagrees_with_its_manifest_is_not_pushed(local_hub, model_folder):
+    (model_folder / "evaluation.json").write_text("{}")
+    with pytest.raises(ModelFolderError, match=r"evaluation\.json is not the file"):
+        hub.push(model_folder, NAME)
+    assert local_hub.requests == []
 
 
-@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, OSError])
-def test_a_failure_leaves_nothing_new(tmp_path, error):
-    with pytest.raises(error), hub.new_folder(tmp_path / "model") as stage:
-        fail(fill(stage), error)
-    assert names(tmp_path) == []
+def test_a_second_push_replaces_the_first_and_both_can_be_had(published, model_folder):
+    first = hub.resolve(NAME)
+    (model_folder / "evaluation.json").unlink()
+    write_manifest(model_folder)
+    hub.push(model_folder, NAME)
+    assert len(published.asked(COMMIT)) == 2
+    assert "evaluation.json" not in published.files(NAME)
+    assert ".gitattributes" in published.files(NAME)
+    assert "evaluation.json" not in files_of(hub.resolve(NAME))
+    commit = published.repositories[NAME].commits[1][0]
+    published.repositories[NAME].tags["v1"] = commit
+    assert hub.resolve(f"{NAME}@v1") == hub.resolve(NAME, "v1") == hub.resolve(NAME, commit)
+    assert hub.resolve(f"{NAME}@{commit}").name == first.name == commit
+    with pytest.raises(HubError, match=r"somebody/tiny@v9: the Hub has no such .*\(404\)"):
+        hub.resolve(f"{NAME}@v9")
 
 
-@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, OSError])
-def test_a_failed_change_leaves_the_old_folder(folder, error):
-    with pytest.raises(error), hub.changed_folder(folder) as stage:
-        fail(fill(stage, "2"), error)
-    assert version(folder) == "1"
-    assert names(folder.parent) == ["model"]
+def test_the_same_model_again_is_no_commit(published, model_folder):
+    (_, (commit, _)) = published.repositories[NAME].commits
+    assert hub.push(model_folder, NAME) == f"{published.url}/{NAME}/commit/{commit}"
+    assert len(published.repositories[NAME].commits) == 2
 
 
-@pytest.fixture(params=["one step", "two renames"])
-def exchange(request, monkeypatch):
-    if request.param == "two renames":
-        monkeypatch.setattr(hub, "_exchanged_in_one_step", lambda stage, folder: False)
-    elif sys.platform != "linux":
-        pytest.skip("renameat2 is Linux's")
+@pytest.mark.parametrize("private", [True, False])
+def test_a_repository_s_visibility_is_not_changed_behind_anyone_s_back(
+    local_hub, model_folder, private
+):
+    hub.push(model_folder, NAME, private=private)
+    assert local_hub.repositories[NAME].private == private
+    with pytest.raises(HubError, match="exists and is " + ("private" if private else "public")):
+        hub.push(model_folder, NAME, private=not private)
+    assert len(local_hub.asked(COMMIT)) == 1
 
 
-def test_a_change_is_exchanged_and_leaves_nothing_beside(folder, exchange):
-    for expected in ("2", "3"):
-        with hub.changed_folder(folder) as stage:
-            assert names(stage) == names(folder)  # a copy to work on
-            fill(stage, expected)
-            assert version(folder) != expected
-        assert version(folder) == expected
-        assert names(folder.parent) == ["model"]
+def test_something_else_on_the_hub_is_neither_replaced_nor_downloaded(local_hub, model_folder):
+    HfApi().create_repo(NAME)
+    local_hub.repositories[NAME].commit({"weights.safetensors": b"large"})
+    with pytest.raises(HubError, match=r"holds something else \(weights\.safetensors\)"):
+        hub.push(model_folder, NAME)
+    with pytest.raises(HubError, match=r"is no AugSelf model: the Hub has no augself/manifest"):
+        hub.resolve(NAME)
+    assert not local_hub.asked("/commit/|/resolve/.*weights")
 
 
-def test_a_file_taken_away_in_a_change_is_gone(folder, exchange):
-    with hub.changed_folder(folder) as stage:
-        (stage / "onnx/model.onnx").unlink()
-        hub.write_manifest(stage)
-    assert not (hub.verify(folder) / "onnx/model.onnx").exists()
+@pytest.mark.parametrize("change", ["flipped", "pickle", "foreign"])
+def test_a_model_spoilt_on_the_hub_is_refused_by_name(published, change):
+    files = dict(published.files(NAME))
+    data = bytearray(files["model.safetensors"])
+    data[-1] ^= 1
+    name, content = {
+        "flipped": ("model.safetensors", bytes(data)),
+        "pickle": ("pytorch_model.bin", b"x"),
+        "foreign": ("adapter_config.json", b"{}"),
+    }[change]
+    published.repositories[NAME].commit(files | {name: content})
+    with pytest.raises(ModelFolderError, match=f"{name} (is not|may be a pickle)"):
+        hub.resolve(NAME)
 
 
-def test_of_a_link_the_folder_it_leads_to_is_changed(folder, tmp_path, exchange):
-    link = tmp_path / "link"
-    link.symlink_to(folder)
-    with hub.changed_folder(link) as stage:
-        fill(stage, "2")
-    assert link.is_symlink()
-    assert version(link) == version(folder) == "2"
-    assert names(tmp_path) == ["link", "model"]
+def test_somebody_else_s_commit_in_between_is_not_undone(local_hub, model_folder, monkeypatch):
+    hub.push(model_folder, NAME)
+    info = HfApi.model_info
+
+    def and_then_somebody_commits(*arguments, **options):
+        there = info(*arguments, **options)
+        local_hub.repositories[NAME].commit(local_hub.files(NAME) | {"LICENSE": b"theirs"})
+        return there
+
+    monkeypatch.setattr(HfApi, "model_info", and_then_somebody_commits)
+    (model_folder / "training_log.json").write_text("[1]")
+    write_manifest(model_folder)
+    with pytest.raises(HubError, match="changed it at the same time"):
+        hub.push(model_folder, NAME)
+    assert local_hub.files(NAME)["LICENSE"] == b"theirs"
 
 
-def test_a_folder_given_by_a_relative_path(folder, monkeypatch):
-    monkeypatch.chdir(folder.parent)
-    with hub.changed_folder(Path("model")) as stage:
-        fill(stage, "2")
-    assert version(folder) == "2"
+# -- A model in memory -----------------------------------------------------------------------------
 
 
-# -- Killed in the middle --------------------------------------------------------------------------
-
-WRITER = """
-    import os, shutil, signal, sys
-    from pathlib import Path
-    sys.path.insert(0, {tests!r})
-    from augself_hub import hub
-    from {module} import fill
-
-    def killed(*_, **__):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    folder = Path({folder!r})
-    {setup}
-    with hub.{manager}(folder) as stage:
-        fill(stage, "2")
-        {inside}
-"""
-TWO_RENAMES = "hub._exchanged_in_one_step = lambda *_: False; "
-RENAMES = "renames = []; rename = Path.rename; "
-MOMENTS = {
-    "while building": ("", "killed()", "1"),
-    "before the exchange": ("hub._exchange = killed", "", "1"),
-    "after the exchange": ("hub.shutil.rmtree = EXCHANGED", "", "2"),
-    "before the first rename": (TWO_RENAMES + "Path.rename = killed", "", "1"),
-    "between the renames": (TWO_RENAMES + "rename = Path.rename; Path.rename = BETWEEN", "", "1"),
-    "after the second rename": (TWO_RENAMES + "hub.shutil.rmtree = EXCHANGED", "", "2"),
-}
-HOOKS = {
-    "EXCHANGED": (
-        "lambda path, **_: killed() if (folder / 'model.safetensors').exists() and "
-        "(folder / 'model.safetensors').read_text() == 'weights2' else None"
-    ),
-    "BETWEEN": "lambda a, b: rename(a, b) if a == folder else killed()",
-}
+def test_an_unchanged_model_is_pushed_with_its_graphs_and_results(local_hub, model_folder):
+    AugSelfModel.from_pretrained(model_folder).push_to_hub(NAME)
+    assert {"onnx/model.onnx", "evaluation.json"} < set(local_hub.files(NAME))
 
 
-def run_and_be_killed(manager, folder, setup, inside):
-    for name, hook in HOOKS.items():
-        setup = setup.replace(name, hook)
-    script = textwrap.dedent(WRITER).format(
-        tests=str(Path(__file__).parent), module=Path(__file__).stem, folder=str(folder),
-        manager=manager, setup=setup, inside=inside,
-    )  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+@pytest.mark.parametrize("part", ["encoder", "heads", "spec"])
+def test_a_changed_model_is_pushed_without_what_describes_the_old(
+    published, model_folder, part, caplog
+):
+    model = AugSelfModel.from_pretrained(model_folder)
+    if part == "spec":
+        model.spec = dataclasses.replace(model.spec, provenance={"license": "mit"})
+    else:
+        with torch.no_grad():
+            next(getattr(model, part).parameters()).add_(1)
+    with caplog.at_level(logging.WARNING):
+        model.push_to_hub(NAME, commit_message="Changed")
+    assert "published without onnx/ and evaluation.json" in caplog.text
+    there = set(published.files(NAME))
+    assert not {path for path in there if path.startswith("onnx/")} | ({"evaluation.json"} & there)
+    assert "training_log.json" in there
+    again = AugSelfModel.from_pretrained(NAME)
+    assert again.spec == model.spec
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_killed_while_changing_the_old_folder_is_whole_or_the_new(folder, moment):
-    setup, inside, expected = MOMENTS[moment]
-    run_and_be_killed("changed_folder", folder, setup, inside)
-    assert version(hub.resolve(folder)) == expected
-    with hub.changed_folder(folder) as stage:  # and what the killed one left is in nobody's way
-        fill(stage, "3")
-    assert version(folder) == "3"
-    assert set(names(folder.parent)) <= {"model", ".model.old"}
+def test_a_model_from_nowhere_is_pushed_private_with_a_token(local_hub, tiny_model, monkeypatch):
+    model = AugSelfModel.from_pretrained(tiny_model)
+    model.folder = None
+    monkeypatch.delenv("HF_TOKEN")
+    model.push_to_hub(NAME, private=True, token=MINE)
+    assert local_hub.repositories[NAME].private
+    with pytest.raises(HubError, match=r"does not know you \(401\): .*hf auth login"):
+        AugSelfModel.from_pretrained(NAME)
+    assert AugSelfModel.from_pretrained(NAME, token=MINE).spec == model.spec
 
 
-def test_what_was_killed_between_two_renames_can_be_changed_without_being_opened(folder):
-    run_and_be_killed("changed_folder", folder, *MOMENTS["between the renames"][:2])
-    assert not folder.exists()
-    with hub.changed_folder(folder) as stage:
-        assert version(stage) == "1"
-        fill(stage, "3")
-    assert version(folder) == "3"
+# -- When the Hub says no --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("setup", "inside", "expected"),
-    [("", "killed()", None), ("Path.rename = killed", "", None),
-     ("hub.shutil.rmtree = EXCHANGED", "", "2")],
-)  # fmt: skip
-def test_killed_while_making_a_new_folder(tmp_path, setup, inside, expected):
-    folder = tmp_path / "model"
-    run_and_be_killed("new_folder", folder, setup, inside)
-    if expected is None:
-        assert not folder.exists()
-        with hub.new_folder(folder) as stage:
-            assert names(stage) == []  # nothing of the killed one's
-            fill(stage, "2")
-    assert version(folder) == "2"
-    assert names(tmp_path) == ["model"]
+    ("token", "expected"),
+    [("", r"\(401\): check the name, or log in"), ("hf_may_read", r"\(403\): use one with write")],
+)
+def test_whoever_may_not_push_is_told_why(local_hub, model_folder, token, expected):
+    with pytest.raises(HubError, match=f"{NAME}: .*{expected}") as caught:
+        hub.push(model_folder, NAME, token=token or False)
+    assert "\n" not in str(caught.value)
+    assert not local_hub.asked("/commit/")
+
+
+@pytest.mark.parametrize(("token", "status"), [(MINE, 404), (False, 401)])
+def test_a_model_the_hub_does_not_have(local_hub, token, status):
+    with pytest.raises(HubError, match=rf"^nobody/nothing: .*\({status}\): check the name"):
+        hub.resolve("nobody/nothing", token=token)
+
+
+@pytest.mark.parametrize(
+    "request_", ["repos/create", "GET /api/models/", "preupload", "PUT /lfs", "/commit/"]
+)
+def test_a_push_to_a_busy_hub_is_tried_again(local_hub, model_folder, request_, waits):
+    local_hub.trouble.append([request_, 503, 2])
+    hub.push(model_folder, NAME)
+    assert len(local_hub.repositories[NAME].commits) == 2
+    assert len(waits) >= 2
+
+
+@pytest.mark.parametrize("request_", ["GET /api/models/", "HEAD", "GET /.*/resolve/", "/cdn/"])
+def test_a_model_of_a_busy_hub_is_asked_for_again(published, request_, waits):
+    published.trouble.append([request_, 503, 2])
+    assert hub.resolve(NAME).is_dir()
+    assert waits
+
+
+def test_a_hub_that_stays_busy_is_given_up_in_one_line(local_hub, model_folder, waits):
+    local_hub.trouble.append(["GET /api/models/|/create", 503, 10**6])
+    for call in (lambda: hub.push(model_folder, NAME), lambda: hub.resolve(NAME)):
+        with pytest.raises(HubError, match=r"somebody/tiny: the Hub is busy \(503\): try again"):
+            call()
+    assert waits == [1, 2, 4] * 2
+
+
+def test_a_hub_that_cannot_be_reached(local_hub, model_folder, waits):
+    local_hub.shutdown()
+    local_hub.server_close()
+    for call in (lambda: hub.push(model_folder, NAME), lambda: hub.resolve(NAME)):
+        with pytest.raises(HubError, match=r"cannot be reached: check the connection"):
+            call()
+
+
+# -- Without the Hub -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["HF_HUB_OFFLINE", "local_files_only", "down"])
+def test_what_is_in_the_cache_is_had_without_the_hub(published, way, tmp_path, monkeypatch, waits):
+    options = {"cache_dir": tmp_path / "elsewhere"}
+    expected = hub.resolve(NAME, **options)
+    assert (tmp_path / "elsewhere") in expected.parents
+    if way == "down":
+        published.trouble.append([".", 503, 10**6])
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", way == "HF_HUB_OFFLINE")
+        options["local_files_only"] = way == "local_files_only"
+    asked = len(published.requests)
+    assert hub.resolve(NAME, **options) == expected
+    assert AugSelfModel.from_pretrained(NAME, **options).folder == expected
+    assert way == "down" or len(published.requests) == asked
+    with pytest.raises(HubError, match="is busy" if way == "down" else "not in the cache"):
+        hub.resolve("nobody/nothing", **options)
+
+
+def test_the_environment_variable_is_enough(published, tmp_path):
+    hub.resolve(NAME)
+    asked = len(published.requests)
+    done = subprocess.run(
+        [sys.executable, "-m", "augself_hub.cli", "verify", NAME],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith("is what its manifest says\n")
+    assert len(published.requests) == asked
+
+
+# -- Lists -----------------------------------------------------------------------------------------
+
+
+def test_what_is_here_and_what_can_be_had(published, model_folder):
+    assert [listing for listing in hub.list_models() if listing.place == "cache"] == []
+    first = hub.resolve(NAME)
+    (found,) = (listing for listing in hub.list_models() if listing.place == "cache")
+    assert (found.name, found.source, found.measured) == (f"{NAME}@main", str(first), "1 results")
+    assert hub.resolve(found.name) == first
+    everything = hub.list_models(everywhere=True)
+    assert set(hub.KNOWN) < set(everything)
+    (other,) = (listing for listing in everything if listing.place == "Hub")
+    assert (other.name, other.source) == (NAME, f"{published.url}/{NAME}")
+
+
+def test_what_is_known_is_frozen_and_carries_no_licence_it_does_not_have():
+    embedded, *official = hub.KNOWN
+    assert embedded.license == read_spec(hub.resolve(None)).provenance["license"]
+    results = json.loads((hub.EMBEDDED / EVALUATION).read_text())["results"]
+    assert {result["task"] for result in results} == {embedded.measured.split(":")[0]}
+    for listing in official:
+        assert listing.license == "none stated"
+        assert "augself convert" in listing.source
+        assert listing.measured == ""
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            listing.license = "mit"
+
+
+def test_a_snapshot_this_version_cannot_read_is_still_listed(published):
+    folder = hub.resolve(NAME)
+    (folder / "augself/config.json").unlink()
+    (folder / "augself/config.json").write_text('{"format": 99}')
+    found = hub.Listing(f"{NAME}@main", "cache", str(folder), measured="1 results")
+    assert found in hub.list_models()
+
+
+# -- The command line ------------------------------------------------------------------------------
+
+
+def test_push_pull_verify_and_list_print_tables(local_hub, model_folder, tmp_path):
+    pushed = run("push", str(model_folder), NAME, "--private", "--message", "First")
+    assert f"published as {local_hub.url}/{NAME}/commit/" in pushed.output
+    assert local_hub.repositories[NAME].private
+    pulled = run("pull", NAME, str(tmp_path / "pulled"))
+    verified = run("verify", NAME)
+    for result in (pushed, pulled, verified):
+        rows = [line.split() for line in result.stdout.splitlines()]
+        assert rows[0] == ["file", "bytes", "sha256"]
+        sizes = {row[0]: row[1] for row in rows[1:-1]}
+        assert sizes["evaluation.json"] == str((model_folder / "evaluation.json").stat().st_size)
+        assert set(sizes) == files_of(model_folder)
+    listed = run("list").output
+    assert f"{NAME}@main" in listed and "official" not in listed
+    everything = run("list", "--all").output
+    assert all(listing.name in everything for listing in hub.KNOWN)
+
+
+def test_the_page_about_the_hub_does_what_it_says(local_hub, model_folder, tmp_path, monkeypatch):
+    text = PAGE.read_text()
+    (push,) = re.findall(r"```bash\naugself (.*)\n```", text)
+    (python,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    commands = re.findall(r"^\| `augself (.*?)` \|", text, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    shutil.copytree(model_folder, "run/model")
+    assert run(*push.split()).exit_code == 0
+    repository = local_hub.repositories["your-name/your-model"]
+    repository.tags["v1"] = repository.commits[-1][0]
+    exec(python, names := {})
+    assert names["model"].folder.is_relative_to(tmp_path / "cache")
+    assert len(commands) == 4
+    for command in commands:
+        assert run(*command.split()).exit_code == 0
+    assert verify(tmp_path / "DIR")
+
+
+def test_an_error_is_one_line_and_status_1(local_hub, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", "nobody/nothing"])
+    assert exit_.value.code == 1
+    assert capsys.readouterr().err.startswith("error: nobody/nothing: the Hub has no such model")
+
+
+# -- Without this project --------------------------------------------------------------------------
+
+STOCK = """
+import sys
+sys.modules["augself_hub"] = None
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+for cached in (False, True):
+    AutoImageProcessor.from_pretrained(sys.argv[1], local_files_only=cached)
+    model, info = AutoModel.from_pretrained(
+        sys.argv[1], local_files_only=cached, output_loading_info=True
+    )
+    assert not info["missing_keys"] and not info["unexpected_keys"], info
+    with torch.no_grad():
+        features = model.eval()(torch.full((1, 3, 32, 32), 0.5)).pooler_output.flatten(1)
+    print(repr(features[0].tolist()))
+"""
+
+
+def test_stock_transformers_load_it_by_its_name_from_the_hub_and_its_cache(
+    published, model_folder, tmp_path
+):
+    environment = {"HF_ENDPOINT": published.url, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, NAME],
+        env={**os.environ, **environment, "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        ours = AugSelfModel.from_pretrained(model_folder)(torch.full((1, 3, 32, 32), 0.5))
+    for line in done.stdout.splitlines()[-2:]:
+        torch.testing.assert_close(torch.tensor([json.loads(line)]), ours.features)
+
+
+def test_the_manifest_is_asked_for_first(published):
+    hub.resolve(NAME)
+    assert published.asked("resolve")[0].endswith(MANIFEST.as_posix())

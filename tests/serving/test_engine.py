@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from augself_hub import hub
 from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.folder import read_manifest, write_manifest
 from serving import providers
 from serving.cores import usable_cores
 from serving.engine import Engine, load
@@ -57,7 +57,7 @@ def test_differences_are_in_physical_units(engine, tiny_model, pixels):
 
 def test_it_is_named_after_its_folder(engine, tiny_model):
     assert engine.name == "tiny"
-    assert engine.sha256 == hub.read_manifest(tiny_model)["files"]["onnx/model.onnx"]
+    assert engine.sha256 == read_manifest(tiny_model)["files"]["onnx/model.onnx"]
     assert engine.provider == "CPUExecutionProvider"
 
 
@@ -65,7 +65,7 @@ def test_it_is_named_after_its_folder(engine, tiny_model):
 def test_a_folder_without_graphs_says_how_to_make_them(tiny_model, tmp_path, graph):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     (folder / "onnx" / graph).unlink()
-    hub.write_manifest(folder)
+    write_manifest(folder)
     with pytest.raises(ModelFolderError, match=f"{graph}: augself export --model {folder}"):
         load(str(folder))
 
@@ -73,7 +73,7 @@ def test_a_folder_without_graphs_says_how_to_make_them(tiny_model, tmp_path, gra
 def test_a_graph_that_is_none_is_named(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "broken")
     (folder / "onnx/heads.onnx").write_bytes(b"not a graph")
-    hub.write_manifest(folder)
+    write_manifest(folder)
     with pytest.raises(ModelFolderError, match=r"heads\.onnx cannot be loaded"):
         load(str(folder), "cpu")
 
@@ -82,7 +82,7 @@ def test_graphs_of_another_model_are_refused(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "mixed")
     config = (folder / "augself/config.json").read_text()
     (folder / "augself/config.json").write_text(config.replace('"features": ', '"features": 1'))
-    hub.write_manifest(folder)
+    write_manifest(folder)
     with pytest.raises(ModelFolderError, match="its graphs have"):
         load(str(folder), "cpu")
 

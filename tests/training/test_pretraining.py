@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from augself_hub import AugSelfModel, hub
+from augself_hub import AugSelfModel
 from augself_hub.cli import main
+from augself_hub.folder import read_manifest, verify
 
 SMALL = [
     "--encoder",
@@ -60,13 +61,13 @@ def run(photo_folder, tmp_path_factory) -> Path:
 
 
 def test_a_run_ends_with_a_complete_model_folder(run):
-    folder = hub.verify(run / "model")
+    folder = verify(run / "model")
     expected = {
         "config.json", "model.safetensors", "preprocessor_config.json", "evaluation.json",
         "training_log.json", "curves.png", "README.md", "augself/config.json",
         "augself/model.safetensors", "onnx/model.onnx", "onnx/heads.onnx",
     }  # fmt: skip
-    assert set(hub.read_manifest(folder)["files"]) == expected
+    assert set(read_manifest(folder)["files"]) == expected
 
 
 def test_the_model_knows_its_held_out_errors(run):

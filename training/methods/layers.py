@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 
 def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
@@ -51,13 +51,26 @@ def rank() -> int:
     return dist.get_rank() if processes() > 1 else 0
 
 
-def gathered(x: Tensor) -> Tensor:
-    """(N, C) of every process -> (processes * N, C), with gradient to where it came from."""
-    return torch.cat(all_gather(x)) if processes() > 1 else x
-
-
 def reduced(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """The sum (or maximum, ...) over processes, without gradient."""
     if processes() > 1:
         dist.all_reduce(x, op=operation)
     return x
+
+
+def gathered(x: Tensor) -> Tensor:
+    """(N, C) of every process -> (processes * N, C), with gradient to where it came from."""
+    return _Gather.apply(x) if processes() > 1 else x
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        rows = [torch.empty_like(x) for _ in range(processes())]
+        dist.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        """What every process's loss says about this process's rows."""
+        return reduced(gradient.clone()).chunk(processes())[rank()]

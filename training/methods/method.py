@@ -46,4 +46,4 @@ class Method(nn.Module, ABC):
         """Called between backward and the optimizer's step. `epoch` counts fractions."""
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step. `progress` runs from 0 to 1 over the whole run."""
+        """Called after each optimizer step. `progress` is k/K at step k of K, from 0."""

@@ -15,13 +15,18 @@ from training.methods.method import Method, MethodOutput
 
 
 class SimSiam(Method):
-    """The predictor's learning rate stays constant (section 4.2 of the paper)."""
+    """The predictor's learning rate stays constant (section 4.2 of the paper).
+
+    Projectors have two layers on small images, three on ImageNet.
+    """
 
     constant_lr = ("predictor",)
 
-    def __init__(self, encoder: Encoder, width: int = 2048, bottleneck: int = 512) -> None:
+    def __init__(
+        self, encoder: Encoder, width: int = 2048, bottleneck: int = 512, layers: int = 2
+    ) -> None:
         super().__init__(encoder)
-        self.projector = mlp(encoder.dim, width, width, last_norm=True)
+        self.projector = mlp(encoder.dim, *[width] * layers, last_norm=True)
         self.predictor = mlp(width, bottleneck, width)
 
     def forward(self, x1: Tensor, x2: Tensor) -> MethodOutput:

@@ -9,8 +9,16 @@ import onnxruntime
 import pytest
 import torch
 
-from augself_hub import AugSelfModel, hub
+from augself_hub import AugSelfModel
 from augself_hub.errors import AugSelfError
+from augself_hub.folder import (
+    ENCODER_GRAPH,
+    HEADS_GRAPH,
+    MANIFEST,
+    read_manifest,
+    read_spec,
+    verify,
+)
 from augself_hub.modeling import export
 
 
@@ -28,18 +36,18 @@ def test_the_graph_takes_uint8_images_and_answers_as_torch(tiny_model, batch):
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
     with torch.no_grad():
         expected = model(x).features.numpy()
-    (features,) = session(tiny_model / hub.ENCODER_GRAPH).run(["features"], {"images": images})
+    (features,) = session(tiny_model / ENCODER_GRAPH).run(["features"], {"images": images})
     error = np.linalg.norm(features - expected, axis=1) / np.linalg.norm(expected, axis=1)
     assert error.max() < 1e-4
 
 
 def test_the_heads_graph_names_its_outputs_by_kind(tiny_model):
-    outputs = [o.name for o in session(tiny_model / hub.HEADS_GRAPH).get_outputs()]
-    assert outputs == list(hub.read_spec(tiny_model).heads)
+    outputs = [o.name for o in session(tiny_model / HEADS_GRAPH).get_outputs()]
+    assert outputs == list(read_spec(tiny_model).heads)
 
 
 def test_the_manifest_records_the_parity(tiny_model):
-    parity = hub.read_manifest(tiny_model)["parity"]
+    parity = read_manifest(tiny_model)["parity"]
     assert 0 < parity["features"] < 1e-4
     assert 0 < parity["heads"] < 1e-4
 
@@ -47,7 +55,7 @@ def test_the_manifest_records_the_parity(tiny_model):
 def test_a_graph_that_differs_is_refused_and_the_folder_kept(tiny_model, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
-    before = (folder / hub.MANIFEST).read_text()
+    before = (folder / MANIFEST).read_text()
     monkeypatch.setattr(
         export,
         "_run",
@@ -55,11 +63,11 @@ def test_a_graph_that_differs_is_refused_and_the_folder_kept(tiny_model, tmp_pat
     )
     with pytest.raises(AugSelfError, match="differ from torch"):
         export.export_folder(folder)
-    assert (folder / hub.MANIFEST).read_text() == before
-    assert hub.verify(folder) == folder
+    assert (folder / MANIFEST).read_text() == before
+    assert verify(folder) == folder
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
 def test_graphs_carry_no_path_of_the_machine_that_made_them(tiny_model):
-    for graph in (hub.ENCODER_GRAPH, hub.HEADS_GRAPH):
+    for graph in (ENCODER_GRAPH, HEADS_GRAPH):
         assert b".py" not in (tiny_model / graph).read_bytes()

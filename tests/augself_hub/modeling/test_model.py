@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from augself_hub import AugSelfModel, hub, preprocess
+from augself_hub import AugSelfModel, preprocess
 from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.folder import MANIFEST
 
 STOCK = """
 import json, sys
@@ -112,10 +113,10 @@ def test_nothing_in_a_folder_is_a_pickle(tiny_model):
 
 
 def test_save_refuses_a_folder_that_exists(tiny_model):
-    before = (tiny_model / hub.MANIFEST).read_text()
+    before = (tiny_model / MANIFEST).read_text()
     with pytest.raises(AugSelfError, match="exists"):
         AugSelfModel.from_pretrained(tiny_model).save_pretrained(tiny_model)
-    assert (tiny_model / hub.MANIFEST).read_text() == before
+    assert (tiny_model / MANIFEST).read_text() == before
 
 
 def test_a_flipped_byte_is_refused_by_name(tiny_model, tmp_path):

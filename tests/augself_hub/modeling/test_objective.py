@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from augself_hub import AugSelfLoss, TwoViews
+from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Dimension, Head, Policy
 from augself_hub.errors import UsageError
-from augself_hub.modeling.objective import head_loss
+from augself_hub.modeling.objective import broadcast_loss, head_loss
 
 
 def regression(*stds, tanh=False):
@@ -105,3 +107,35 @@ def test_two_views_obey_torch_s_seed():
     torch.testing.assert_close(first[0], again[0])
     assert first[0].shape == (3, 16, 16)
     assert not torch.equal(first[0], first[1])
+
+
+def test_paper_s_sol_loss_compares_every_prediction_with_every_target():
+    """SCIENCE: official targets of shape (N,) broadcast against predictions (N, 1)."""
+    raw, target = torch.tensor([[0.3], [-1.2]]), torch.tensor([[0.5], [-0.5]])
+    p = [math.tanh(0.3), math.tanh(-1.2)]
+    expected = sum((a - b) ** 2 for a in p for b in (0.5, -0.5)) / 4
+    assert broadcast_loss(raw, target).item() == pytest.approx(expected)
+    official = torch.mean((raw.tanh() - target[:, 0]) ** 2)
+    assert broadcast_loss(raw, target).item() == pytest.approx(official.item())
+
+
+@pytest.mark.parametrize(("convention", "falls"), [("paper", False), ("relative", True)])
+def test_only_relative_teaches_sol(convention, falls):
+    """Features that are the thresholds themselves: the right answer is there to be read off."""
+    torch.manual_seed(0)
+    policy = Policy(size=8).with_kinds(["sol"])
+    loss = AugSelfLoss(1, {"sol": 1}, policy, convention)
+    parameters = draw(policy, (0, 0, np.arange(512), 0), 64, 64)
+    wa, wb = ({n: torch.from_numpy(v[i::2]) for n, v in parameters.items()} for i in (0, 1))
+    ya, yb = wa["sol"].float()[:, None], wb["sol"].float()[:, None]
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.002, momentum=0.9)
+    costs = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        total, _ = loss(ya, yb, wa, wb)
+        total.backward()
+        optimizer.step()
+        costs.append(total.item())
+    variance = float((ya - yb).square().mean())
+    trivial = 1.0 if convention == "relative" else variance
+    assert (costs[-1] < 0.5 * trivial) == falls

@@ -1,0 +1,65 @@
+"""Commands of the `augself` command line that handle models by name. They do without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from augself_hub import hub
+from augself_hub.folder import read_manifest
+
+
+@click.command("list")
+@click.option("--all", "everywhere", is_flag=True, help="Also known models and the Hub's.")
+def list_command(everywhere: bool) -> None:
+    """List the models on this machine, or all that can be had."""
+    listings = hub.list_models(everywhere)
+    heads = [field.name for field in dataclasses.fields(hub.Listing)]
+    click.echo(table(heads, [dataclasses.astuple(listing) for listing in listings]))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("repo_id")
+@click.option("--private/--public", default=None, help="Of a new repository.")
+@click.option("--message", help="The commit's.")
+def push(folder: Path, repo_id: str, private: bool | None, message: str | None) -> None:
+    """Publish the model FOLDER as REPO_ID (org/name) on the Hub, in one commit."""
+    url = hub.push(folder, repo_id, private=private, commit_message=message)
+    click.echo(f"{_files(folder)}\npublished as {url}")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("destination", type=click.Path(path_type=Path))
+def pull(model: str, destination: Path) -> None:
+    """Copy MODEL (org/name@revision) from the Hub into the new folder DESTINATION."""
+    click.echo(f"{_files(hub.pull(model, destination))}\nin {destination}")
+
+
+@click.command()
+@click.argument("model", required=False)
+def verify(model: str | None) -> None:
+    """Compare every file of MODEL (a folder or Hub id) with its manifest."""
+    folder = hub.resolve(model)
+    click.echo(f"{_files(folder)}\n{folder} is what its manifest says")
+
+
+def _files(folder: Path) -> str:
+    """A table of the files the manifest names."""
+    files = read_manifest(folder)["files"]
+    rows = [(path, f"{(folder / path).stat().st_size:,}", files[path][:12]) for path in files]
+    return table(["file", "bytes", "sha256"], rows)
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (heads, *rows)
+    ]
+    return "\n".join(lines)

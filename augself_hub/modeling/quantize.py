@@ -1,0 +1,346 @@
+"""Encoder graph -> a smaller one, written only if it answers nearly as the fp32 graph does.
+
+    onnx/model_int8.onnx   for CPUs: static QDQ, uint8 activations, 7-bit weights per channel
+    onnx/model_fp16.onnx   for GPUs: half precision inside, float32 features
+
+Activations are uint8 and weights keep one bit free (`reduce_range`): without VNNI, ONNX Runtime
+multiplies with an instruction that saturates at 16 bits, and full 8-bit weights then give wrong
+features on an older CPU after passing every gate on a newer one. Signed activations cost the
+whole gain on such a CPU. The graph made here answers alike on both.
+
+Gates, on photographs that took no part in the calibration (`MEAN_COSINE` and the constants after
+it): features, a linear probe on them, and every head on pairs of views, separately: heads see
+small differences of features, which the features' own gate would let pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from augself_hub.augmentations.difference import to_physical
+from augself_hub.augmentations.functional import augment
+from augself_hub.augmentations.spec import Head, Policy, Spec
+from augself_hub.errors import AugSelfError, ImageError, ModelFolderError
+from augself_hub.folder import (
+    ENCODER_GRAPH,
+    HEADS_GRAPH,
+    changed_folder,
+    read_manifest,
+    read_spec,
+    write_manifest,
+)
+from augself_hub.modeling.export import require_export_extra, sha256
+from augself_hub.modeling.views import two_crops
+from augself_hub.precision import GRAPHS
+from augself_hub.preprocess import SUFFIXES, Preprocessing, decode, preprocess
+
+MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of a photograph's features with its fp32 features
+PROBE_LOSS = 0.005  # of a linear probe's accuracy
+PROBE_IMAGES = 200  # with fewer, one image weighs more than PROBE_LOSS: not measured
+HEAD_TOLERANCE = 0.1  # average change of a regression head, in standard deviations of its target
+PROBABILITY_TOLERANCE = 0.05  # average change of a probability
+MIN_IMAGES = 24
+CALIBRATION_IMAGES, HELD_OUT_IMAGES, PAIRS = 128, 1024, 256  # at most
+BATCH = 16
+FOLDS, RIDGE = 5, 1.0
+ROUNDS = 15
+
+
+def quantize_folder(
+    folder: Path, precision: str, photographs: Path, require_speedup: float | None = None
+) -> dict[str, Any]:
+    """Add a quantised graph to a model folder, exchanging the folder in one step.
+
+    Args:
+        precision: int8 or fp16.
+        photographs: a folder of images; its sub-folders are their classes.
+        require_speedup: int8 only: times the fp32 graph's images a second.
+
+    Returns:
+        What was measured, as the manifest records it under `parity`: cosines, the probe's loss in
+        accuracy (None: not measured), the change of each head, speed (None for fp16).
+
+    Raises:
+        AugSelfError: a gate failed, and which; the folder stays as it was.
+        ModelFolderError: the folder has no fp32 graph.
+        MissingExtra: the export extra is not installed.
+    """
+    require_export_extra()
+    if not (folder / ENCODER_GRAPH).is_file():
+        raise ModelFolderError(f"{folder} has no {ENCODER_GRAPH}: augself export --model {folder}")
+    images = Photographs.split(photographs, Preprocessing.from_folder(folder).size)
+    with changed_folder(folder) as stage:
+        _WRITERS[precision](stage / ENCODER_GRAPH, stage / GRAPHS[precision], images)
+        measured = _measured(stage, precision, images)
+        _gate(precision, measured, read_spec(folder), require_speedup)
+        write_manifest(stage, read_manifest(stage)["parity"] | {precision: measured})
+    return measured
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Real images, some to calibrate with, others to judge by.
+
+    Args:
+        folder: where they are. side: of a preprocessed image, in pixels.
+        calibration, held_out: disjoint.
+    """
+
+    folder: Path
+    side: int
+    calibration: Sequence[Path]
+    held_out: Sequence[Path]
+
+    @classmethod
+    def split(cls, folder: Path, side: int) -> Photographs:
+        """A third of the images, at most 128, calibrate; at most 1024 others judge."""
+        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        if len(paths) < MIN_IMAGES:
+            raise AugSelfError(
+                f"{folder} holds {len(paths)} images: quantisation needs at least {MIN_IMAGES} "
+                "photographs like those the model will see"
+            )
+        random.Random(0).shuffle(paths)
+        cut = min(CALIBRATION_IMAGES, len(paths) // 3)
+        return cls(folder, side, paths[:cut], paths[cut : cut + HELD_OUT_IMAGES])
+
+    def pixels(self, paths: Sequence[Path]) -> np.ndarray:
+        """(N, S, S, 3) uint8."""
+        return np.stack([preprocess(_decoded(path), self.side) for path in paths])
+
+    def labels(self) -> np.ndarray | None:
+        """The held-out images' classes (N,), or None where there are not two of them."""
+        parts = [path.relative_to(self.folder).parts for path in self.held_out]
+        names = {p[0] for p in parts if len(p) > 1}
+        if len(names) < 2 or any(len(p) == 1 for p in parts):
+            return None
+        return np.array([sorted(names).index(p[0]) for p in parts])
+
+    def views(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
+        """Two views of held-out images as the heads met them in training, each (N, S, S, 3)."""
+        policy = dataclasses.replace(policy, size=self.side)
+        pairs = [
+            two_crops(_decoded(path), policy, 0, 0, index)
+            for index, path in enumerate(self.held_out[:PAIRS])
+        ]
+        a, b = (_augmented([pair[view] for pair in pairs], policy) for view in (0, 1))
+        return a, b
+
+
+def _decoded(path: Path) -> Image.Image:
+    try:
+        return decode(path.read_bytes())
+    except ImageError as error:
+        raise AugSelfError(f"{path}: {error}") from error
+
+
+def _augmented(views: list[tuple[np.ndarray, Any]], policy: Policy) -> np.ndarray:
+    crops = np.stack([crop for crop, _ in views]).transpose(0, 3, 1, 2).astype(np.float32) / 255
+    names = views[0][1]
+    parameters = {name: np.concatenate([row[name] for _, row in views]) for name in names}
+    return np.round(augment(crops, parameters, policy).transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+
+
+# -- The graphs ------------------------------------------------------------------------------------
+
+
+def _write_int8(source: Path, target: Path, images: Photographs) -> None:
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"  # batch norms folded, shapes known
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            _Reader(images.pixels(images.calibration)),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_normalisation(prepared),
+        )
+
+
+def _write_fp16(source: Path, target: Path, images: Photographs) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+
+
+_WRITERS = {"int8": _write_int8, "fp16": _write_fp16}
+
+
+class _Reader:
+    """What the calibration asks for batches, until there is none."""
+
+    def __init__(self, pixels: np.ndarray) -> None:
+        self._batches = _batches(pixels)
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"images": batch}
+
+
+def _normalisation(path: Path) -> list[str]:
+    """The nodes before the first layer: in 8 bits they cost accuracy and save nothing."""
+    import onnx
+
+    names = []
+    for node in onnx.load(path).graph.node:
+        if node.op_type in ("Conv", "MatMul", "Gemm"):
+            break
+        names.append(node.name)
+    return names
+
+
+# -- The gates -------------------------------------------------------------------------------------
+
+
+def _measured(folder: Path, precision: str, images: Photographs) -> dict[str, Any]:
+    """What the manifest records of one quantised graph."""
+    fp32, quantized = (_session(folder / path) for path in (ENCODER_GRAPH, GRAPHS[precision]))
+    pixels, labels = images.pixels(images.held_out), images.labels()
+    features, found = _features(fp32, pixels), _features(quantized, pixels)
+    cosines = _cosines(features, found)
+    return {
+        "source": sha256(folder / ENCODER_GRAPH),
+        "calibration_images": len(images.calibration) if precision == "int8" else 0,
+        "held_out_images": len(images.held_out),
+        "cosine_mean": float(cosines.mean()),
+        "cosine_worst": float(cosines.min()),
+        "probe_loss": _probe_loss(features, found, labels),
+        "heads": _head_changes(folder, fp32, quantized, images),
+        "gated_on": "CPUExecutionProvider",
+        "speed": _speed(fp32, quantized, pixels[:BATCH]) if precision == "int8" else None,
+    }
+
+
+def _gate(
+    precision: str, measured: dict[str, Any], spec: Spec, require_speedup: float | None
+) -> None:
+    """Raises AugSelfError with every gate that failed; a number that is none fails too."""
+    failed = [
+        f"{name} is {found:.4f}, {limit} is wanted"
+        for name, found, passed, limit in _gates(measured, spec, require_speedup)
+        if not passed
+    ]
+    if failed:
+        raise AugSelfError(f"{precision} refused, the folder is as it was: {'; '.join(failed)}")
+
+
+def _gates(
+    measured: dict[str, Any], spec: Spec, require_speedup: float | None
+) -> Iterator[tuple[str, float, bool, str]]:
+    """(what, measured, passed, what is wanted) of every gate that was measured."""
+    mean, worst, loss = (measured[k] for k in ("cosine_mean", "cosine_worst", "probe_loss"))
+    yield "features' cosine on average", mean, mean >= MEAN_COSINE, f"at least {MEAN_COSINE}"
+    yield "features' cosine at worst", worst, worst >= WORST_COSINE, f"at least {WORST_COSINE}"
+    if loss is not None:
+        yield "the linear probe's loss", loss, loss <= PROBE_LOSS, f"at most {PROBE_LOSS}"
+    for kind, change in measured["heads"].items():
+        most = HEAD_TOLERANCE if spec.heads[kind].type == "regression" else PROBABILITY_TOLERANCE
+        yield f"the change of head {kind}", change, change <= most, f"at most {most}"
+    if require_speedup is not None:
+        times = measured["speed"]["speedup"]
+        yield "the speed-up", times, times >= require_speedup, f"at least {require_speedup}"
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+
+
+def _probe_loss(features: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> float | None:
+    """How much accuracy a linear probe loses; None without enough labelled images."""
+    if labels is None or len(labels) < PROBE_IMAGES:
+        return None
+    return _probe(features, labels) - _probe(found, labels)
+
+
+def _probe(features: np.ndarray, labels: np.ndarray) -> float:
+    """Accuracy of a ridge classifier on standardised features (N, D), each image held out once."""
+    x = (features - features.mean(0)) / (features.std(0) + 1e-6)
+    gram, targets = x @ x.T / x.shape[1], np.eye(labels.max() + 1)[labels]
+    fold = np.arange(len(x)) % FOLDS
+    right = 0
+    for k in range(FOLDS):
+        rest, out = fold != k, fold == k
+        solved = np.linalg.solve(
+            gram[np.ix_(rest, rest)] + RIDGE * np.eye(rest.sum()), targets[rest]
+        )
+        right += int((np.argmax(gram[np.ix_(out, rest)] @ solved, 1) == labels[out]).sum())
+    return right / len(x)
+
+
+def _head_changes(folder: Path, fp32: Any, quantized: Any, images: Photographs) -> dict[str, float]:
+    """kind -> average change of what the head predicts of pairs of views."""
+    spec = read_spec(folder)
+    if not (folder / HEADS_GRAPH).is_file():
+        return {}
+    session, views = _session(folder / HEADS_GRAPH), images.views(spec.policy)
+    answers = []
+    for encoder in (fp32, quantized):
+        a, b = (_features(encoder, view) for view in views)
+        raw = session.run(list(spec.heads), {"features_a": a, "features_b": b})
+        answers.append([_scaled(h, r) for h, r in zip(spec.heads.values(), raw, strict=True)])
+    changes = (float(np.abs(a - b).mean()) for a, b in zip(*answers, strict=True))
+    return dict(zip(spec.heads, changes, strict=True))
+
+
+def _scaled(head: Head, raw: np.ndarray) -> np.ndarray:
+    """Regression in standard deviations of the target, other heads in probabilities."""
+    physical = to_physical(head, raw)
+    regression = head.type == "regression"
+    return physical / np.array([d.std for d in head.dimensions]) if regression else physical
+
+
+def _speed(fp32: Any, quantized: Any, pixels: np.ndarray) -> dict[str, Any]:
+    """On ready tensors, one thread, the graphs in turn: what else the machine does hits both."""
+    seconds = [[_seconds(session, pixels) for session in (fp32, quantized)] for _ in range(ROUNDS)]
+    slow, fast = (statistics.median(column) for column in zip(*seconds, strict=True))
+    return {
+        "speedup": slow / fast,
+        "fp32_images_per_second": len(pixels) / slow,
+        "images_per_second": len(pixels) / fast,
+        "batch": len(pixels),
+        "threads": 1,
+        "machine": platform.machine(),
+    }
+
+
+def _seconds(session: Any, pixels: np.ndarray) -> float:
+    started = time.perf_counter()
+    session.run(["features"], {"images": pixels})
+    return time.perf_counter() - started
+
+
+def _features(session: Any, pixels: np.ndarray) -> np.ndarray:
+    runs = [session.run(["features"], {"images": batch})[0] for batch in _batches(pixels)]
+    return np.concatenate(runs)
+
+
+def _batches(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    return (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

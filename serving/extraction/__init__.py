@@ -1,0 +1,1 @@
+"""The parts of batch extraction: where images come from, what a table holds, where it goes."""

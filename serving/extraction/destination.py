@@ -1,0 +1,274 @@
+"""Where a table goes: a folder that one process at a time fills, part by part.
+
+    .plan.json                  what this table is of and the digest of every shard; written first
+    data/part-00000.parquet ..  one a shard; its errors are in the file's metadata
+    errors.jsonl                what could not be read
+    manifest.json               written last; then the plan goes
+
+Every file appears by one rename, whole, so whatever kills a run, the next one finds whole parts and
+nothing else that counts. A part is kept if its checksums hold and it is of the shard it should be.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from pyarrow import parquet
+
+from augself_hub.errors import AugSelfError
+from augself_hub.features import ARRAY, ERRORS, IDS, MANIFEST, MODEL_KEY, PARTS, read_manifest
+
+ERRORS_KEY, SHARD_KEY = b"augself.errors", b"augself.shard"
+_PLAN = ".plan.json"
+_LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """images = rows + errors; a shard that is damaged counts as one error beside its images."""
+
+    images: int = 0
+    rows: int = 0
+    errors: int = 0
+
+    @classmethod
+    def of(cls, part: pa.Schema, rows: int) -> Counts:
+        """One part's, of so many rows."""
+        errors = len(json.loads(part.metadata[ERRORS_KEY]))
+        return cls(rows + errors, rows, errors)
+
+    def plus(self, other: Counts) -> Counts:
+        return Counts(
+            self.images + other.images, self.rows + other.rows, self.errors + other.errors
+        )
+
+
+class Destination:
+    """One folder, locked while it is open.
+
+    Args:
+        folder: need not exist.
+
+    Raises:
+        AugSelfError: (on entering) somebody else writes there, or it holds something else.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        self.errors = folder / ERRORS
+
+    def __enter__(self) -> Destination:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise AugSelfError(f"{self.folder} is a file: choose another output")
+        self._refuse_foreign()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / _LOCK)
+        try:
+            self._lock.acquire(timeout=0)  # the system gives it back when this process dies
+        except Timeout:
+            raise AugSelfError(f"{self.folder} is being written by another process") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _refuse_foreign(self) -> None:
+        """A folder without a plan or manifest is ours only if there is nothing in it to lose."""
+        ours = {ERRORS, _LOCK, _PLAN, MANIFEST}
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if not there & {_PLAN, MANIFEST} and there - ours - {f".{name}" for name in ours}:
+            raise AugSelfError(
+                f"{self.folder} exists and is no extraction: choose another output or remove it"
+            )
+
+    def adopt(self, plan: dict[str, Any]) -> bool:
+        """Begin, or go on with, the table of this plan. True: it is finished already.
+
+        Raises:
+            AugSelfError: the folder holds a table of another plan; says what changed.
+        """
+        begun = self._read(MANIFEST) or self._read(_PLAN)
+        if begun is None:
+            self.write(_PLAN, json.dumps(plan, indent=2))
+        elif changed := changes(begun, plan):
+            raise AugSelfError(
+                f"{self.folder} was begun with something else: {'; '.join(changed)}. "
+                "Choose another output, or remove it"
+            )
+        self._tidy()
+        self.data.mkdir(exist_ok=True)
+        return (self.folder / MANIFEST).is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.folder)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise AugSelfError(f"{path} is damaged: remove {self.folder}") from error
+
+    def _tidy(self) -> None:
+        """Remove what a killed run was writing."""
+        for path in (*self.folder.glob(".*.new"), *self.data.glob(".*.new")):
+            path.unlink()
+
+    def part(self, number: int, shard: str) -> Counts | None:
+        """What is in a part, or None where it is missing, damaged or of another shard."""
+        path = self._part(number)
+        if not path.is_file():
+            return None
+        try:
+            with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+                rows = sum(batch.num_rows for batch in file.iter_batches())
+                if file.schema_arrow.metadata[SHARD_KEY].decode() == shard:
+                    return Counts.of(file.schema_arrow, rows)
+        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+            logger.warning("%s is damaged and is made again: %s", path, str(error).splitlines()[0])
+        return None
+
+    def write_part(self, number: int, table: pa.Table, shard: str, model: str) -> Counts:
+        """Add one part; its metadata says what it is of."""
+        named = {MODEL_KEY: model, SHARD_KEY: shard, ERRORS_KEY: table.schema.metadata[ERRORS_KEY]}
+        table = table.replace_schema_metadata(named)
+        texts = [f.name for f in table.schema if f.type == pa.string()]  # numbers do not repeat
+        self._write_file(
+            self._part(number),
+            lambda file: parquet.write_table(
+                table, file, use_dictionary=texts, write_page_checksum=True
+            ),
+        )
+        return Counts.of(table.schema, table.num_rows)
+
+    def _part(self, number: int) -> Path:
+        return self.data / f"part-{number:05}.parquet"
+
+    def write(self, name: str, text: str) -> None:
+        self._write_file(self.folder / name, lambda file: file.write(text.encode()))
+
+    def _write_file(self, path: Path, write: Callable[[BinaryIO], Any]) -> None:
+        """A file that is there whole or not at all, also after a power cut.
+
+        Raises:
+            AugSelfError: the disk is full.
+        """
+        hidden = path.with_name(f".{path.name}.new")
+        try:
+            with hidden.open("wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            hidden.replace(path)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise AugSelfError(
+                f"the disk of {self.folder} is full ({error.strerror}): the parts written so far "
+                "are kept; make room and give the same command again"
+            ) from error
+        finally:
+            hidden.unlink(missing_ok=True)
+
+    def write_errors(self) -> None:
+        """errors.jsonl from what the parts say."""
+        lines = "".join(json.dumps(error) + "\n" for error in self._errors())
+        self.write(ERRORS, lines)
+
+    def _errors(self) -> Iterator[dict[str, str]]:
+        for path in self.parts():
+            yield from json.loads(parquet.read_schema(path).metadata[ERRORS_KEY])
+
+    def parts(self) -> list[Path]:
+        return sorted(self.folder.glob(PARTS))
+
+    def largest_label(self) -> int:
+        """The largest label; -1 where there is none."""
+        columns = (parquet.read_table(path, columns=["label"])["label"] for path in self.parts())
+        return max((max(c.drop_null().to_pylist(), default=-1) for c in columns), default=-1)
+
+    def write_array(self, rows: int, width: int, dtype: str, model: str) -> None:
+        """The parts as one features.npy and a parquet file of everything else."""
+        tables = (parquet.read_table(path) for path in self.parts())
+        self._write_file(self.folder / ARRAY, lambda f: _write_npy(f, tables, rows, width, dtype))
+        rest = [parquet.read_table(p, columns=["id", "label", "split"]) for p in self.parts()]
+        ids = pa.concat_tables(rest).replace_schema_metadata({MODEL_KEY: model})
+        self._write_file(self.folder / IDS, lambda file: parquet.write_table(ids, file))
+
+    def finish(self, manifest: dict[str, Any], keep_parts: bool) -> None:
+        """The manifest makes the table whole; what it no longer needs goes."""
+        self.write(MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        self.clean(keep_parts)
+
+    def clean(self, keep_parts: bool) -> None:
+        (self.folder / _PLAN).unlink(missing_ok=True)
+        if not keep_parts:
+            shutil.rmtree(self.data, ignore_errors=True)
+
+    def abandon(self) -> None:
+        """Leave only errors.jsonl, so that nothing stands in the next run's way."""
+        self.clean(keep_parts=False)
+
+
+def _write_npy(
+    file: BinaryIO, tables: Iterator[pa.Table], rows: int, width: int, dtype: str
+) -> None:
+    """Part after part: the whole table need not fit into memory."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, width)})
+    for table in tables:
+        features = table["features"].combine_chunks().flatten()
+        file.write(np.ascontiguousarray(features).data)
+
+
+_WORDS = {
+    "table": "what is extracted",
+    "preprocessing": "the preprocessing",
+    "provider": "the provider",
+    "precision": "the precision",
+    "dtype": "--dtype",
+    "normalized": "--normalize",
+    "layout": "--format",
+    "shard_rows": "--shard-rows",
+}
+
+
+def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    """What differs between two plans, in words."""
+    told = []
+    if begun["model"]["sha256"] != plan["model"]["sha256"]:
+        old, new = (p["model"]["sha256"][:12] for p in (begun, plan))
+        told.append(f"the model ({old} then, {new} now)")
+    told += [
+        f"{word} ({begun[key]} then, {plan[key]} now)"
+        for key, word in _WORDS.items()
+        if begun[key] != plan[key]
+    ]
+    if begun["shards"] != plan["shards"] and begun["shard_rows"] == plan["shard_rows"]:
+        told.append(_changed_input(begun["shards"], plan["shards"]))
+    return told
+
+
+def _changed_input(begun: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
+    for old, new in itertools.zip_longest(begun, now):
+        if old != new:
+            there = (new or old)["name"]
+            break
+    return f"the input, first in {there} ({len(begun)} shards then, {len(now)} now)"

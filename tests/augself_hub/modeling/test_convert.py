@@ -1,0 +1,515 @@
+"""Conversion: features survive it in both directions; what is no plain checkpoint is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import re
+import shlex
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchvision.models import resnet
+from transformers import AutoModel, ConvNextConfig, ResNetConfig
+
+from augself_hub import AugSelfModel, hub
+from augself_hub.cli import main
+from augself_hub.errors import CheckpointError, UsageError
+from augself_hub.modeling.commands import convert as command
+from augself_hub.modeling.convert import (
+    PRETRAIN_DATA,
+    convert,
+    encoder_from_torchvision,
+    export_weights,
+    torchvision_state,
+)
+
+WIDTHS = {"crop": 4, "color": 4, "flip": 1, "blur": 1, "rot": 4, "sol": 1}
+
+
+@pytest.fixture
+def augself(capfd):
+    """Runs the command in this process -> its exit status and what it printed."""
+
+    def run(*arguments) -> SimpleNamespace:
+        status, _ = 0, capfd.readouterr()  # what fixtures and conversions printed before
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code or 0
+        printed = capfd.readouterr()
+        return SimpleNamespace(status=status, out=printed.out, err=printed.err)
+
+    return run
+
+
+def shaken(network):
+    """Random weights, and batch norm statistics that are not those of a new network."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            nn.init.normal_(module.running_mean, std=0.3)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+            module.num_batches_tracked.fill_(7)
+    return network.eval()
+
+
+def torchvision_resnet(block=resnet.BasicBlock, depths=(1, 1, 1, 1)):
+    """torchvision's own widths; shallow, so that it is quick."""
+    torch.manual_seed(0)
+    network = shaken(resnet.ResNet(block, list(depths)))
+    network.fc = nn.Identity()
+    return network
+
+
+def official_heads(dim, *kinds, hidden=24):
+    """The paper's MLPs as nn.Sequential: Linear, BN, ReLU, Linear, BN, ReLU, Linear."""
+    return {
+        kind: shaken(
+            nn.Sequential(
+                nn.Linear(2 * dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+                nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(),
+                nn.Linear(hidden, WIDTHS[kind]),
+            )
+        )
+        for kind in kinds
+    }  # fmt: skip
+
+
+def save_official(path, backbone, heads, prefix=""):
+    """A file with everything an official checkpoint has."""
+    projector = nn.Linear(4, 4)
+    optimizer = torch.optim.SGD(projector.parameters(), lr=0.1, momentum=0.9)
+    torch.save(
+        {
+            "backbone": {prefix + k: v for k, v in backbone.state_dict().items()},
+            "projector": projector.state_dict(),
+            "predictor": projector.state_dict(),
+            "ss_predictor": {kind: head.state_dict() for kind, head in heads.items()},
+            "optimizers": [optimizer.state_dict()],
+            "schedulers": [{"base_lrs": [0.1]}],
+        },
+        path,
+    )
+    return path
+
+
+def difference(a, b):
+    """Largest norm-relative difference over the rows."""
+    return float(((a - b).norm(dim=1) / b.norm(dim=1)).max())
+
+
+def images(size=64):
+    return torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+# -- In --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("block", "depths", "dim"),
+    [(resnet.BasicBlock, (2, 1, 1, 2), 512), (resnet.Bottleneck, (1, 2, 1, 1), 2048)],
+    ids=["basic", "bottleneck"],
+)
+@torch.no_grad()
+def test_an_official_checkpoint_keeps_features_and_heads(block, depths, dim, tmp_path):
+    backbone = torchvision_resnet(block, depths)
+    heads = official_heads(dim, *WIDTHS)
+    path = save_official(tmp_path / "official.pth", backbone, heads)
+    convert(path, "stl10", tmp_path / "model")
+    model = AugSelfModel.from_pretrained(tmp_path / "model")
+    x = images()
+    ya, yb = model(x).features, model(x.flip(0)).features
+    assert difference(ya, backbone(x)) < 1e-5
+    for kind, raw in model.heads(ya, yb).items():
+        expected = heads[kind](torch.cat([backbone(x), backbone(x.flip(0))], dim=1))
+        assert difference(raw, expected) < 1e-5, kind
+    assert model.spec.convention == "paper" and model.preprocessing.size == 96
+    assert model.preprocessing.mean == (0.43, 0.42, 0.39)
+
+
+def test_the_pretraining_set_gives_size_normalisation_and_policy(tmp_path):
+    path = save_official(
+        tmp_path / "official.pth", torchvision_resnet(), official_heads(512, "crop", "rot")
+    )
+    model = convert(path, "imagenet100", tmp_path / "model")
+    assert (model.preprocessing.size, model.spec.policy.blur_kernel) == (224, 23)
+    assert model.preprocessing.std == (0.229, 0.224, 0.225)
+    assert (model.spec.policy.rot, model.spec.policy.sol) == (0.5, 0.0)
+    assert list(model.spec.heads) == ["crop", "rot"]
+
+
+def test_the_folder_says_where_it_came_from(tmp_path):
+    path = save_official(tmp_path / "official.pth", torchvision_resnet(), {})
+    convert(path, "stl10", tmp_path / "model")
+    provenance = AugSelfModel.from_pretrained(tmp_path / "model").spec.provenance
+    assert provenance["file"] == "official.pth"
+    assert provenance["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert provenance["license"] == "other" and provenance["pretraining_data"] == "stl10"
+    card = (tmp_path / "model/README.md").read_text()
+    assert "license: other" in card and provenance["sha256"] in card
+
+
+@torch.no_grad()
+def test_a_checkpoint_of_distributed_training_in_half_precision(tmp_path):
+    backbone = torchvision_resnet().half()
+    path = save_official(tmp_path / "official.pth", backbone, {}, prefix="module.")
+    encoder = convert(path, "stl10", tmp_path / "model").encoder
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    features = encoder(images()).pooler_output.flatten(1)
+    assert difference(features, backbone.float()(images())) < 1e-5
+
+
+def save_torch(state, path):
+    torch.save(state, path)
+
+
+def save_before_1_6(state, path):
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def save_training(state, path):
+    torch.save({"model": state, "optimizer": {"lr": 0.1}, "epoch": 3}, path)
+
+
+@pytest.mark.parametrize(
+    ("save", "name"),
+    [(save_torch, "a.pth"), (save_before_1_6, "a.pth"), (save_training, "a.pth"),
+     (save_file, "a.safetensors")],
+)  # fmt: skip
+@torch.no_grad()
+def test_torchvision_weights_in_every_file_they_come_in(save, name, tmp_path):
+    network = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=5)  # with its classifier
+    save(shaken(network).state_dict(), tmp_path / name)
+    model = convert(tmp_path / name, "imagenet", tmp_path / "model")
+    network.fc = nn.Identity()
+    assert difference(model(images()).features, network(images())) < 1e-5
+    assert not model.spec.heads and model.spec.convention == "relative"
+
+
+@torch.no_grad()
+def test_every_torchvision_resnet_is_read_off_its_shapes():
+    for name, dim in [
+        ("resnet18", 512),
+        ("resnet34", 512),
+        ("resnet50", 2048),
+        ("resnet101", 2048),
+    ]:
+        with torch.device("meta"):
+            shapes = resnet.__dict__[name]().state_dict()
+        encoder = encoder_from_torchvision({k: torch.zeros(v.shape) for k, v in shapes.items()})
+        assert encoder.config.hidden_sizes[-1] == dim
+        with torch.device("meta"):
+            assert set(resnet.__dict__[name]().state_dict()) >= set(torchvision_state(encoder))
+
+
+@torch.no_grad()
+def test_timm_weights_come_in_and_go_out(tmp_path):
+    timm = pytest.importorskip("timm")
+    for number, name in enumerate(["resnet18", "resnet26"]):
+        network = shaken(timm.create_model(name, num_classes=3))
+        save_file(network.state_dict(), tmp_path / f"{number}.safetensors")
+        model = convert(tmp_path / f"{number}.safetensors", "imagenet", tmp_path / f"{number}")
+        network.reset_classifier(0)
+        assert difference(model(images()).features, network(images())) < 1e-5
+        export_weights(tmp_path / f"{number}", "timm", tmp_path / f"out{number}.safetensors")
+        again = timm.create_model(
+            name, num_classes=0, checkpoint_path=str(tmp_path / f"out{number}.safetensors")
+        ).eval()
+        assert difference(again(images()), model(images()).features) < 1e-5
+
+
+# -- Out -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+@torch.no_grad()
+def test_a_model_folder_becomes_torchvision_weights(layer_type, tmp_path):
+    block = {"basic": resnet.BasicBlock, "bottleneck": resnet.Bottleneck}[layer_type]
+    save_torch(torchvision_resnet(block).state_dict(), tmp_path / "a.pth")
+    model = convert(tmp_path / "a.pth", "imagenet", tmp_path / "model")
+    export_weights(tmp_path / "model", "torchvision", tmp_path / "out.pth")
+    network = resnet.ResNet(block, [1, 1, 1, 1]).eval()
+    network.fc = nn.Identity()
+    network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
+    assert difference(network(images()), model(images()).features) < 1e-5
+    assert network.bn1.num_batches_tracked == 7
+
+
+def test_the_timm_file_has_torchvision_s_names(tmp_path):
+    save_torch(torchvision_resnet().state_dict(), tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", "imagenet", tmp_path / "model")
+    export_weights(tmp_path / "model", "timm", tmp_path / "new/out.safetensors")
+    out = load_file(tmp_path / "new/out.safetensors")
+    assert set(out) == set(torchvision_resnet().state_dict())
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["out.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"downsample_in_bottleneck": True}, "downsample_in_bottleneck is True"),
+        ({"downsample_in_first_stage": True}, "downsample_in_first_stage is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is gelu"),
+        ({"embedding_size": 16}, "embedding_size is 16"),
+        ({"hidden_sizes": [8, 16, 32, 64]}, "hidden_sizes is"),
+        ({"hidden_sizes": [256, 512], "depths": [1, 1]}, "hidden_sizes is"),
+    ],
+)
+def test_what_torchvision_has_no_network_for_is_refused(changed, reason):
+    config = ResNetConfig(**{"depths": [1, 1, 1, 1], **changed})
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(config)
+    with pytest.raises(CheckpointError, match=reason):
+        torchvision_state(encoder)
+
+
+def test_only_a_resnet_goes_out():
+    with torch.device("meta"):
+        encoder = AutoModel.from_config(ConvNextConfig(hidden_sizes=[8] * 4, depths=[1] * 4))
+    with pytest.raises(CheckpointError, match="this is a convnext"):
+        torchvision_state(encoder)
+
+
+# -- Refused ---------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Runs a command where it is unpickled without care."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def bomb(path):
+    torch.save({"backbone": Bomb(f"touch {path.parent / 'ran'}")}, path)
+
+
+def pickle_bomb(path):
+    content = {"conv1.weight": Bomb(f"touch {path.parent / 'ran'}")}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * 50_000_000)
+
+
+def zip_with_a_member_outside(path):
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    path.write_bytes(buffer.getvalue())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("../../outside", b"x")
+
+
+def stride_bomb(path):
+    state = torchvision_resnet().state_dict()
+    state["conv1.weight"] = torch.zeros(1).expand(10**9, 3, 7, 7)
+    torch.save(state, path)
+
+
+def wide_bomb(path):
+    """Small tensors whose shapes describe a network of terabytes."""
+    state = torchvision_resnet().state_dict()
+    for layer in (3, 4):
+        state[f"layer{layer}.0.conv2.weight"] = torch.zeros(10**6, 1, 1, 1)
+    torch.save(state, path)
+
+
+def a_folder(path):
+    path.mkdir()
+
+
+def truncated(path):
+    torch.save(torchvision_resnet().state_dict(), path)
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flipped(path):
+    """One bit of one weight."""
+    state = torchvision_resnet().state_dict()
+    torch.save(state, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(state["layer2.0.conv1.weight"].numpy().tobytes()) + 1000] ^= 1
+    path.write_bytes(data)
+
+
+def changed_state(**changes):
+    def save(path):
+        state = torchvision_resnet().state_dict()
+        for name, value in changes.items():
+            state.pop(name, None)
+            if value is not None:
+                state[name] = value
+        torch.save(state, path)
+
+    return save
+
+
+def official(**changes):
+    def save(path):
+        torch.save({"backbone": torchvision_resnet().state_dict(), **changes}, path)
+
+    return save
+
+
+def head_state(kind, **changes):
+    return official_heads(512, kind)[kind].state_dict() | changes
+
+
+REFUSED = {
+    "no file": (lambda path: None, "is not a file"),
+    "a folder": (a_folder, "is not a file"),
+    "a named pipe": (os.mkfifo, "is not a file"),
+    "an empty file": (lambda path: path.write_bytes(b""), "cannot be read"),
+    "no checkpoint": (lambda path: path.write_text("weights"), "cannot be read"),
+    "a bomb": (bomb, "more than tensors"),
+    "an old bomb": (pickle_bomb, "more than tensors"),
+    "a whole network": (lambda path: torch.save(torchvision_resnet(), path), "more than tensors"),
+    "a zip bomb": (zip_bomb, "unpacks to 5"),
+    "a member outside": (zip_with_a_member_outside, "a member outside itself"),
+    "a stride of 0": (stride_bomb, "more than it has"),
+    "shapes of terabytes": (wide_bomb, r"expected \(1000000, 128, 1, 1\)"),
+    "truncated": (truncated, "cannot be read"),
+    "flipped": (flipped, "is damaged in 'checkpoint/data/"),
+    "a tensor": (lambda path: torch.save(torch.zeros(3), path), "holds a Tensor"),
+    "a list": (lambda path: torch.save({"backbone": [1]}, path), "a list where a state dict"),
+    "a number": (changed_state(**{"conv1.weight": 3}), "a int at 'conv1.weight'"),
+    "sparse": (changed_state(**{"bn1.bias": torch.zeros(64).to_sparse()}), "no plain dense"),
+    "another architecture": (
+        lambda path: torch.save({"cls_token": torch.zeros(1)}, path), "no convolution conv1.weight"
+    ),
+    "a 3x3 stem": (
+        changed_state(**{"conv1.weight": torch.zeros(64, 3, 3, 3)}), "conv1 is 3 x 3 .*3 x 3 stem"
+    ),
+    "gray images": (changed_state(**{"conv1.weight": torch.zeros(64, 1, 7, 7)}), "on 1 channels"),
+    "a missing weight": (changed_state(**{"bn1.bias": None}), r"weight bn1\.bias is missing"),
+    "a foreign weight": (
+        changed_state(**{"layer1.0.se.weight": torch.zeros(3)}), r"layer1\.0\.se\.weight. has no"
+    ),
+    "a wide block": (
+        changed_state(**{"layer1.0.conv1.weight": torch.zeros(128, 64, 3, 3)}),
+        r"layer1\.0\.conv1\.weight is \(128, 64, 3, 3\), expected \(64, 64, 3, 3\)",
+    ),
+    "an unknown head": (official(ss_predictor={"cutout": {}}), "unknown kind 'cutout'"),
+    "heads in a list": (official(ss_predictor=[]), "no dictionary of heads"),
+    "an empty head": (official(ss_predictor={"crop": {}}), "'crop' does not begin with"),
+    "a head of another encoder": (
+        official(ss_predictor={"crop": head_state("crop", **{"0.weight": torch.zeros(24, 64)})}),
+        r"crop\.0\.weight is \(24, 64\), expected \(24, 1024\)",
+    ),
+    "a longer head": (
+        official(ss_predictor={"blur": head_state("blur", **{"8.weight": torch.zeros(3)})}),
+        r"'blur\.8\.weight' has no place",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_no_plain_checkpoint_is_refused_and_nothing_written(case, tmp_path):
+    write, reason = REFUSED[case]
+    path = tmp_path / "checkpoint.pth"
+    write(path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        convert(path, "stl10", tmp_path / "model")
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_damaged_safetensors_are_refused(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        convert(tmp_path / "a.safetensors", "stl10", tmp_path / "model")
+
+
+# -- The command -----------------------------------------------------------------------------------
+
+
+def test_the_command_converts_both_ways(tmp_path, augself):
+    path = save_official(
+        tmp_path / "official.pth", torchvision_resnet(), official_heads(512, "color", "crop")
+    )
+    there = augself("convert", path, "--pretrain-data", "stl10", "--output", tmp_path / "model")
+    assert (there.status, there.out) == (
+        0,
+        f"wrote {tmp_path / 'model'}: 512 features, heads: crop, color\n",
+    )
+    assert hub.resolve(tmp_path / "model") == tmp_path / "model"
+    back = augself("convert", tmp_path / "model", "--to", "timm", "--output", tmp_path / "t.st")
+    assert back.status == 0 and "for timm" in back.out
+    torch.testing.assert_close(
+        load_file(tmp_path / "t.st")["conv1.weight"],
+        torchvision_resnet().state_dict()["conv1.weight"],
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["--pretrain-data", "stl10", "--to", "timm"]])
+def test_one_direction_must_be_given(arguments, tmp_path, augself):
+    run = augself("convert", "a.pth", *arguments, "--output", tmp_path / "model")
+    assert run.status == 2 and "give one of" in run.err
+
+
+@pytest.mark.parametrize("direction", [["--pretrain-data", "stl10"], ["--to", "torchvision"]])
+def test_an_output_that_exists_is_kept(direction, tmp_path, augself):
+    save_torch(torchvision_resnet().state_dict(), tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", "stl10", tmp_path / "model")
+    (tmp_path / "there").write_text("kept")
+    source = tmp_path / ("a.pth" if direction[0] == "--pretrain-data" else "model")
+    run = augself("convert", source, *direction, "--output", tmp_path / "there")
+    assert run.status == 1 and "there exists" in run.err and run.err.count("\n") == 1
+    assert (tmp_path / "there").read_text() == "kept"
+
+
+def test_a_refusal_is_one_line_that_names_the_file(tmp_path, augself):
+    bomb(tmp_path / "a.pth")
+    run = augself("convert", tmp_path / "a.pth", "--pretrain-data", "stl10", "--output", "model")
+    assert run.status == 1 and run.err.count("\n") == 1 and "a.pth" in run.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_offers_every_pretraining_set():
+    option = next(p for p in command.params if p.name == "pretrain_data")
+    assert list(option.type.choices) == list(PRETRAIN_DATA)
+
+
+def test_unknown_names_are_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(UsageError, match="unknown pretraining set 'cifar': use stl10, imagenet100"):
+        convert(tmp_path / "a.pth", "cifar", tmp_path / "model")
+    with pytest.raises(UsageError, match="unknown library 'jax': use torchvision, timm"):
+        export_weights(None, "jax", tmp_path / "a.pth")
+
+
+# -- The guide -------------------------------------------------------------------------------------
+
+GUIDE = Path(__file__).parents[3] / "docs/convert.md"
+
+
+def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, augself, local_hub):
+    """Its blocks in order, with a checkpoint in the place of the one to download."""
+    pytest.importorskip("timm")
+    monkeypatch.chdir(tmp_path)
+    save_official("simsiam.pth", torchvision_resnet(), official_heads(512, "crop", "color"))
+    variables = {}
+    for language, block in re.findall(r"```(sh|python)\n(.*?)```", GUIDE.read_text(), re.DOTALL):
+        if language == "python":
+            exec(block, variables)
+            continue
+        for line in block.splitlines():
+            run = augself(*shlex.split(line)[1:])
+            assert run.status == 0, (line, run.err)
+    assert variables["features"].shape == (1, 512)
+    assert set(variables["difference"]) == {"crop", "color"}
+    assert "onnx/model.onnx" in local_hub.files("your-name/simsiam-stl10")

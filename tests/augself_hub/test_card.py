@@ -1,0 +1,107 @@
+"""The model card: every block in it runs, every figure in it was measured."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from augself_hub import card
+from augself_hub.folder import EVALUATION
+
+RESULTS = [
+    {"task": "held-out pairs", "name": "crop y R^2", "metric": "r_squared", "value": 0.5,
+     "trivial": 0.0},
+    {"task": "linear probe", "name": "stamps", "metric": "accuracy", "value": 0.25,
+     "without_augself": 0.125},
+]  # fmt: skip
+
+
+@pytest.fixture
+def measured(tiny_model, tmp_path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / EVALUATION).write_text(json.dumps({"protocol": "As told.", "results": RESULTS}))
+    return folder
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_every_python_block_runs(tiny_model, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, photograph in zip(("a.jpg", "b.jpg"), photographs, strict=False):
+        shutil.copy(photograph, name)
+    names: dict = {}
+    for block in blocks(card.render(tiny_model, str(tiny_model)), "python"):
+        exec(block, names)
+    assert names["features"].shape == (1, 128)
+    assert names["difference"]["color"].shape == (1, 4)
+
+
+def test_the_server_block_runs(tiny_model, photographs, tmp_path):
+    shutil.copy(photographs[0], tmp_path / "a.jpg")
+    (block,) = blocks(card.render(tiny_model, str(tiny_model)), "sh")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    serve, curl = block.replace("7860", port).strip().splitlines()
+    command = [sys.executable, "-m", "augself_hub.cli", *serve.split()[1:]]
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health/ready")
+        answer = subprocess.run(curl.split(), cwd=tmp_path, capture_output=True, check=True)
+    finally:
+        server.terminate()
+        server.wait(20)
+    assert len(json.loads(answer.stdout)["data"][0]["embedding"]) == 128
+
+
+def _wait_for(url: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url)
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} never answered")
+
+
+def test_unmeasured_cells_stay_empty(measured):
+    text = card.render(measured)
+    assert "| crop y R^2 | 0.5 | 0 |  |" in text
+    assert "| stamps | 0.25 |  | 0.125 |" in text
+    assert "| color | hue | turns |  |" in text
+
+
+def test_metadata_is_what_the_hub_reads(measured):
+    header = yaml.safe_load(card.render(measured, "me/mine").split("---")[1])
+    assert header["library_name"] == "transformers"
+    assert header["pipeline_tag"] == "image-feature-extraction"
+    assert header["license"] == "other"
+    assert "augself" in header["tags"]
+    assert header["metrics"] == ["accuracy", "r_squared"]
+    (entry,) = header["model-index"]
+    assert entry["name"] == "me/mine"
+    values = [m["value"] for result in entry["results"] for m in result["metrics"]]
+    assert values == [0.5, 0.25]
+
+
+def test_a_model_nobody_measured_has_no_evaluation(tiny_model):
+    text = card.render(tiny_model)
+    assert "## Evaluation" not in text
+    assert "model-index" not in text
+
+
+def test_what_cannot_be_seen_is_among_the_limits(tiny_model):
+    assert "saturation and hue where a picture is gray" in card.render(tiny_model)

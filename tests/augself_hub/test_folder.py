@@ -1,0 +1,351 @@
+"""The model folder as files: what the manifest refuses; a change is whole or not at all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from augself_hub import folder as model_folder
+from augself_hub import hub
+from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from augself_hub.errors import AugSelfError, ModelFolderError
+
+FILES = {
+    "config.json": "{}",
+    "model.safetensors": "weights",
+    "augself/model.safetensors": "heads",
+    "onnx/model.onnx": "graph",
+}
+POLICY = Policy()
+SPEC = Spec("relative", POLICY, heads_for(["crop"], POLICY), features=8)
+
+
+def fill(folder, version="1"):
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + version)
+    (folder / model_folder.CONFIG).write_text(SPEC.to_json())
+    model_folder.write_manifest(folder)
+    return folder
+
+
+def version(folder):
+    """Of a folder that agrees with its manifest."""
+    return (model_folder.verify(folder) / "model.safetensors").read_text().removeprefix("weights")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return fill(tmp_path / "model")
+
+
+# -- Manifest --------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_agrees_with_its_manifest_is_resolved(folder):
+    assert hub.resolve(folder) == folder
+    assert hub.resolve(str(folder)) == folder
+    assert model_folder.read_spec(folder) == SPEC
+
+
+def test_the_manifest_names_every_other_file(folder):
+    manifest = json.loads((folder / "augself/manifest.json").read_text())
+    assert sorted(manifest["files"]) == sorted([*FILES, "augself/config.json"])
+    assert manifest["files"]["config.json"] == (
+        "32c5831cf458e2271b759b2450a051285fec16d90718d1d8e74e3217d94305bb"  # sha256 of {}1
+    )
+    assert "torch" in manifest["versions"]
+
+
+def test_measured_parity_is_kept_until_it_is_measured_again(folder):
+    model_folder.write_manifest(folder, parity={"cosine": 0.9999})
+    model_folder.write_manifest(folder)
+    assert model_folder.read_manifest(folder)["parity"] == {"cosine": 0.9999}
+
+
+@pytest.mark.parametrize("name", [*FILES, "augself/config.json"])
+def test_a_changed_file_is_refused_by_name(folder, name):
+    data = bytearray((folder / name).read_bytes())
+    data[0] ^= 1
+    (folder / name).write_bytes(data)
+    with pytest.raises(ModelFolderError, match=f"{name} is not the file its manifest names"):
+        hub.resolve(folder)
+
+
+@pytest.mark.parametrize("name", [*FILES, "augself/config.json"])
+def test_a_missing_file_is_refused_by_name(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(ModelFolderError, match=f"{name} is missing"):
+        hub.resolve(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": 3}', '{"files": ["a"]}', "\xff"])
+def test_a_damaged_manifest_is_refused(folder, text):
+    (folder / model_folder.MANIFEST).write_text(text, encoding="latin-1")
+    with pytest.raises(ModelFolderError, match=r"augself/manifest\.json cannot be read"):
+        hub.resolve(folder)
+
+
+@pytest.mark.parametrize("missing", [model_folder.MANIFEST, model_folder.CONFIG])
+def test_a_folder_without_ours_is_no_model_folder(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(ModelFolderError, match=f"{missing.name} is missing"):
+        hub.resolve(folder)
+    read = {
+        model_folder.MANIFEST: model_folder.read_manifest,
+        model_folder.CONFIG: model_folder.read_spec,
+    }
+    with pytest.raises(ModelFolderError, match="is missing"):
+        read[missing](folder)
+
+
+@pytest.mark.parametrize("outside", ["../secret", "{tmp}/secret", "onnx/../../secret"])
+def test_a_manifest_that_leads_out_of_the_folder_is_refused(folder, tmp_path, outside):
+    (tmp_path / "secret").write_text("{}1")
+    path = outside.format(tmp=tmp_path)
+    manifest = model_folder.read_manifest(folder)
+    manifest["files"][path] = manifest["files"]["config.json"]
+    (folder / model_folder.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ModelFolderError, match="not in the folder"):
+        model_folder.verify(folder)
+
+
+def linked(folder, blobs):
+    """Every file of the folder becomes a link into `blobs`, as in the Hub's cache."""
+    blobs.mkdir(parents=True)
+    for i, path in enumerate(path for path in list(folder.rglob("*")) if path.is_file()):
+        path.rename(blobs / str(i))
+        path.symlink_to(os.path.relpath(blobs / str(i), path.parent))
+    return blobs
+
+
+@pytest.mark.parametrize("blobs", ["models--a--b/blobs", "blobs"])
+def test_a_snapshot_of_links_in_the_hubs_cache_is_read(tmp_path, blobs):
+    folder = fill(tmp_path / "models--a--b/snapshots/c0ffee")
+    blobs = linked(folder, tmp_path / blobs)  # the repository's own, or those repositories share
+    assert version(hub.resolve(folder)) == "1"
+    with model_folder.changed_folder(folder) as changed:
+        fill(changed, "2")
+    assert version(folder) == "2"
+    assert {path.read_text() for path in blobs.iterdir()} >= {"weights1"}
+
+
+@pytest.mark.parametrize("blobs", ["blobs", "models--a--c/blobs"])
+def test_links_out_of_any_other_folder_are_refused(folder, tmp_path, blobs):
+    linked(folder, tmp_path / blobs)
+    with pytest.raises(ModelFolderError, match=r"augself/config\.json is a link out of the folder"):
+        hub.resolve(folder)
+
+
+def test_a_folder_behind_a_link_is_refused(folder, tmp_path):
+    (folder / "onnx").rename(tmp_path / "onnx")
+    (folder / "onnx").symlink_to(tmp_path / "onnx")
+    with pytest.raises(ModelFolderError, match="onnx is a link out of the folder"):
+        hub.resolve(folder)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "adapter_config.json", "onnx/old.onnx", "code.py"])
+def test_a_foreign_file_is_refused_by_name(folder, name):
+    (folder / name).write_text("foreign")
+    with pytest.raises(ModelFolderError, match=f"{name} is not in augself/manifest.json"):
+        hub.resolve(folder)
+
+
+@pytest.mark.parametrize("suffix", [*model_folder.PICKLES, ".PTH"])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_pickle_is_refused_by_name_even_if_the_manifest_has_it(folder, suffix, named):
+    (folder / f"pytorch_model{suffix}").write_text("x")
+    if named:
+        model_folder.write_manifest(folder)
+    with pytest.raises(ModelFolderError, match=f"pytorch_model{suffix} may be a pickle"):
+        hub.resolve(folder)
+
+
+def test_what_other_tools_leave_under_a_name_with_a_dot_is_not_looked_at(folder):
+    (folder / ".cache/huggingface").mkdir(parents=True)
+    (folder / ".cache/huggingface/x.bin").write_text("x")
+    (folder / ".gitattributes").write_text("x")
+    assert hub.resolve(folder) == folder
+    model_folder.write_manifest(folder)
+    assert not any(name[0] == "." for name in model_folder.read_manifest(folder)["files"])
+
+
+# -- New and changed folders -----------------------------------------------------------------------
+
+
+def test_a_new_folder_appears_whole(tmp_path):
+    target = tmp_path / "deep" / "model"
+    with model_folder.new_folder(target) as stage:
+        fill(stage)
+        assert not target.exists()
+    assert version(target) == "1"
+    assert names(target.parent) == ["model"]
+
+
+def test_a_new_folder_does_not_touch_what_is_there(folder):
+    with pytest.raises(AugSelfError, match="model exists"), model_folder.new_folder(folder):
+        pytest.fail("nothing is to be built where something is")
+    assert version(folder) == "1"
+
+
+class Failure(Exception):
+    pass
+
+
+def fail(stage, error):
+    assert version(stage)
+    raise error
+
+
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, OSError])
+def test_a_failure_leaves_nothing_new(tmp_path, error):
+    with pytest.raises(error), model_folder.new_folder(tmp_path / "model") as stage:
+        fail(fill(stage), error)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [Failure, KeyboardInterrupt, OSError])
+def test_a_failed_change_leaves_the_old_folder(folder, error):
+    with pytest.raises(error), model_folder.changed_folder(folder) as stage:
+        fail(fill(stage, "2"), error)
+    assert version(folder) == "1"
+    assert names(folder.parent) == ["model"]
+
+
+@pytest.fixture(params=["one step", "two renames"])
+def exchange(request, monkeypatch):
+    if request.param == "two renames":
+        monkeypatch.setattr(model_folder, "_exchanged_in_one_step", lambda stage, folder: False)
+    elif sys.platform != "linux":
+        pytest.skip("renameat2 is Linux's")
+
+
+def test_a_change_is_exchanged_and_leaves_nothing_beside(folder, exchange):
+    for expected in ("2", "3"):
+        with model_folder.changed_folder(folder) as stage:
+            assert names(stage) == names(folder)  # a copy to work on
+            fill(stage, expected)
+            assert version(folder) != expected
+        assert version(folder) == expected
+        assert names(folder.parent) == ["model"]
+
+
+def test_a_file_taken_away_in_a_change_is_gone(folder, exchange):
+    with model_folder.changed_folder(folder) as stage:
+        (stage / "onnx/model.onnx").unlink()
+        model_folder.write_manifest(stage)
+    assert not (model_folder.verify(folder) / "onnx/model.onnx").exists()
+
+
+def test_of_a_link_the_folder_it_leads_to_is_changed(folder, tmp_path, exchange):
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    with model_folder.changed_folder(link) as stage:
+        fill(stage, "2")
+    assert link.is_symlink()
+    assert version(link) == version(folder) == "2"
+    assert names(tmp_path) == ["link", "model"]
+
+
+def test_a_folder_given_by_a_relative_path(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with model_folder.changed_folder(Path("model")) as stage:
+        fill(stage, "2")
+    assert version(folder) == "2"
+
+
+# -- Killed in the middle --------------------------------------------------------------------------
+
+WRITER = """
+    import os, shutil, signal, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    from augself_hub import folder as model_folder
+    from {module} import fill
+
+    def killed(*_, **__):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    folder = Path({folder!r})
+    {setup}
+    with model_folder.{manager}(folder) as stage:
+        fill(stage, "2")
+        {inside}
+"""
+TWO_RENAMES = "model_folder._exchanged_in_one_step = lambda *_: False; "
+MOMENTS = {
+    "while building": ("", "killed()", "1"),
+    "before the exchange": ("model_folder._exchange = killed", "", "1"),
+    "after the exchange": ("model_folder.shutil.rmtree = EXCHANGED", "", "2"),
+    "before the first rename": (TWO_RENAMES + "Path.rename = killed", "", "1"),
+    "between the renames": (TWO_RENAMES + "rename = Path.rename; Path.rename = BETWEEN", "", "1"),
+    "after the second rename": (TWO_RENAMES + "model_folder.shutil.rmtree = EXCHANGED", "", "2"),
+}
+HOOKS = {
+    "EXCHANGED": (
+        "lambda path, **_: killed() if (folder / 'model.safetensors').exists() and "
+        "(folder / 'model.safetensors').read_text() == 'weights2' else None"
+    ),
+    "BETWEEN": "lambda a, b: rename(a, b) if a == folder else killed()",
+}
+
+
+def run_and_be_killed(manager, folder, setup, inside):
+    for name, hook in HOOKS.items():
+        setup = setup.replace(name, hook)
+    script = textwrap.dedent(WRITER).format(
+        tests=str(Path(__file__).parent), module=Path(__file__).stem, folder=str(folder),
+        manager=manager, setup=setup, inside=inside,
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while_changing_the_old_folder_is_whole_or_the_new(folder, moment, monkeypatch):
+    setup, inside, expected = MOMENTS[moment]
+    if TWO_RENAMES in setup:
+        monkeypatch.setattr(model_folder, "_exchanged_in_one_step", lambda *_: False)
+    run_and_be_killed("changed_folder", folder, setup, inside)
+    assert version(hub.resolve(folder)) == expected
+    with model_folder.changed_folder(
+        folder
+    ) as stage:  # and what the killed one left is in nobody's way
+        fill(stage, "3")
+    assert version(folder) == "3"
+    assert names(folder.parent) == ["model"]
+
+
+def test_what_was_killed_between_two_renames_can_be_changed_without_being_opened(folder):
+    run_and_be_killed("changed_folder", folder, *MOMENTS["between the renames"][:2])
+    assert not folder.exists()
+    with model_folder.changed_folder(folder) as stage:
+        assert version(stage) == "1"
+        fill(stage, "3")
+    assert version(folder) == "3"
+
+
+@pytest.mark.parametrize(
+    ("setup", "inside", "expected"),
+    [("", "killed()", None), ("Path.rename = killed", "", None),
+     ("model_folder.shutil.rmtree = EXCHANGED", "", "2")],
+)  # fmt: skip
+def test_killed_while_making_a_new_folder(tmp_path, setup, inside, expected):
+    folder = tmp_path / "model"
+    run_and_be_killed("new_folder", folder, setup, inside)
+    if expected is None:
+        assert not folder.exists()
+        with model_folder.new_folder(folder) as stage:
+            assert names(stage) == []  # nothing of the killed one's
+            fill(stage, "2")
+    assert version(folder) == "2"
+    assert names(tmp_path) == ["model"]
