@@ -35,7 +35,16 @@ def _arguments(
 
 
 @click.command()
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Folder of images.")
+@click.option(
+    "--data",
+    required=True,
+    help="Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME.",
+)
+@click.option(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with a class name a line: use only their images.",
+)
 @click.option("--output", required=True, type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--method", default="simsiam", show_default=True, help="What AugSelf is added to.")
 @click.option("--encoder", default="resnet18", show_default=True, help="Preset, folder or Hub id.")
@@ -56,7 +65,7 @@ def _arguments(
 @click.option("--weight-decay", default=5e-4, show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=2, show_default=True, help="Decoding processes.")
-@click.option("--held-out", type=click.Path(path_type=Path), help="Images for the evaluation.")
+@click.option("--held-out", help="Images for the evaluation; default: 5% of --data.")
 @click.option("--license", default="other", show_default=True, help="Of the model, for its card.")
 @click.option("--resume", is_flag=True, help="Continue from the newest valid checkpoint.")
 @click.option(
@@ -70,8 +79,8 @@ def _arguments(
 def pretrain(resume: bool, **options: Any) -> None:
     """Pretrain an encoder with AugSelf on a folder of images; ends with a model folder."""
     from training.methods.layers import rank
-    from training.pretraining import Settings
     from training.pretraining import pretrain as run
+    from training.settings import Settings
 
     folder = run(Settings(**options), resume=resume)
     if rank() == 0:

@@ -1,4 +1,4 @@
-"""Image folders -> batches of two views.
+"""Images -> batches of two views.
 
 One decode serves both views. An item is asked for as (epoch, index), so its views depend on the key
 (seed, epoch, index) alone, whatever worker or process makes them.
@@ -7,7 +7,6 @@ One decode serves both views. An item is asked for as (epoch, index), so its vie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,43 +17,26 @@ from torch.utils.data import Dataset, Sampler
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.modeling.views import stack_parameters, two_crops
-from augself_hub.preprocess import SUFFIXES, decode
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Every image file under a folder, sorted by its relative path.
-
-    Raises:
-        AugSelfError: no such folder, or no image in it.
-    """
-    if not folder.is_dir():
-        raise AugSelfError(f"no folder {folder}: give a folder of images")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not files:
-        raise AugSelfError(f"no images in {folder}: it needs {', '.join(SUFFIXES)} files")
-    return files
+from training.sources import Images
 
 
 class ViewsDataset(Dataset):
     """(epoch, index) -> two crops of one image, their parameters, its label and what was skipped.
 
-    A file that cannot be decoded is replaced by the next one that can and reported in `skipped`.
+    An image that cannot be decoded is replaced by the next one that can and is reported in
+    `skipped`.
 
     Args:
-        files: images.
-        root: class sub-folders of it are the labels.
+        images: where they are read.
         policy: how views are drawn.
         seed: first part of the key.
     """
 
-    def __init__(self, files: list[Path], root: Path, policy: Policy, seed: int) -> None:
-        self.files, self.policy, self.seed = files, policy, seed
-        names = [file.relative_to(root).parts[0] if file.parent != root else "" for file in files]
-        self.classes = sorted(set(names))
-        self.labels = [self.classes.index(name) for name in names]
+    def __init__(self, images: Images, policy: Policy, seed: int) -> None:
+        self.images, self.policy, self.seed = images, policy, seed
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
@@ -64,7 +46,7 @@ class ViewsDataset(Dataset):
             "crops": np.stack([crop1, crop2]),
             "w1": w1,
             "w2": w2,
-            "label": self.labels[used],
+            "label": self.images.labels[used],
             "skipped": skipped,
         }
 
@@ -73,7 +55,7 @@ class ViewsDataset(Dataset):
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
-                return decode(self.files[candidate].read_bytes()), candidate, skipped
+                return self.images.read(candidate), candidate, skipped
             except (ImageError, OSError):
                 skipped.append(candidate)
         raise AugSelfError("none of the images can be decoded")

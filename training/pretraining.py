@@ -1,7 +1,7 @@
 """One pretraining run, from a folder of images to a model folder.
 
-`Settings` is what the command line asks for; `pretrain` puts the parts together: data, a method,
-the AugSelf loss, the trainer, and at the end the model folder with what was measured.
+`pretrain` puts the parts together: data, a method, the AugSelf loss, the trainer, and at the end
+the model folder with what was measured.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import platform
-from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,56 +31,19 @@ from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.objective import AugSelfLoss
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD, finish_views
 from augself_hub.preprocess import Preprocessing
-from training.data import ViewsDataset, image_files
+from training import checkpoints
+from training.data import ViewsDataset
 from training.methods import METHODS, Method
 from training.monitor import curves, feature_spread, held_out_pairs, with_standard_errors
-from training.trainer import AugSelfTrainer, newest_valid_checkpoint, training_arguments
+from training.settings import Settings, command_line, source_name, weights_text
+from training.sources import UNLABELED, Images, open_images
+from training.trainer import AugSelfTrainer, training_arguments
 
 log = logging.getLogger(__name__)
 MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 SETTINGS, MODEL = "settings.json", "model"
 FREE = ("data", "output", "workers", "license")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one run is made of.
-
-    Args:
-        data: folder of images; class sub-folders are labels.
-        output: folder of the run: checkpoints, logs and, at the end, model/.
-        method: a key of METHODS.
-        encoder: a key of ENCODERS, a folder or a Hub id to continue from.
-        augself: kind -> lambda; empty trains the method alone.
-        convention: target convention of the AugSelf losses.
-        size: side of the views in pixels.
-        epochs, batch_size, base_lr, weight_decay: SGD, momentum 0.9, cosine to 0,
-            lr = base_lr * batch_size / 256. A batch is what one step of the optimizer sees: all
-            processes and all accumulated parts together.
-        seed: of initialisation, order and views.
-        workers: decoding processes.
-        held_out: folder of images for the final evaluation; None holds out 5% of `data`.
-        license: of the resulting model, for its card.
-        arguments: further fields of transformers' TrainingArguments.
-    """
-
-    data: Path
-    output: Path
-    method: str = "simsiam"
-    encoder: str = "resnet18"
-    augself: dict[str, float] = field(default_factory=lambda: {"crop": 1.0, "color": 1.0})
-    convention: str = "relative"
-    size: int = 96
-    epochs: float = 200
-    batch_size: int = 256
-    base_lr: float = 0.03
-    weight_decay: float = 5e-4
-    seed: int = 0
-    workers: int = 2
-    held_out: Path | None = None
-    license: str = "other"
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 class Pretraining(nn.Module):
@@ -135,7 +97,7 @@ def pretrain(settings: Settings, resume: bool = False) -> Path:
     train, held_out = _datasets(settings, policy)
     if resume:
         _check_settings(settings, train)
-    model = _build(settings, policy, len(train.classes))
+    model = _build(settings, policy, train.images)
     trainer = AugSelfTrainer(
         model=model,
         args=training_arguments(settings, settings.output, len(train)),
@@ -155,7 +117,7 @@ def pretrain(settings: Settings, resume: bool = False) -> Path:
 def _check_output(settings: Settings, resume: bool) -> str | None:
     output = settings.output
     if resume:
-        checkpoint = newest_valid_checkpoint(output)
+        checkpoint = checkpoints.newest_valid(output)
         if checkpoint is None:
             raise AugSelfError(
                 f"no valid checkpoint in {output}: remove it and start without --resume"
@@ -167,37 +129,45 @@ def _check_output(settings: Settings, resume: bool) -> str | None:
 
 
 def _datasets(settings: Settings, policy: Policy) -> tuple[ViewsDataset, ViewsDataset]:
-    files = image_files(settings.data)
+    images = _images(settings.data, settings.classes)
     if settings.held_out:
-        held_root, held = settings.held_out, image_files(settings.held_out)
+        held_out = _images(settings.held_out, settings.classes)
     else:
-        held_root, held = settings.data, _held_out(files, settings.seed)
-        files = sorted(set(files) - set(held))
-    train = ViewsDataset(files, settings.data, policy, settings.seed)
+        images, held_out = _split(images, settings.seed)
+    train = ViewsDataset(images, policy, settings.seed)
     train.check_readable()
-    if len(files) < settings.batch_size:
+    if len(images) < settings.batch_size:
         raise AugSelfError(
-            f"{len(files)} images are fewer than one batch of {settings.batch_size}: "
+            f"{len(images)} images are fewer than one batch of {settings.batch_size}: "
             "lower --batch-size or give more images"
         )
-    return train, ViewsDataset(held, held_root, policy, settings.seed)
+    return train, ViewsDataset(held_out, policy, settings.seed)
 
 
-def _held_out(files: list[Path], seed: int) -> list[Path]:
-    """A keyed 5%, at most 500; none of fewer than 20 images."""
-    count = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * len(files)))
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
-    return [files[i] for i in order[:count]] if len(files) >= 20 else []
+def _images(source: str, classes: Path | None) -> Images:
+    images = open_images(source)
+    return images if classes is None else images.only(_lines(classes))
 
 
-def _build(settings: Settings, policy: Policy, classes: int) -> Pretraining:
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _split(images: Images, seed: int) -> tuple[Images, Images]:
+    """Training images, and a keyed 5% held out, at most 500; none of fewer than 20 images."""
+    count = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * len(images))) if len(images) >= 20 else 0
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    return images.at(sorted(order[count:])), images.at(order[:count])
+
+
+def _build(settings: Settings, policy: Policy, images: Images) -> Pretraining:
     if settings.method not in METHODS:
         raise UsageError(f"unknown method {settings.method!r}: use {', '.join(METHODS)}")
     encoder = build_encoder(settings.encoder, settings.size)
     if METHODS[settings.method].needs_labels:
-        if classes < 2:
+        if UNLABELED in images.labels or len(images.classes) < 2:
             raise AugSelfError("supervised needs labels: sort the images into class sub-folders")
-        method = METHODS[settings.method](encoder, classes=classes)  # type: ignore[call-arg]
+        method = METHODS[settings.method](encoder, classes=len(images.classes))  # type: ignore[call-arg]
     else:
         method = METHODS[settings.method](encoder)
     augself = AugSelfLoss(encoder.dim, settings.augself, policy, settings.convention)
@@ -206,7 +176,7 @@ def _build(settings: Settings, policy: Policy, classes: int) -> Pretraining:
 
 def _decisive(settings: Settings, train: ViewsDataset) -> dict[str, Any]:
     """What decides how a run goes: settings.json of the run, and what --resume compares."""
-    names = "\n".join(file.relative_to(settings.data).as_posix() for file in train.files)
+    names = "\n".join(train.images.names)
     return {
         **json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "images": len(train),
@@ -276,8 +246,8 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer, images: int) -> dic
         "command": command_line(settings),
         "method": settings.method,
         "encoder": settings.encoder,
-        "augself": _weights(settings.augself) or "none",
-        "data": settings.data.resolve().name,
+        "augself": weights_text(settings.augself) or "none",
+        "data": source_name(settings.data),
         "images": images,
         "steps": trainer.state.global_step,
         "device": f"{trainer.args.device.type} ({platform.machine()})",
@@ -285,31 +255,6 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer, images: int) -> dic
         "date": datetime.date.today().isoformat(),
         "license": settings.license,
     }
-
-
-def command_line(settings: Settings) -> str:
-    """The `augself pretrain` command of a run; folders by their last name only."""
-    words = ["augself pretrain"]
-    for option in dataclasses.fields(Settings):
-        value = getattr(settings, option.name)
-        flag = f"--{option.name.replace('_', '-')}"
-        if option.name == "augself":
-            words.append(f"{flag} {_weights(value) or chr(39) * 2}")
-        elif option.name == "arguments":
-            words += [f"--set {name}={setting}" for name, setting in value.items()]
-        elif value != option.default:
-            words.append(f"{flag} {_short(value)}")
-    return " ".join(words)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, Path):
-        return value.resolve().name
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _weights(augself: dict[str, float]) -> str:
-    return ",".join(f"{kind}={weight:g}" for kind, weight in augself.items())
 
 
 def _write_json(path: Path, data: Any) -> None:

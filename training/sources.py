@@ -137,7 +137,7 @@ def _torchvision(name: str, labels: str, **options: Any) -> Callable[[str], Imag
             ) from error
         numbers = [int(label) for label in getattr(dataset, labels)]
         names = [f"{name} {i}" for i in range(len(dataset))]
-        classes = [c if isinstance(c, str) else ", ".join(c) for c in dataset.classes]
+        classes = getattr(dataset, "wnids", dataset.classes)  # ImageNet's names are ambiguous
         return Images(names, numbers, classes, _First(dataset))
 
     return opened

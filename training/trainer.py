@@ -14,18 +14,15 @@ What differs from the stock trainer, and why:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
-import re
 import shutil
 import signal
 import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -37,16 +34,14 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from augself_hub.errors import AugSelfError, UsageError
+from training import checkpoints
 from training.data import KeyedSampler, ViewsDataset, collate
 from training.methods.layers import processes, reduced
 from training.monitor import Alarm
-
-if TYPE_CHECKING:
-    from training.pretraining import Settings
+from training.settings import Settings
 
 log = logging.getLogger(__name__)
 MOMENTUM = 0.9
-MANIFEST = "manifest.json"
 STAGING = ".saving"
 MOST_SKIPPED = 0.1
 
@@ -170,7 +165,7 @@ class AugSelfTrainer(Trainer):
             return
         for index in set(skipped.tolist()) - self._skipped:
             self._skipped.add(index)
-            log.warning("skipped %s: it cannot be decoded", self.train_dataset.files[index])
+            log.warning("skipped %s: it cannot be decoded", self.train_dataset.images.names[index])
         if len(self._skipped) > MOST_SKIPPED * len(self.train_dataset):
             raise AugSelfError(
                 f"{len(self._skipped)} of {len(self.train_dataset)} images cannot be decoded, more "
@@ -234,7 +229,7 @@ class AugSelfTrainer(Trainer):
         try:
             self._stage_checkpoint(model, trial)
             if self.args.should_save:
-                _publish_checkpoint(self._staging / name, self.args.save_total_limit)
+                checkpoints.publish(self._staging / name, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them
             raise AugSelfError(
                 f"{name} cannot be saved ({error}): make room, then continue with --resume from "
@@ -359,58 +354,3 @@ class _Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()
-
-
-def write_checkpoint_manifest(folder: Path) -> None:
-    """The sha256 of every file, written last: a checkpoint without it is partial."""
-    files = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
-    (folder / MANIFEST).write_text(json.dumps(files, indent=2))
-
-
-def _publish_checkpoint(staged: Path, limit: int | None) -> None:
-    """Finish a staged checkpoint, give it its place, then remove what it makes superfluous.
-
-    A checkpoint of this step or a later one was found damaged when the run was resumed before it.
-    """
-    write_checkpoint_manifest(staged)
-    place = staged.parents[1] / staged.name
-    shutil.rmtree(place, ignore_errors=True)
-    staged.rename(place)
-    newest_first = _checkpoints(place.parent)
-    reached = newest_first[newest_first.index(place) :]
-    for folder in set(newest_first) - set(reached[: limit or None]):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _checkpoints(output: Path) -> list[Path]:
-    """Newest first."""
-    found = [p for p in output.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]), reverse=True)
-
-
-def newest_valid_checkpoint(output: Path) -> Path | None:
-    """The newest checkpoint whose files match its manifest; says which newer ones do not."""
-    for folder in _checkpoints(output):
-        if fault := _fault(folder):
-            log.warning("ignored %s: %s", folder, fault)
-        else:
-            return folder
-    return None
-
-
-def _fault(folder: Path) -> str | None:
-    try:
-        files = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return "it was not finished"
-    for name, sha256 in files.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if _sha256(folder / name) != sha256:
-            return f"{name} is damaged"
-    return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

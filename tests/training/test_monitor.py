@@ -13,7 +13,8 @@ from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
 from training import pretraining
 from training.monitor import WINDOW, Alarm, feature_spread
-from training.pretraining import Pretraining, Settings, pretrain
+from training.pretraining import Pretraining, pretrain
+from training.settings import Settings
 
 
 def alarm(convention="relative"):
@@ -92,7 +93,7 @@ def test_spread_by_hand():
 @pytest.fixture
 def tiny(photo_folder, tmp_path):
     return Settings(
-        data=photo_folder,
+        data=str(photo_folder),
         output=tmp_path / "run",
         encoder="resnet18-w16",
         size=16,

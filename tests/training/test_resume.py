@@ -24,13 +24,14 @@ from safetensors.torch import load_file
 
 from augself_hub import cli
 from augself_hub.errors import AugSelfError
-from training import pretraining, trainer
+from training import checkpoints, pretraining, trainer
 from training.methods import METHODS
 from training.methods.byol import BYOL
 from training.methods.moco import MoCo
 from training.methods.simsiam import SimSiam
 from training.methods.swav import SwAV
-from training.pretraining import Settings, pretrain
+from training.pretraining import pretrain
+from training.settings import Settings
 
 STEPS, EVERY = 12, 2  # 19 of 20 images, batches of 4, 3 epochs; a checkpoint every 2 steps
 
@@ -88,7 +89,7 @@ def settings(photos, tmp_path) -> Callable[..., Settings]:
         }
         return Settings(
             **{
-                "data": photos,
+                "data": str(photos),
                 "output": tmp_path / name,
                 "method": method,
                 "encoder": "resnet18-w16",
@@ -206,7 +207,7 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     """In the middle of an epoch, between two saves, with accumulation and with workers."""
     broken = settings("broken", method, accumulation, workers=workers)
     killed_at_step(monkeypatch, step, lambda: pretrain(broken))
-    left = trainer.newest_valid_checkpoint(broken.output)
+    left = checkpoints.newest_valid(broken.output)
     assert left.name == f"checkpoint-{step - step % EVERY}"
     pretrain(broken, resume=True)
     assert_equal(state(broken.output), state(finished(broken)))
@@ -232,16 +233,16 @@ def half_of(save):
 @pytest.mark.parametrize(
     ("where", "fault"),
     [
-        ("save_file", half_of),
-        ("_checkpoints", lambda _: die),
-        pytest.param("write_checkpoint_manifest", lambda _: die, marks=pytest.mark.slow),
-        pytest.param("_publish_checkpoint", lambda _: die, marks=pytest.mark.slow),
+        ((trainer, "save_file"), half_of),
+        ((checkpoints, "_newest_first"), lambda _: die),
+        pytest.param((checkpoints, "write_manifest"), lambda _: die, marks=pytest.mark.slow),
+        pytest.param((checkpoints, "publish"), lambda _: die, marks=pytest.mark.slow),
     ],
 )
 def test_a_kill_inside_a_save_costs_one_interval(settings, monkeypatch, where, fault):
     """While the weights are written, after the rename; before the manifest, before the rename."""
     broken = settings("broken")
-    original = getattr(trainer, where)
+    original = getattr(*where)
 
     def at_the_third(*args, **kwargs):
         if len(list(broken.output.glob("checkpoint-*"))) == 2:
@@ -249,10 +250,10 @@ def test_a_kill_inside_a_save_costs_one_interval(settings, monkeypatch, where, f
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, where, at_the_third)
+        patch.setattr(*where, at_the_third)
         assert ended(forked(lambda: pretrain(broken))) == -signal.SIGKILL
-    newest = trainer.newest_valid_checkpoint(broken.output)
-    # _checkpoints lists them after the second one has its place
+    newest = checkpoints.newest_valid(broken.output)
+    # _newest_first lists them after the second one has its place
     assert newest.name == "checkpoint-4"
     pretrain(broken, resume=True)
     assert sorted(p.name for p in broken.output.iterdir()) == [
@@ -286,7 +287,7 @@ def run(settings):
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(run, caplog, damage, said):
     damage(run.output / "checkpoint-6")
     with caplog.at_level(logging.WARNING, logger="training"):
-        chosen = trainer.newest_valid_checkpoint(run.output)
+        chosen = checkpoints.newest_valid(run.output)
     assert chosen == run.output / "checkpoint-4"
     assert f"ignored {run.output / 'checkpoint-6'}: {said}" in caplog.text
 
@@ -340,7 +341,7 @@ def test_other_settings_are_refused_by_name(run, change, said):
 def test_other_images_are_refused(run, photos, tmp_path):
     data = tmp_path / "moved"
     shutil.copytree(photos, data)
-    moved = dataclasses.replace(run, data=data, workers=1)
+    moved = dataclasses.replace(run, data=str(data), workers=1)
     pretraining._check_settings(moved, pretraining._datasets(moved, pretraining.Policy(16))[0])
     (data / "00.png").rename(data / "renamed.png")
     with pytest.raises(AugSelfError, match="was started with images_sha256 ="):
@@ -395,7 +396,7 @@ def test_sigterm_saves_at_the_next_step_exits_with_0_and_resumes(settings, finis
     time.sleep(1.2)
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 0
-    saved = trainer.newest_valid_checkpoint(stopped.output)
+    saved = checkpoints.newest_valid(stopped.output)
     assert 0 < int(saved.name.split("-")[1]) < STEPS
     pretrain(stopped, resume=True)
     assert_equal(state(stopped.output), state(finished(stopped)))
@@ -409,7 +410,7 @@ def campaign(settings, method: str, kills: int, seed: int) -> None:
     duration = time.monotonic() - started
     moments, hits = random.Random(seed), 0
     while hits < kills:
-        resume = trainer.newest_valid_checkpoint(broken.output) is not None
+        resume = checkpoints.newest_valid(broken.output) is not None
         if not resume:
             shutil.rmtree(broken.output, ignore_errors=True)
         before = newest_step(broken.output)
@@ -421,7 +422,7 @@ def campaign(settings, method: str, kills: int, seed: int) -> None:
         if newest_step(broken.output) == STEPS:
             assert_equal(state(broken.output), state(whole.output))
             shutil.rmtree(broken.output)
-    resume = trainer.newest_valid_checkpoint(broken.output) is not None
+    resume = checkpoints.newest_valid(broken.output) is not None
     if not resume:
         shutil.rmtree(broken.output, ignore_errors=True)
     pretrain(broken, resume=resume)
@@ -429,7 +430,7 @@ def campaign(settings, method: str, kills: int, seed: int) -> None:
 
 
 def newest_step(output: Path) -> int:
-    newest = trainer.newest_valid_checkpoint(output)
+    newest = checkpoints.newest_valid(output)
     return int(newest.name.split("-")[1]) if newest else 0
 
 

@@ -10,14 +10,15 @@ import torch
 from augself_hub.errors import UsageError
 from training import pretraining, trainer
 from training.data import KeyedSampler
-from training.pretraining import Settings, pretrain
+from training.pretraining import pretrain
+from training.settings import Settings
 from training.trainer import training_arguments
 
 
 @pytest.fixture
 def settings(photo_folder, tmp_path):
     return Settings(
-        data=photo_folder,
+        data=str(photo_folder),
         output=tmp_path / "run",
         encoder="resnet18-w16",
         size=16,

@@ -10,9 +10,10 @@ import torch
 from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import KINDS, Policy
 from augself_hub.modeling.encoders import build_encoder
-from training.data import ViewsDataset, collate, image_files
+from training.data import ViewsDataset, collate
 from training.methods import METHODS
 from training.pretraining import Pretraining
+from training.sources import folder_images
 
 SMALL = {
     "simsiam": {"width": 16, "bottleneck": 8},
@@ -28,7 +29,7 @@ SMALL = {
 def batch(photo_folder):
     """Eight photographs, all augmentations on."""
     policy = Policy(size=32).with_kinds(KINDS)
-    images = ViewsDataset(image_files(photo_folder), photo_folder, policy, seed=0)
+    images = ViewsDataset(folder_images(photo_folder), policy, seed=0)
     batch = collate([images[0, i] for i in (0, 1, 2, 3, 36, 37, 38, 39)])
     batch.pop("skipped")
     return batch
