@@ -26,13 +26,14 @@ from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import EVALUATION, TRAINING_LOG, new_folder, versions, write_manifest
-from augself_hub.modeling.encoders import build_encoder
+from augself_hub.modeling.encoders import Encoder, build_encoder, preprocessing_of
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.objective import AugSelfLoss
-from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD, finish_views
+from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training import checkpoints
 from training.data import ViewsDataset
+from training.heads import FROZEN, Frozen
 from training.methods import METHODS, Method
 from training.monitor import curves, feature_spread, held_out_pairs, with_standard_errors
 from training.settings import Settings, command_line, source_name, weights_text
@@ -40,18 +41,23 @@ from training.sources import UNLABELED, Images, open_images
 from training.trainer import AugSelfTrainer, training_arguments
 
 log = logging.getLogger(__name__)
-MEAN, STD = IMAGENET_MEAN, IMAGENET_STD
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 SETTINGS, MODEL = "settings.json", "model"
 FREE = ("data", "output", "workers", "license")
 
 
 class Pretraining(nn.Module):
-    """What the trainer optimises: views -> method loss + AugSelf loss."""
+    """What the trainer optimises: views -> method loss + AugSelf loss.
 
-    def __init__(self, method: Method, augself: AugSelfLoss) -> None:
+    Args:
+        method: an encoder under training.
+        augself: the heads and their loss.
+        preprocessing: how the encoder wants its images normalised.
+    """
+
+    def __init__(self, method: Method, augself: AugSelfLoss, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.method, self.augself = method, augself
+        self.method, self.augself, self.preprocessing = method, augself, preprocessing
 
     def forward(
         self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
@@ -71,7 +77,13 @@ class Pretraining(nn.Module):
     def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
         both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
         with torch.autocast(crops.device.type, enabled=False):
-            views = finish_views(crops, both, self.augself.spec.policy, MEAN, STD)
+            views = finish_views(
+                crops,
+                both,
+                self.augself.spec.policy,
+                self.preprocessing.mean,
+                self.preprocessing.std,
+            )
         x1, x2 = views.to(memory_format=torch.channels_last).chunk(2)
         return x1, x2
 
@@ -161,17 +173,22 @@ def _split(images: Images, seed: int) -> tuple[Images, Images]:
 
 
 def _build(settings: Settings, policy: Policy, images: Images) -> Pretraining:
-    if settings.method not in METHODS:
-        raise UsageError(f"unknown method {settings.method!r}: use {', '.join(METHODS)}")
     encoder = build_encoder(settings.encoder, settings.size)
-    if METHODS[settings.method].needs_labels:
-        if UNLABELED in images.labels or len(images.classes) < 2:
-            raise AugSelfError("supervised needs labels: sort the images into class sub-folders")
-        method = METHODS[settings.method](encoder, classes=len(images.classes))  # type: ignore[call-arg]
-    else:
-        method = METHODS[settings.method](encoder)
     augself = AugSelfLoss(encoder.dim, settings.augself, policy, settings.convention)
-    return Pretraining(method, augself)
+    preprocessing = preprocessing_of(settings.encoder, settings.size)
+    return Pretraining(_method(settings.method, encoder, images), augself, preprocessing)
+
+
+def _method(name: str, encoder: Encoder, images: Images) -> Method:
+    if name == FROZEN:
+        return Frozen(encoder)
+    if name not in METHODS:
+        raise UsageError(f"unknown method {name!r}: use {', '.join(METHODS)}")
+    if not METHODS[name].needs_labels:
+        return METHODS[name](encoder)
+    if UNLABELED in images.labels or len(images.classes) < 2:
+        raise AugSelfError("supervised needs labels: sort the images into class sub-folders")
+    return METHODS[name](encoder, classes=len(images.classes))  # type: ignore[call-arg]
 
 
 def _decisive(settings: Settings, train: ViewsDataset) -> dict[str, Any]:
@@ -204,9 +221,7 @@ def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset
         pretraining.augself.spec,
         provenance=_provenance(settings, trainer, len(trainer.train_dataset)),
     )
-    model = AugSelfModel(
-        network, pretraining.augself.heads, spec, Preprocessing(settings.size, MEAN, STD)
-    )
+    model = AugSelfModel(network, pretraining.augself.heads, spec, pretraining.preprocessing)
     model = model.cpu().to(memory_format=torch.contiguous_format).eval()
     results = held_out_pairs(model, held_out)
     model.spec = with_standard_errors(spec, results)

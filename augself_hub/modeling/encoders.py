@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     ConvNextConfig,
     Dinov2Config,
@@ -23,7 +24,9 @@ from transformers import (
 )
 
 from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.modeling.vit import as_dinov2
+from augself_hub.preprocess import Preprocessing
 
 POOLERS_THAT_ARE_NOT_POOLING = ("vit", "deit", "beit", "vit_msn", "vit_mae")
 
@@ -139,6 +142,28 @@ def build_encoder(name: str, size: int) -> Encoder:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFolderError(f"encoder {name} cannot be loaded: {reason}") from error
+
+
+def preprocessing_of(name: str, size: int) -> Preprocessing:
+    """How an encoder wants its images normalised: as its own processor says, else as ImageNet's.
+
+    Args:
+        name: as `build_encoder` takes it.
+        size: side of the images in pixels.
+
+    Raises:
+        ModelFolderError: a folder or Hub id that says nothing of it.
+    """
+    if name in ENCODERS:
+        return Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name)
+        return Preprocessing(size, tuple(processor.image_mean), tuple(processor.image_std))
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ModelFolderError(
+            f"encoder {name} does not say how its images are normalised: it needs a "
+            "preprocessor_config.json with image_mean and image_std"
+        ) from error
 
 
 def refuse_unpooled(config: PretrainedConfig) -> None:

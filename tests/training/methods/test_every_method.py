@@ -10,6 +10,7 @@ import torch
 from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import KINDS, Policy
 from augself_hub.modeling.encoders import build_encoder
+from augself_hub.preprocess import Preprocessing
 from training.data import ViewsDataset, collate
 from training.methods import METHODS
 from training.pretraining import Pretraining
@@ -40,7 +41,8 @@ def build(method, kinds=(), convention="relative"):
     encoder = build_encoder("resnet18-w16", 32)
     policy = Policy(size=32).with_kinds(KINDS)
     augself = AugSelfLoss(encoder.dim, dict.fromkeys(kinds, 1.0), policy, convention)
-    return Pretraining(METHODS[method](encoder, **SMALL[method]), augself).train()
+    preprocessing = Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    return Pretraining(METHODS[method](encoder, **SMALL[method]), augself, preprocessing).train()
 
 
 @pytest.mark.parametrize("method", METHODS)
