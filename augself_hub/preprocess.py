@@ -4,6 +4,8 @@ EXIF orientation applied; alpha over white; 16 bits scaled to 8; short side resi
 antialiased), centre crop S x S with floored offsets. Only the crop is ever computed. Normalisation
 is left to the model. Equal to the stock BitImageProcessor within one grey level for 8-bit images.
 
+Pillow does it; what else was measured, and why it is not used, is in docs/engine.md.
+
 The type of an image is sniffed from its bytes, never trusted from a name or header.
 """
 

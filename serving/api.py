@@ -240,6 +240,7 @@ def _record(engine: Engine, limits: Limits) -> ModelRecord:
         limits=vars(limits),
         sha256=engine.sha256,
         provider=engine.provider,
+        precision=engine.precision,
     )
 
 

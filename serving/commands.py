@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from augself_hub.errors import AugSelfError, ImageError, MissingExtra, UsageError
-from serving.providers import DEVICES
+from augself_hub.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from serving.engine import Engine
@@ -20,10 +20,17 @@ if TYPE_CHECKING:
 
 _DEVICE = click.option(
     "--device",
-    type=click.Choice(DEVICES),
+    metavar="auto|cpu|cuda|tensorrt",
     default="auto",
     show_default=True,
     help="cuda and tensorrt are refused where they cannot be had; auto says what it took.",
+)
+_PRECISION = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="int8 (CPUs) and fp16 (GPUs) are made by augself export --quantize.",
 )
 _THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Of the model. Default: the usable cores."
@@ -45,12 +52,17 @@ _IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.argument("b", type=_IMAGE)
 @_MODEL
 @_DEVICE
+@_PRECISION
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1/augmentations answers.")
-def predict(a: Path, b: Path, model: str | None, device: str, as_json: bool) -> None:
+def predict(
+    a: Path, b: Path, model: str | None, device: str, precision: str, as_json: bool
+) -> None:
     """Predict what takes picture A to picture B."""
     with _needs("serve"):
         from serving.engine import load
-    engine = load(model, device)
+    engine = load(model, device, precision=precision)
+    if not engine.spec.heads:
+        raise AugSelfError(f"{engine.name} has no AugSelf heads: train some with augself fit-heads")
     differences = _predicted(engine, a, b)
     if as_json:
         click.echo(json.dumps({"model": engine.name, "differences": differences}, indent=2))
@@ -76,7 +88,7 @@ def predict(a: Path, b: Path, model: str | None, device: str, as_json: bool) -> 
 @click.option("--dtype", type=click.Choice(("float32", "float16")), default="float32")
 @click.option("--normalize", is_flag=True, help="Scale each image's features to length 1.")
 @click.option("--format", "layout", type=click.Choice(("parquet", "npy")), default="parquet")
-@click.option("--shard-rows", type=click.IntRange(1), default=4096, show_default=True)
+@click.option("--shard-rows", type=click.IntRange(1), default=2048, show_default=True)
 @click.option(
     "--max-errors",
     "allowed",
@@ -84,6 +96,7 @@ def predict(a: Path, b: Path, model: str | None, device: str, as_json: bool) -> 
     help="Exit with 1 if more images cannot be read: 10, 0.01 or 1%. Default: any number.",
 )
 @_DEVICE
+@_PRECISION
 @_WORKERS
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def extract(
@@ -91,6 +104,7 @@ def extract(
     output: Path,
     model: str | None,
     device: str,
+    precision: str,
     allowed: str | None,
     as_json: bool,
     columns: tuple[str, ...],
@@ -110,9 +124,8 @@ def extract(
     limit = None if allowed is None else _limit(allowed)
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
     named = Columns.parse(columns)
-    summary = write_table(
-        source, output, load(model, device, 1), settings, columns=named, **options
-    )
+    engine = load(model, device, 1, precision)
+    summary = write_table(source, output, engine, settings, columns=named, **options)
     click.echo(_summary(output, summary, as_json))
     if limit is not None and summary.counts.errors > limit(summary.counts.images):
         raise AugSelfError(
@@ -128,6 +141,7 @@ def extract(
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 @_DEVICE
+@_PRECISION
 @_THREADS
 @click.option(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change one (see /v1/models)."
@@ -139,6 +153,7 @@ def serve(
     host: str,
     port: int,
     device: str,
+    precision: str,
     threads: int | None,
     limits: tuple[str, ...],
 ) -> None:
@@ -149,7 +164,7 @@ def serve(
         from serving.limits import Limits
         from serving.server import run
     allowed = Limits.parse(limits)
-    engines = [load(model, device, threads) for model in models or (None,)]
+    engines = [load(model, device, threads, precision) for model in models or (None,)]
     run(create_app(engines, allowed, demo, token), host, port)
 
 

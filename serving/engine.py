@@ -3,6 +3,8 @@
     onnx/model.onnx   images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
     onnx/heads.onnx   features_a, features_b (N, D) -> one raw output (N, outputs) a head
 
+The encoder comes in several precisions (see `augself_hub.precision`).
+
 Sessions may be run from several threads at once.
 """
 
@@ -16,13 +18,16 @@ import numpy as np
 
 from augself_hub import hub
 from augself_hub.augmentations.difference import both_orders, to_physical
-from augself_hub.errors import ModelFolderError
-from augself_hub.folder import ENCODER_GRAPH, HEADS_GRAPH, read_manifest, read_spec
+from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.folder import HEADS_GRAPH, read_manifest, read_spec
+from augself_hub.precision import GRAPHS, PRECISIONS
 from augself_hub.preprocess import Preprocessing
 from serving.cores import usable_cores
-from serving.providers import open_sessions
+from serving.providers import BUCKETS, Graph, open_graphs
 
-MAX_BATCH = 32  # images in one run: ONNX Runtime's arena keeps the memory of its largest batch
+MAX_BATCH = BUCKETS[
+    -1
+]  # images in one run: ONNX Runtime's arena keeps the memory of its largest batch
 EMBEDDED_NAME = "embedded"
 
 
@@ -34,13 +39,15 @@ class Engine:
         device: auto, cpu, cuda or tensorrt (see `providers`).
         threads: of ONNX Runtime; None: as many as there are usable cores.
         name: what the model is called in answers; None: the folder's name.
+        precision: of the encoder: fp32, int8 (CPUs) or fp16 (GPUs).
 
     Attributes:
         spec: the augmentations and heads. preprocessing: side, mean and std.
-        sha256: of onnx/model.onnx. provider: what the sessions run on, ONNX Runtime's name.
+        sha256: of the encoder's graph. provider: what the sessions run on, ONNX Runtime's name.
 
     Raises:
         ModelFolderError: a graph is missing or is not the one the folder describes.
+        UsageError: no such precision or device, or not together; no threads.
         AugSelfError: the device cannot be had.
     """
 
@@ -50,45 +57,72 @@ class Engine:
         device: str = "auto",
         threads: int | None = None,
         name: str | None = None,
+        precision: str = "fp32",
     ) -> None:
+        threads = usable_cores() if threads is None else threads
+        _refuse_unknown(precision, threads)
         folder = Path(folder)
-        self.name = name or folder.resolve().name
-        self.sha256 = _sha256(folder)
+        self.name, self.precision = name or folder.resolve().name, precision
         self.spec = read_spec(folder)
         self.preprocessing = Preprocessing.from_folder(folder)
-        graphs = (folder / ENCODER_GRAPH, folder / HEADS_GRAPH)
-        self._encoder, self._heads = open_sessions(graphs, device, threads or usable_cores())
-        self.provider: str = self._encoder.get_providers()[0]
+        graphs = self._graphs(folder)
+        self.sha256 = graphs[0].sha256
+        self._encoder, *heads = open_graphs(graphs, device, threads)
+        self._heads = heads[0] if heads else None
+        self.provider: str = self._encoder.session.get_providers()[0]
         self._check(folder)
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N >= 1 preprocessed images, each (S, S, 3) uint8 -> (N, D) float32."""
         chunks = (images[i : i + MAX_BATCH] for i in range(0, len(images), MAX_BATCH))
-        runs = [self._encoder.run(["features"], {"images": np.stack(c)})[0] for c in chunks]
+        runs = [self._encoder.run({"images": np.stack(chunk)})[0] for chunk in chunks]
         return np.concatenate(runs)
 
     def differences(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
         """What takes a to b: features (N, D) of N pairs -> kind -> (N, outputs), physical units.
 
-        Both orders of a pair are run and averaged for the antisymmetric dimensions.
+        Both orders of a pair are run and averaged for the antisymmetric dimensions. Empty where the
+        model has no heads.
         """
+        if self._heads is None:
+            return {}
         n = len(features_a)
         there_and_back = {
             "features_a": np.concatenate([features_a, features_b]),
             "features_b": np.concatenate([features_b, features_a]),
         }
-        raw = self._heads.run(list(self.spec.heads), there_and_back)
+        raw = self._heads.run(there_and_back)
         heads = self.spec.heads.items()
         physical = {k: to_physical(head, r) for (k, head), r in zip(heads, raw, strict=True)}
         return {k: both_orders(head, physical[k][:n], physical[k][n:]) for k, head in heads}
 
+    def _graphs(self, folder: Path) -> list[Graph]:
+        """The encoder's graph and, of a model with heads, theirs; there, as the manifest says."""
+        encoder, files = GRAPHS[self.precision], read_manifest(folder)["files"]
+        wanted = [(encoder, self.precision), (HEADS_GRAPH, "fp32")][: 2 if self.spec.heads else 1]
+        for path, quantize in wanted:
+            if path.as_posix() not in files or not (folder / path).is_file():
+                option = f" --quantize {quantize} --calibration PHOTOGRAPHS"
+                raise ModelFolderError(
+                    f"{folder} has no {path.as_posix()}: augself export --model {folder}"
+                    f"{option if quantize != 'fp32' else ''}"
+                )
+        side, width = self.preprocessing.size, self.spec.features
+        images, pair = {"images": (side, side, 3)}, {"features_a": (width,), "features_b": (width,)}
+        inputs = (images, pair)
+        return [
+            Graph(folder / path, files[path.as_posix()], precision, shapes)
+            for (path, precision), shapes in zip(wanted, inputs, strict=False)
+        ]
+
     def _check(self, folder: Path) -> None:
         """The graphs must be those the folder's other files describe."""
         side, heads = self.preprocessing.size, self.spec.heads
-        image = self._encoder.get_inputs()[0]
+        image = self._encoder.session.get_inputs()[0]
         found = {image.name: image.shape[1:]}
-        for output in (*self._encoder.get_outputs(), *self._heads.get_outputs()):
-            found[output.name] = output.shape[1:]
+        for graph in (self._encoder, self._heads):
+            for output in graph.session.get_outputs() if graph else ():
+                found[output.name] = output.shape[1:]
         described = {"images": [side, side, 3], "features": [self.spec.features]}
         described |= {kind: [head.outputs] for kind, head in heads.items()}
         if list(found.items()) != list(described.items()):
@@ -98,7 +132,12 @@ class Engine:
             )
 
 
-def load(model: str | None = None, device: str = "auto", threads: int | None = None) -> Engine:
+def load(
+    model: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    precision: str = "fp32",
+) -> Engine:
     """A folder, a Hub id (`org/name@revision`) or None, the embedded model -> its engine.
 
     Raises:
@@ -106,17 +145,15 @@ def load(model: str | None = None, device: str = "auto", threads: int | None = N
     """
     folder = hub.resolve(model)
     if model is None:
-        return Engine(folder, device, threads, EMBEDDED_NAME)
+        return Engine(folder, device, threads, EMBEDDED_NAME, precision)
     # A Hub id's folder is named after a commit; the id is the better name.
-    return Engine(folder, device, threads, None if Path(model).is_dir() else model)
+    name = None if Path(model).is_dir() else model
+    return Engine(folder, device, threads, name, precision)
 
 
-def _sha256(folder: Path) -> str:
-    """Of the encoder's graph, as the manifest has it; both graphs have to be there."""
-    files = read_manifest(folder)["files"]
-    for graph in (ENCODER_GRAPH, HEADS_GRAPH):
-        if graph.as_posix() not in files or not (folder / graph).is_file():
-            raise ModelFolderError(
-                f"{folder} has no {graph.as_posix()}: augself export --model {folder}"
-            )
-    return files[ENCODER_GRAPH.as_posix()]
+def _refuse_unknown(precision: str, threads: int) -> None:
+    if precision not in PRECISIONS:
+        known = ", ".join(PRECISIONS)
+        raise UsageError(f"there is no precision {precision!r}: give one of {known}")
+    if threads < 1:
+        raise UsageError(f"{threads} threads cannot run a model: give at least 1, or none")

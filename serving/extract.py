@@ -33,15 +33,15 @@ from augself_hub.folder import versions
 from augself_hub.preprocess import decode, preprocess
 from serving.cores import usable_cores
 from serving.differences import is_gray
-from serving.engine import MAX_BATCH, Engine
+from serving.engine import Engine
 from serving.extraction.destination import ERRORS_KEY, Counts, Destination
 from serving.extraction.opening import open_source
 from serving.extraction.progress import Progress
-from serving.extraction.sources import Columns, Item, Shard, ShardError, Source
-from serving.extraction.tables import Settings, difference_table, feature_table
+from serving.extraction.sources import USUAL, Columns, Item, Shard, ShardError, Source
+from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
 
-SHARD_ROWS = 4096
-LAYOUTS = ("parquet", "npy")
+SHARD_ROWS = 2048
+BATCH = 16  # at a shard's end all cores wait for the last batch, so it should be small
 _AHEAD = 2  # batches a worker that wait or are done but not yet taken
 
 
@@ -65,9 +65,9 @@ def extract(
     source: str | Path | Sequence[str | Path] | Source,
     destination: str | Path,
     engine: Engine,
-    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    settings: Settings = PLAIN,
     *,
-    columns: Columns = Columns(),  # noqa: B008
+    columns: Columns = USUAL,
     split: str | None = None,
     layout: str = "parquet",
     shard_rows: int = SHARD_ROWS,
@@ -177,7 +177,7 @@ def _differences(
 
 def _batches(shard: Shard) -> Iterator[list[Item]]:
     items = _items(shard)
-    while batch := list(islice(items, MAX_BATCH)):
+    while batch := list(islice(items, BATCH)):
         yield batch
 
 
@@ -280,7 +280,7 @@ def _plan(
         },
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),
         "provider": engine.provider,
-        "precision": "float32",  # of the graph the engine runs
+        "precision": engine.precision,
         "dtype": settings.dtype,
         "normalized": settings.normalize,
         "shard_rows": shard_rows,

@@ -105,6 +105,7 @@ class ModelRecord(BaseModel):
     limits: dict[str, int | float]
     sha256: str = Field(description="Of the encoder's graph.")
     provider: str = Field(description="What ONNX Runtime runs the model on.")
+    precision: str = Field(description="Of the encoder's graph: fp32, int8 or fp16.")
 
 
 class ModelList(BaseModel):

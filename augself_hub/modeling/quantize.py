@@ -8,6 +8,9 @@ multiplies with an instruction that saturates at 16 bits, and full 8-bit weights
 features on an older CPU after passing every gate on a newer one. Signed activations cost the
 whole gain on such a CPU. The graph made here answers alike on both.
 
+The first layers lose most and, with few channels, gain least: one of them stays in fp32, and more
+where the gates ask for it (`FP32_LAYERS`).
+
 Gates, on photographs that took no part in the calibration (`MEAN_COSINE` and the constants after
 it): features, a linear probe on them, and every head on pairs of views, separately: heads see
 small differences of features, which the features' own gate would let pass.
@@ -51,6 +54,7 @@ PROBE_LOSS = 0.005  # of a linear probe's accuracy
 PROBE_IMAGES = 200  # with fewer, one image weighs more than PROBE_LOSS: not measured
 HEAD_TOLERANCE = 0.1  # average change of a regression head, in standard deviations of its target
 PROBABILITY_TOLERANCE = 0.05  # average change of a probability
+FP32_LAYERS = {"int8": (1, 5, 9), "fp16": (0,)}  # how many of the first ones, tried in turn
 MIN_IMAGES = 24
 CALIBRATION_IMAGES, HELD_OUT_IMAGES, PAIRS = 128, 1024, 256  # at most
 BATCH = 16
@@ -82,9 +86,7 @@ def quantize_folder(
         raise ModelFolderError(f"{folder} has no {ENCODER_GRAPH}: augself export --model {folder}")
     images = Photographs.split(photographs, Preprocessing.from_folder(folder).size)
     with changed_folder(folder) as stage:
-        _WRITERS[precision](stage / ENCODER_GRAPH, stage / GRAPHS[precision], images)
-        measured = _measured(stage, precision, images)
-        _gate(precision, measured, read_spec(folder), require_speedup)
+        measured = _quantize(stage, precision, images, require_speedup)
         write_manifest(stage, read_manifest(stage)["parity"] | {precision: measured})
     return measured
 
@@ -106,7 +108,8 @@ class Photographs:
     @classmethod
     def split(cls, folder: Path, side: int) -> Photographs:
         """A third of the images, at most 128, calibrate; at most 1024 others judge."""
-        paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        paths = sorted(p for p in found if not p.name.startswith("."))
         if len(paths) < MIN_IMAGES:
             raise AugSelfError(
                 f"{folder} holds {len(paths)} images: quantisation needs at least {MIN_IMAGES} "
@@ -156,7 +159,22 @@ def _augmented(views: list[tuple[np.ndarray, Any]], policy: Policy) -> np.ndarra
 # -- The graphs ------------------------------------------------------------------------------------
 
 
-def _write_int8(source: Path, target: Path, images: Photographs) -> None:
+def _quantize(
+    folder: Path, precision: str, images: Photographs, require_speedup: float | None
+) -> dict[str, Any]:
+    """Write the graph with as few fp32 layers as the gates allow; what was measured of it."""
+    spec, failed = read_spec(folder), ""
+    for layers in FP32_LAYERS[precision]:
+        _WRITERS[precision](folder / ENCODER_GRAPH, folder / GRAPHS[precision], images, layers)
+        measured = _measured(folder, precision, images) | {"fp32_layers": layers}
+        failed = _failed(measured, spec, require_speedup)
+        if not failed:
+            return measured
+    raise AugSelfError(f"{precision} refused, the folder is as it was: {failed}")
+
+
+def _write_int8(source: Path, target: Path, images: Photographs, fp32_layers: int) -> None:
+    """Static QDQ: calibrated by minimum and maximum, per channel."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -172,11 +190,12 @@ def _write_int8(source: Path, target: Path, images: Photographs) -> None:
             reduce_range=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=_normalisation(prepared),
+            nodes_to_exclude=_first_nodes(prepared, fp32_layers),
         )
 
 
-def _write_fp16(source: Path, target: Path, images: Photographs) -> None:
+def _write_fp16(source: Path, target: Path, images: Photographs, fp32_layers: int) -> None:
+    """Needs no photographs; its signature is the table's."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -197,16 +216,14 @@ class _Reader:
         return None if batch is None else {"images": batch}
 
 
-def _normalisation(path: Path) -> list[str]:
-    """The nodes before the first layer: in 8 bits they cost accuracy and save nothing."""
+def _first_nodes(path: Path, layers: int) -> list[str]:
+    """The normalisation and everything up to the end of the first layers."""
     import onnx
 
-    names = []
-    for node in onnx.load(path).graph.node:
-        if node.op_type in ("Conv", "MatMul", "Gemm"):
-            break
-        names.append(node.name)
-    return names
+    nodes = onnx.load(path).graph.node
+    places = [i for i, node in enumerate(nodes) if node.op_type in ("Conv", "MatMul", "Gemm")]
+    end = places[layers] if layers < len(places) else len(nodes)
+    return [node.name for node in nodes[:end]]
 
 
 # -- The gates -------------------------------------------------------------------------------------
@@ -231,17 +248,13 @@ def _measured(folder: Path, precision: str, images: Photographs) -> dict[str, An
     }
 
 
-def _gate(
-    precision: str, measured: dict[str, Any], spec: Spec, require_speedup: float | None
-) -> None:
-    """Raises AugSelfError with every gate that failed; a number that is none fails too."""
-    failed = [
+def _failed(measured: dict[str, Any], spec: Spec, require_speedup: float | None) -> str:
+    """Every gate that failed, or nothing; a number that is none fails too."""
+    return "; ".join(
         f"{name} is {found:.4f}, {limit} is wanted"
         for name, found, passed, limit in _gates(measured, spec, require_speedup)
         if not passed
-    ]
-    if failed:
-        raise AugSelfError(f"{precision} refused, the folder is as it was: {'; '.join(failed)}")
+    )
 
 
 def _gates(

@@ -91,7 +91,7 @@ class Destination:
         """A folder without a plan or manifest is ours only if there is nothing in it to lose."""
         ours = {ERRORS, _LOCK, _PLAN, MANIFEST}
         there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        if not there & {_PLAN, MANIFEST} and there - ours - {f".{name}" for name in ours}:
+        if not there & {_PLAN, MANIFEST} and there - ours - {_hidden(name) for name in ours}:
             raise AugSelfError(
                 f"{self.folder} exists and is no extraction: choose another output or remove it"
             )
@@ -170,7 +170,7 @@ class Destination:
         Raises:
             AugSelfError: the disk is full.
         """
-        hidden = path.with_name(f".{path.name}.new")
+        hidden = path.with_name(_hidden(path.name))
         try:
             with hidden.open("wb") as file:
                 write(file)
@@ -218,13 +218,19 @@ class Destination:
         self.clean(keep_parts)
 
     def clean(self, keep_parts: bool) -> None:
-        (self.folder / _PLAN).unlink(missing_ok=True)
+        """The plan goes last: parts without one would be taken for something foreign."""
         if not keep_parts:
             shutil.rmtree(self.data, ignore_errors=True)
+        (self.folder / _PLAN).unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Leave only errors.jsonl, so that nothing stands in the next run's way."""
         self.clean(keep_parts=False)
+
+
+def _hidden(name: str) -> str:
+    """What a file is called while it is being written."""
+    return f".{name}.new"
 
 
 def _write_npy(
@@ -252,6 +258,8 @@ _WORDS = {
 
 def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     """What differs between two plans, in words."""
+    if begun.get("format") != plan["format"]:
+        return ["another version of augself-hub"]
     told = []
     if begun["model"]["sha256"] != plan["model"]["sha256"]:
         old, new = (p["model"]["sha256"][:12] for p in (begun, plan))

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.errors import AugSelfError, UsageError
-from serving.extraction.containers import DatasetSource, ParquetSource, TarSource
+from serving.extraction.containers import DatasetSource, ParquetSource, TarSource, file_system
 from serving.extraction.sources import (
+    USUAL,
     Columns,
     FileList,
     Source,
@@ -38,7 +39,7 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 def open_source(
     source: str | Path | Sequence[str | Path] | Source,
-    columns: Columns = Columns(),  # noqa: B008 (frozen)
+    columns: Columns = USUAL,
     split: str | None = None,
     pairs: bool = False,
 ) -> Source:
@@ -125,8 +126,6 @@ def expanded(text: str) -> list[str]:
 
 
 def _remote_matches(text: str) -> list[str]:
-    from serving.extraction.containers import file_system
-
     files = file_system(text)
     found = sorted(files.unstrip_protocol(path) for path in files.glob(text))
     if not found:
@@ -135,10 +134,9 @@ def _remote_matches(text: str) -> list[str]:
 
 
 def _refuse_unread(source: Source, columns: Columns, split: str | None) -> None:
-    has_columns = isinstance(
-        source, (ParquetSource, DatasetSource)
-    ) or source.location.lower().endswith(_CSV)
-    if columns != Columns() and not has_columns:
+    has_columns = isinstance(source, (ParquetSource, DatasetSource))
+    has_columns = has_columns or source.location.lower().endswith(_CSV)
+    if columns != USUAL and not has_columns:
         raise UsageError(f"--column has no effect: {source.location} has no columns")
     if split is not None and not isinstance(source, DatasetSource):
         raise UsageError(f"--split has no effect: {source.location} is no Hugging Face dataset")

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.preprocess import SUFFIXES
 
 SPLITS = ("train", "val", "valid", "validation", "test")
@@ -100,11 +100,11 @@ class Columns:
         """`image=path`, `label=species` ... -> the columns.
 
         Raises:
-            AugSelfError: a word that is none of these.
+            UsageError: a word that is none of these.
         """
         pairs = [word.partition("=")[::2] for word in words]
         if any(role not in cls.__dataclass_fields__ or not name for role, name in pairs):
-            raise AugSelfError(f"--column {' '.join(words)}: write image=, label= or split=NAME")
+            raise UsageError(f"--column {' '.join(words)}: write image=, label= or split=NAME")
         return cls(**dict(pairs))
 
     def found(self, there: Sequence[str], location: str) -> Columns:
@@ -124,6 +124,9 @@ class Columns:
             )
         label = self.label or _first(("label", "class"), there)
         return Columns(image, label, self.split or _first(("split",), there))
+
+
+USUAL = Columns()
 
 
 def _first(usual: Iterable[str], there: Sequence[str]) -> str | None:

@@ -32,6 +32,9 @@ class Settings:
     pairs: bool = False
 
 
+PLAIN = Settings()
+
+
 def feature_table(items: Sequence[Item], features: np.ndarray, settings: Settings) -> pa.Table:
     """N items and their features (N, D) float32 -> N rows.
 

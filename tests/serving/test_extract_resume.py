@@ -87,7 +87,7 @@ def kill_at_part(process: subprocess.Popen[bytes], output: Path, number: int) ->
 
 
 def test_kill_9_changes_nothing(source, tmp_path, whole):
-    """Killed three times, in the middle of the parts, then finished."""
+    """Killed three times, in the middle of the parts, then finished; the lock dies too."""
     output = tmp_path / "out"
     for number in (0, 8, 20):
         kill_at_part(start(source, output), output, number)
@@ -180,7 +180,7 @@ def test_a_damaged_part_is_made_again(source, tmp_path, engine, caplog):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ("image", r"the input, first in a/004.png \.\.\. a/010.png"),
+        ("image", r"the input, first in a/000.png \.\.\. a/006.png"),
         ("new image", r"the input, first in a/000.png .* \(30 shards then, 31 now\)"),
         ("model", r"the model \(\w{12} then, ffffffffffff now\)"),
         ("preprocessing", "the preprocessing"),
@@ -251,31 +251,27 @@ def test_a_second_writer_is_refused(source, tmp_path, engine, whole):
     assert run(source, output).returncode == 0 and contents(output) == whole
 
 
-def test_the_lock_dies_with_its_process(source, tmp_path):
-    output = tmp_path / "out"
-    process = start(source, output)
-    kill_at_part(process, output, 0)
-    assert (output / ".lock").exists()
-    assert run(source, output).returncode == 0
-
-
-@pytest.mark.parametrize("layout", ["parquet", "npy"])
-def test_a_full_disk_keeps_the_whole_parts(layout, source, tmp_path, whole):
-    """No file may be larger than a limit below a part's size, then than the .npy's."""
-    output, options = tmp_path / "out", ("--format", layout)
-    largest = max(len(content) for name, content in whole.items() if name.startswith("data/"))
-    for size in (largest - 1, largest + 1) if layout == "npy" else (largest - 1,):
-        limit = lambda size=size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # noqa: E731
-        done = run(source, output, *options, preexec_fn=limit)
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert f"the disk of {output} is full" in done.stderr.splitlines()[-1]
-        parts = {name: c for name, c in contents(output).items() if name != ".plan.json"}
-        parts.pop("errors.jsonl", None)
-        assert parts.items() <= whole.items()
-        assert len(parts) == (30 if size > largest else len(parts))
-    assert run(source, output, *options).returncode == 0
-    if layout == "parquet":
-        assert contents(output) == whole
+@pytest.mark.parametrize(
+    ("layout", "readable", "size", "parts"), [("parquet", 2, 10_000, 1), ("npy", 20, 24_000, 2)]
+)
+def test_a_full_disk_keeps_the_whole_parts(layout, readable, size, parts, source, tmp_path):
+    """Two shards of 20 images. The limit lies between the first part's size and the second's;
+    then between the parts' and the .npy's."""
+    few, output = tmp_path / "few", tmp_path / "out"
+    shutil.copytree(source, few, ignore=lambda *_: [f"{n:03}.png" for n in range(40, IMAGES)])
+    for path in sorted((few / "a").iterdir())[readable:]:
+        path.write_bytes(b"")
+    options = ("--shard-rows", 20, "--format", layout)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # noqa: E731
+    done = run(few, output, *options, preexec_fn=limit)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"the disk of {output} is full" in done.stderr.splitlines()[-1]
+    kept = {name for name in contents(output) if name.startswith("data/")}
+    assert kept == {f"data/part-{number:05}.parquet" for number in range(parts)}
+    assert set(contents(output)) - kept <= {".plan.json", "errors.jsonl"}
+    assert run(few, output, *options).returncode == 0
+    assert run(few, tmp_path / "whole", *options).returncode == 0
+    assert contents(output) == contents(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -283,9 +279,9 @@ def test_a_disk_without_space_is_told(tmp_path, monkeypatch):
     """The same for ENOSPC, the error of a disk that is really full."""
     opened = Path.open
     monkeypatch.setattr(Path, "open", lambda path, mode: opened(Path("/dev/full"), mode))
-    with Destination(tmp_path / "out") as there:
-        with pytest.raises(AugSelfError, match="is full .No space left on device."):
-            there.write("manifest.json", "{}")
+    full = pytest.raises(AugSelfError, match=r"is full \(No space left on device\)")
+    with Destination(tmp_path / "out") as there, full:
+        there.write("manifest.json", "{}")
     assert contents(tmp_path / "out") == {}
 
 
@@ -294,12 +290,24 @@ def test_a_run_that_could_read_nothing_blocks_nobody(tmp_path, engine, source):
     images.mkdir()
     (images / "x.png").write_bytes(b"x")
     for _ in range(2):
-        with pytest.raises(AugSelfError, match=r"none of the 1 images .* errors.jsonl says why"):
+        with pytest.raises(AugSelfError, match=r"none of the 1 images .*errors.jsonl says why"):
             extract(images, tmp_path / "out", engine)
         assert set(contents(tmp_path / "out")) == {"errors.jsonl"}
     shutil.copy(source / "a/000.png", images / "x.png")
     assert extract(images, tmp_path / "out", engine).counts.rows == 1
     assert (tmp_path / "out/errors.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize("left", [".lock", "..plan.json.new", ".errors.jsonl.new"])
+def test_what_a_kill_in_the_first_moment_leaves_blocks_nobody(left, source, tmp_path, engine):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / left).write_text("{")
+    assert extract(source, tmp_path / "out", engine, shard_rows=40).counts.images == IMAGES
+    assert set(contents(tmp_path / "out")) == {
+        "errors.jsonl",
+        "manifest.json",
+        *(f"data/part-{number:05}.parquet" for number in range(3)),
+    }
 
 
 def test_no_image_leaves_nothing(tmp_path, engine):

@@ -194,6 +194,14 @@ def test_one_split_of_a_dataset(files, tmp_path, engine):
         open_source(source, split="test")
 
 
+def test_a_glob_in_a_url_matches_there(files, tmp_path):
+    for number in (0, 1):
+        with fsspec.open(f"memory://{tmp_path.name}/x{number}.tar", "wb") as file:
+            file.write(b"")
+    names = [shard.name for shard in open_source(f"memory://{tmp_path.name}/x*.tar").shards(4)]
+    assert names == ["x0.tar", "x1.tar"]
+
+
 def test_numbered_names_stand_for_many():
     assert expanded("x-{098..100}.tar") == ["x-098.tar", "x-099.tar", "x-100.tar"]
     assert expanded("memory://{0..1}/{0..1}.tar")[1:3] == ["memory://0/1.tar", "memory://1/0.tar"]

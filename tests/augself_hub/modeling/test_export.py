@@ -18,8 +18,10 @@ from augself_hub.folder import (
     read_manifest,
     read_spec,
     verify,
+    write_manifest,
 )
 from augself_hub.modeling import export
+from augself_hub.precision import GRAPHS
 
 
 def session(path):
@@ -71,3 +73,30 @@ def test_a_graph_that_differs_is_refused_and_the_folder_kept(tiny_model, tmp_pat
 def test_graphs_carry_no_path_of_the_machine_that_made_them(tiny_model):
     for graph in (ENCODER_GRAPH, HEADS_GRAPH):
         assert b".py" not in (tiny_model / graph).read_bytes()
+
+
+def test_the_same_weights_give_the_same_bytes(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    export.export_folder(folder)
+    for graph in (ENCODER_GRAPH, HEADS_GRAPH):
+        assert (folder / graph).read_bytes() == (tiny_model / graph).read_bytes()
+
+
+@pytest.mark.parametrize("change", [False, True], ids=["same weights", "other weights"])
+def test_a_quantised_graph_stays_only_with_the_weights_it_was_made_from(
+    tiny_model, tmp_path, change
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.copy(folder / ENCODER_GRAPH, folder / GRAPHS["int8"])
+    record = {"source": export.sha256(folder / ENCODER_GRAPH)}
+    write_manifest(folder, read_manifest(folder)["parity"] | {"int8": record})
+    if change:
+        model = AugSelfModel.from_pretrained(folder)
+        with torch.no_grad():
+            next(model.encoder.parameters()).mul_(1.01)
+        model.encoder.save_pretrained(folder)
+        write_manifest(folder)
+    export.export_folder(folder)
+    assert (folder / GRAPHS["int8"]).is_file() is not change
+    assert read_manifest(folder)["parity"].get("int8") == (None if change else record)
+    assert verify(folder) == folder

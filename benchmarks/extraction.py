@@ -1,0 +1,271 @@
+"""Batch extraction side by side with its peers, and its memory as the number of images grows.
+
+    taskset -c 0,1 python benchmarks/extraction.py --work DIR
+
+Images are 500 x 375 JPEGs cut from the demo's photographs; the models are untrained exports at
+224 px, made in DIR once. Every measurement runs in a process of its own, after a warm-up; the
+rounds go through all rows in turn, and a row's figure is its median.
+
+    ready        ONNX Runtime as it comes, on tensors that are in memory already: the ceiling
+    ready/core   the same, but one thread a core, each with its own batch
+    ours         `serving.extract`, from files on the disk to a table on the disk
+    pipeline     transformers' image-feature-extraction, batch 16, 2 workers
+    timm         timm's network, a DataLoader with 2 workers
+    ... int8     where the model folder has onnx/model_int8.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from augself_hub.precision import GRAPHS
+
+ROOT = Path(__file__).parents[1]
+PHOTOGRAPHS = ROOT / "serving/demo/examples"
+SIDE, BATCH, WORKERS = 224, 32, 2
+
+
+def main() -> None:
+    options = parsed()
+    if options.row:
+        print(json.dumps(ROWS[options.row](options)))
+        return
+    images = make_images(options.work / "images", options.images)
+    for encoder in options.encoders:
+        folder = make_model(options.work, encoder)
+        show_speed(encoder, measured(options, folder, images))
+    show_memory(options, images)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="kept: images and models")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--encoders", nargs="*", default=["resnet18", "resnet50"])
+    parser.add_argument("--memory", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--row", help=argparse.SUPPRESS)  # what a measuring process is asked for
+    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", help=argparse.SUPPRESS)
+    parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def make_images(folder: Path, count: int) -> Path:
+    """So many different JPEGs of 500 x 375, quality 90, cut from the photographs."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    photographs = [Image.open(path).convert("RGB") for path in sorted(PHOTOGRAPHS.glob("*.jpg"))]
+    random = np.random.default_rng(0)
+    for number in range(count):
+        photograph, share = photographs[number % len(photographs)], random.uniform(0.6, 1)
+        width = int(share * min(photograph.width, photograph.height * 4 / 3))
+        left = int(random.integers(0, photograph.width - width + 1))
+        top = int(random.integers(0, photograph.height - width * 3 // 4 + 1))
+        path = folder / f"{number:06}.jpg"
+        if not path.exists():
+            box = (left, top, left + width, top + width * 3 // 4)
+            photograph.resize((500, 375), box=box).save(path, quality=90)
+    return folder
+
+
+def make_model(work: Path, encoder: str) -> Path:
+    """An untrained model folder with its graphs; made by a process that may load torch."""
+    folder = work / encoder
+    if not folder.exists():
+        child("export", ["--model", str(folder), "--work", str(work)])
+    return folder
+
+
+def export(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from augself_hub import AugSelfLoss, AugSelfModel, Policy
+    from augself_hub.modeling.encoders import build_encoder
+    from augself_hub.modeling.export import export_folder
+    from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
+    from augself_hub.preprocess import Preprocessing
+
+    torch.manual_seed(0)
+    encoder = build_encoder(options.model.name, SIDE)
+    loss = AugSelfLoss(encoder.dim, {"crop": 1, "color": 1}, Policy(size=SIDE))
+    preprocessing = Preprocessing(SIDE, IMAGENET_MEAN, IMAGENET_STD)
+    AugSelfModel(encoder.network, loss.heads, loss.spec, preprocessing).save_pretrained(
+        options.model
+    )
+    export_folder(options.model)
+    return {}
+
+
+def measured(options: argparse.Namespace, folder: Path, images: Path) -> dict[str, list[float]]:
+    """Row -> images a second in each round."""
+    rows = ["ready", "ready/core", "ours", "pipeline", "timm"]
+    if (folder / GRAPHS["int8"]).is_file():
+        rows += ["ready int8", "ready/core int8", "ours int8"]
+    speeds: dict[str, list[float]] = {row: [] for row in rows}
+    for _ in range(options.rounds):
+        for row in rows:
+            name, _, precision = row.partition(" ")
+            arguments = ["--model", str(folder), "--work", str(images.parent)]
+            arguments += ["--images", str(options.images), "--precision", precision or "fp32"]
+            speeds[row].append(child(name, arguments)["speed"])
+    return speeds
+
+
+def child(row: str, arguments: list[str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--row", row, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def paths(options: argparse.Namespace) -> list[Path]:
+    return sorted((options.work / "images").glob("*.jpg"))[: options.images]
+
+
+def timed(run: Callable[[int], Any], images: int) -> dict[str, float]:
+    """Images a second of run(images), after a warm-up."""
+    run(min(images, 2 * BATCH))
+    began = time.perf_counter()
+    run(images)
+    return {"speed": images / (time.perf_counter() - began)}
+
+
+def ready(options: argparse.Namespace) -> dict[str, float]:
+    """One batch after another, each by all cores."""
+    return tensors(options, threads=len(os.sched_getaffinity(0)), at_once=1)
+
+
+def ready_a_core(options: argparse.Namespace) -> dict[str, float]:
+    """As many batches at once as there are cores."""
+    return tensors(options, threads=1, at_once=len(os.sched_getaffinity(0)))
+
+
+def tensors(options: argparse.Namespace, threads: int, at_once: int) -> dict[str, float]:
+    import numpy as np
+    import onnxruntime
+
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    model = onnxruntime.InferenceSession(
+        str(options.model / GRAPHS[options.precision]), session_options, ["CPUExecutionProvider"]
+    )
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
+
+    def run(count: int) -> None:
+        sizes = [min(BATCH, count - start) for start in range(0, count, BATCH)]
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda size: model.run(None, {"images": images[:size]}), sizes))
+
+    return timed(run, options.images)
+
+
+def ours(options: argparse.Namespace) -> dict[str, float]:
+    from serving.engine import load
+    from serving.extract import extract
+
+    engine, files = load(str(options.model), "cpu", 1, options.precision), paths(options)
+
+    def run(count: int) -> None:
+        with tempfile.TemporaryDirectory(dir=options.work) as folder:
+            extract(files[:count], Path(folder) / "out", engine)
+
+    return timed(run, options.images)
+
+
+def pipeline(options: argparse.Namespace) -> dict[str, float]:
+    from transformers import pipeline
+
+    extractor = pipeline("image-feature-extraction", str(options.model), pool=True)
+    files = [str(path) for path in paths(options)]
+
+    def run(count: int) -> None:
+        extractor(files[:count], batch_size=16, num_workers=WORKERS)
+
+    return timed(run, options.images)
+
+
+def with_timm(options: argparse.Namespace) -> dict[str, float]:
+    import timm
+    import torch
+    from timm.data import ImageDataset, create_transform
+
+    model = timm.create_model(options.model.name, num_classes=0).eval()
+    transform = create_transform((3, SIDE, SIDE), crop_pct=1.0, interpolation="bicubic")
+    data = ImageDataset(str(options.work / "images"), transform=transform)
+
+    def run(count: int) -> None:
+        some = torch.utils.data.Subset(data, range(count))
+        loader = torch.utils.data.DataLoader(some, batch_size=BATCH, num_workers=WORKERS)
+        with torch.inference_mode():
+            for images, _ in loader:
+                model(images)
+
+    return timed(run, options.images)
+
+
+def grow(options: argparse.Namespace) -> dict[str, float]:
+    """The embedded model on a list that repeats the images up to `count`."""
+    from serving.engine import load
+    from serving.extract import extract
+
+    files, engine = paths(options), load(None, "cpu", 1)
+    repeated = [files[number % len(files)] for number in range(options.count)]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=options.work) as folder:
+        extract(repeated, Path(folder) / "out", engine)
+    return {"seconds": time.perf_counter() - began, "peak": peak_megabytes()}
+
+
+def peak_megabytes() -> float:
+    """Of this process alone: ru_maxrss would count the parent that started it, too."""
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
+
+
+def show_speed(encoder: str, speeds: dict[str, list[float]]) -> None:
+    print(f"\n{encoder}: images a second (rounds), and ours as a multiple")
+    for row, rounds in speeds.items():
+        mine = speeds["ours int8" if row.endswith("int8") else "ours"]
+        median = statistics.median(rounds)
+        every = " ".join(f"{speed:.1f}" for speed in rounds)
+        print(f"{row:16} {median:7.1f}  ({every})  {statistics.median(mine) / median:.2f}")
+    if "ours int8" in speeds:
+        factor = statistics.median(speeds["ours int8"]) / statistics.median(speeds["pipeline"])
+        print(f"ours int8 is {factor:.2f} times the pipeline")
+
+
+def show_memory(options: argparse.Namespace, images: Path) -> None:
+    print("\nembedded model: peak memory and cost as the number of images grows")
+    for count in options.memory:
+        arguments = ["--work", str(images.parent), "--images", str(options.images)]
+        found = child("grow", [*arguments, "--count", str(count)])
+        cost = 1000 * found["seconds"] / count
+        print(f"{count:9} images  {found['peak']:7.0f} MB  {cost:.3f} ms an image", flush=True)
+
+
+ROWS = {
+    "export": export,
+    "ready": ready,
+    "ready/core": ready_a_core,
+    "ours": ours,
+    "pipeline": pipeline,
+    "timm": with_timm,
+    "grow": grow,
+}
+
+if __name__ == "__main__":
+    main()

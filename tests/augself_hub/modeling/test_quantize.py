@@ -1,0 +1,187 @@
+"""Quantisation: the graph answers nearly as fp32 does, or is refused by the gate that says so."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.folder import ENCODER_GRAPH, MANIFEST, read_manifest, verify, write_manifest
+from augself_hub.modeling import quantize
+from augself_hub.modeling.commands import export as export_command
+from augself_hub.precision import GRAPHS
+from augself_hub.preprocess import preprocess
+
+
+@pytest.fixture(scope="module")
+def quantized(tiny_model, photo_folder, tmp_path_factory):
+    """The tiny model with both quantised graphs."""
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("quantized") / "model")
+    for precision in ("int8", "fp16"):
+        quantize.quantize_folder(folder, precision, photo_folder)
+    return folder
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def features(path, images):
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(["features"], {"images": images})[0]
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp16"])
+def test_the_quantised_graph_is_a_drop_in(quantized, photographs, precision):
+    images = np.stack([preprocess(Image.open(p).convert("RGB"), 32) for p in photographs])
+    expected, found = (
+        features(quantized / graph, images) for graph in (ENCODER_GRAPH, GRAPHS[precision])
+    )
+    assert found.dtype == np.float32 and not np.array_equal(found, expected)
+    cosines = (found * expected).sum(1)
+    cosines /= np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.97
+    assert verify(quantized) == quantized
+    size, fp32_size = ((quantized / g).stat().st_size for g in (GRAPHS[precision], ENCODER_GRAPH))
+    assert size < 0.6 * fp32_size
+
+
+def test_int8_weights_leave_a_bit_free(quantized):
+    """So that no sum saturates on a CPU without VNNI."""
+    model = onnx.load(quantized / GRAPHS["int8"])
+    weights = [
+        onnx.numpy_helper.to_array(t)
+        for t in model.graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 4
+    ]
+    assert weights and all(np.abs(w.astype(int)).max() <= 64 for w in weights)
+
+
+def test_the_manifest_records_what_was_measured(quantized, tiny_model):
+    parity = read_manifest(quantized)["parity"]
+    assert parity["features"] == read_manifest(tiny_model)["parity"]["features"]
+    int8, fp16 = parity["int8"], parity["fp16"]
+    assert int8["source"] == read_manifest(quantized)["files"][ENCODER_GRAPH.as_posix()]
+    assert 0.97 < int8["cosine_worst"] <= int8["cosine_mean"] <= 1.001
+    assert list(int8["heads"]) == ["crop", "color", "flip"]
+    assert (int8["calibration_images"], int8["held_out_images"]) == (13, 27)
+    assert int8["probe_loss"] is None  # 27 images are too few
+    assert int8["speed"]["speedup"] > 0
+    assert fp16["speed"] is None and fp16["gated_on"] == "CPUExecutionProvider"
+
+
+def test_the_same_photographs_give_the_same_bytes(quantized, folder, photo_folder):
+    quantize.quantize_folder(folder, "int8", photo_folder)
+    assert (folder / GRAPHS["int8"]).read_bytes() == (quantized / GRAPHS["int8"]).read_bytes()
+
+
+def test_calibration_and_held_out_images_are_disjoint(photo_folder):
+    images = quantize.Photographs.split(photo_folder, 32)
+    assert len({*images.calibration, *images.held_out}) == 40
+    assert set(images.labels()) == {0, 1}
+
+
+def test_images_without_classes_have_no_labels(photo_folder, tmp_path):
+    for path in photo_folder.rglob("*.*"):
+        shutil.copy(path, tmp_path / path.name)
+    assert quantize.Photographs.split(tmp_path, 32).labels() is None
+
+
+GATES = {
+    "features' cosine on average": {"MEAN_COSINE": 1.1},
+    "features' cosine at worst": {"WORST_COSINE": 1.1},
+    "the linear probe's loss": {"PROBE_IMAGES": 1, "PROBE_LOSS": -2.0},
+    "the change of head crop": {"HEAD_TOLERANCE": 0.0},
+    "the change of head flip": {"PROBABILITY_TOLERANCE": 0.0},
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_failed_gate_is_named_and_the_folder_kept(folder, photo_folder, monkeypatch, gate):
+    for name, value in GATES[gate].items():
+        monkeypatch.setattr(quantize, name, value)
+    monkeypatch.setattr(quantize, "FP32_LAYERS", {"int8": (1,)})
+    refused(folder, photo_folder, gate)
+
+
+def test_a_speed_up_that_is_not_reached_is_refused(folder, photo_folder, monkeypatch):
+    monkeypatch.setattr(quantize, "FP32_LAYERS", {"int8": (1,)})
+    refused(folder, photo_folder, "the speed-up", require_speedup=1000.0)
+
+
+def refused(folder, photo_folder, gate, **options):
+    before = (folder / MANIFEST).read_bytes()
+    with pytest.raises(AugSelfError, match=f"int8 refused.*{gate} is [-0-9.]+, at (most|least)"):
+        quantize.quantize_folder(folder, "int8", photo_folder, **options)
+    assert (folder / MANIFEST).read_bytes() == before
+    assert verify(folder) == folder
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_more_layers_stay_in_fp32_where_a_gate_asks_for_it(folder, photo_folder, monkeypatch):
+    monkeypatch.setattr(
+        quantize, "_failed", lambda measured, *_: "" if measured["fp32_layers"] == 5 else "lost"
+    )
+    assert quantize.quantize_folder(folder, "int8", photo_folder)["fp32_layers"] == 5
+
+
+def test_a_probe_finds_what_was_lost():
+    random = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    features = np.eye(3)[labels] + random.normal(0, 0.1, (300, 3))
+    noise = random.normal(0, 1, (300, 3))
+    assert quantize._probe(features, labels) > 0.98
+    assert quantize._probe(noise, labels) < 0.5
+    assert quantize._probe_loss(features, features, labels) == 0
+    assert quantize._probe_loss(features, noise, labels) > 0.4
+    assert quantize._probe_loss(features[:100], noise[:100], labels[:100]) is None
+
+
+def test_too_few_photographs_are_refused(folder, photo_folder, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(next(photo_folder.rglob("*.jpg")), few)
+    with pytest.raises(AugSelfError, match=r"few holds 1 images: .* at least 24"):
+        quantize.quantize_folder(folder, "int8", few)
+
+
+def test_a_broken_photograph_is_named(folder, photo_folder, tmp_path):
+    photographs = shutil.copytree(photo_folder, tmp_path / "photographs")
+    (photographs / "broken.jpg").write_bytes(b"no image")
+    with pytest.raises(AugSelfError, match=r"broken\.jpg: the data is not an image"):
+        quantize.quantize_folder(folder, "int8", photographs)
+
+
+def test_a_folder_without_the_fp32_graph_says_how_to_make_it(folder, photo_folder):
+    (folder / ENCODER_GRAPH).unlink()
+    write_manifest(folder)
+    with pytest.raises(ModelFolderError, match=r"no onnx/model\.onnx: augself export --model"):
+        quantize.quantize_folder(folder, "int8", photo_folder)
+
+
+def test_the_command_says_what_it_measured(folder, photo_folder):
+    options = ["--model", str(folder), "--quantize", "int8", "--calibration", str(photo_folder)]
+    result = CliRunner().invoke(export_command, options)
+    assert result.exit_code == 0, result.output
+    assert "linear probe: not measured" in result.output and "times fp32" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quantize", "int8"], "--quantize int8 needs real photographs: --calibration FOLDER"),
+        (["--calibration", "."], "--calibration is read with --quantize only"),
+        (["--require-speedup", "2"], "measured with --quantize int8 only"),
+        (["--quantize", "fp16", "--calibration", ".", "--require-speedup", "2"], "int8 only"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(folder, options, message):
+    result = CliRunner().invoke(export_command, ["--model", str(folder), *options])
+    assert result.exit_code == 2 and message in result.output
