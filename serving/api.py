@@ -181,7 +181,7 @@ async def unrouted(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def _features(service: Service, batcher: Batcher, items: list[Item]) -> np.ndarray:
-    images = await service.images(items, batcher.engine.preprocessing.size)
+    images = await service.images(items, batcher.engine.preprocessing)
     return await service.features(batcher, images)
 
 
@@ -191,7 +191,7 @@ async def _differences(
     """All first images, then all second ones, so that one split gives both sides."""
     engine = batcher.engine
     items = [a for a, _ in pairs] + [b for _, b in pairs]
-    images = await service.images(items, engine.preprocessing.size)
+    images = await service.images(items, engine.preprocessing)
     a, b = np.split(await service.features(batcher, images), 2)
     physical = await service.in_thread(engine.differences, a, b)
     gray = [is_gray(image) for image in images]
@@ -241,6 +241,7 @@ def _record(engine: Engine, limits: Limits) -> ModelRecord:
         sha256=engine.sha256,
         provider=engine.provider,
         precision=engine.precision,
+        decode=engine.preprocessing.decode,
     )
 
 

@@ -32,6 +32,13 @@ _PRECISION = click.option(
     show_default=True,
     help="int8 (CPUs) and fp16 (GPUs) are made by augself export --quantize.",
 )
+_DECODE = click.option(
+    "--decode",
+    metavar="exact|fast",
+    default="exact",
+    show_default=True,
+    help="fast decodes large JPEGs smaller: quicker, and features differ a little.",
+)
 _THREADS = click.option(
     "--threads", type=click.IntRange(1), help="Of the model. Default: the usable cores."
 )
@@ -53,14 +60,15 @@ _IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @_MODEL
 @_DEVICE
 @_PRECISION
+@_DECODE
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1/augmentations answers.")
 def predict(
-    a: Path, b: Path, model: str | None, device: str, precision: str, as_json: bool
+    a: Path, b: Path, model: str | None, device: str, precision: str, decode: str, as_json: bool
 ) -> None:
     """Predict what takes picture A to picture B."""
     with _needs("serve"):
         from serving.engine import load
-    engine = load(model, device, precision=precision)
+    engine = load(model, device, None, precision, decode)
     if not engine.spec.heads:
         raise AugSelfError(f"{engine.name} has no AugSelf heads: train some with augself fit-heads")
     differences = _predicted(engine, a, b)
@@ -97,6 +105,7 @@ def predict(
 )
 @_DEVICE
 @_PRECISION
+@_DECODE
 @_WORKERS
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def extract(
@@ -105,6 +114,7 @@ def extract(
     model: str | None,
     device: str,
     precision: str,
+    decode: str,
     allowed: str | None,
     as_json: bool,
     columns: tuple[str, ...],
@@ -124,7 +134,7 @@ def extract(
     limit = None if allowed is None else _limit(allowed)
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
     named = Columns.parse(columns)
-    engine = load(model, device, 1, precision)
+    engine = load(model, device, 1, precision, decode)
     summary = write_table(source, output, engine, settings, columns=named, **options)
     click.echo(_summary(output, summary, as_json))
     if limit is not None and summary.counts.errors > limit(summary.counts.images):
@@ -142,6 +152,7 @@ def extract(
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 @_DEVICE
 @_PRECISION
+@_DECODE
 @_THREADS
 @click.option(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change one (see /v1/models)."
@@ -154,6 +165,7 @@ def serve(
     port: int,
     device: str,
     precision: str,
+    decode: str,
     threads: int | None,
     limits: tuple[str, ...],
 ) -> None:
@@ -164,7 +176,7 @@ def serve(
         from serving.limits import Limits
         from serving.server import run
     allowed = Limits.parse(limits)
-    engines = [load(model, device, threads, precision) for model in models or (None,)]
+    engines = [load(model, device, threads, precision, decode) for model in models or (None,)]
     run(create_app(engines, allowed, demo, token), host, port)
 
 
@@ -202,18 +214,16 @@ def _needs(extra: str) -> Iterator[None]:
 def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:
     from serving.differences import describe, is_gray
 
-    images = [_loaded(path, engine.preprocessing.size) for path in (a, b)]
+    images = [_loaded(path, engine) for path in (a, b)]
     features = engine.features(images)
     differences = engine.differences(features[:1], features[1:])
     one = {kind: values[0] for kind, values in differences.items()}
     return describe(engine.spec, one, any(is_gray(image) for image in images))
 
 
-def _loaded(path: Path, side: int) -> Any:
-    from augself_hub.preprocess import load
-
+def _loaded(path: Path, engine: Engine) -> Any:
     try:
-        return load(path, side)
+        return engine.preprocessing.prepare(path.read_bytes())
     except ImageError as error:
         raise AugSelfError(f"{path}: {error}") from error
 

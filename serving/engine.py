@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,12 @@ class Engine:
         threads: of ONNX Runtime; None: as many as there are usable cores.
         name: what the model is called in answers; None: the folder's name.
         precision: of the encoder: fp32, int8 (CPUs) or fp16 (GPUs).
+        decode: exact or fast (see `Preprocessing`).
 
     Attributes:
-        spec: the augmentations and heads. preprocessing: side, mean and std.
-        sha256: of the encoder's graph. provider: what the sessions run on, ONNX Runtime's name.
+        spec: the augmentations and heads. preprocessing: side, mean, std and decode.
+        sha256, heads_sha256: of the encoder's graph and of the heads' (None: no heads).
+        provider: what the sessions run on, ONNX Runtime's name.
 
     Raises:
         ModelFolderError: a graph is missing or is not the one the folder describes.
@@ -58,15 +61,17 @@ class Engine:
         threads: int | None = None,
         name: str | None = None,
         precision: str = "fp32",
+        decode: str = "exact",
     ) -> None:
         threads = usable_cores() if threads is None else threads
         _refuse_unknown(precision, threads)
         folder = Path(folder)
         self.name, self.precision = name or folder.resolve().name, precision
         self.spec = read_spec(folder)
-        self.preprocessing = Preprocessing.from_folder(folder)
+        self.preprocessing = replace(Preprocessing.from_folder(folder), decode=decode)
         graphs = self._graphs(folder)
         self.sha256 = graphs[0].sha256
+        self.heads_sha256 = graphs[1].sha256 if self.spec.heads else None
         self._encoder, *heads = open_graphs(graphs, device, threads)
         self._heads = heads[0] if heads else None
         self.provider: str = self._encoder.session.get_providers()[0]
@@ -137,6 +142,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     precision: str = "fp32",
+    decode: str = "exact",
 ) -> Engine:
     """A folder, a Hub id (`org/name@revision`) or None, the embedded model -> its engine.
 
@@ -145,10 +151,10 @@ def load(
     """
     folder = hub.resolve(model)
     if model is None:
-        return Engine(folder, device, threads, EMBEDDED_NAME, precision)
+        return Engine(folder, device, threads, EMBEDDED_NAME, precision, decode)
     # A Hub id's folder is named after a commit; the id is the better name.
     name = None if Path(model).is_dir() else model
-    return Engine(folder, device, threads, name, precision)
+    return Engine(folder, device, threads, name, precision, decode)
 
 
 def _refuse_unknown(precision: str, threads: int) -> None:

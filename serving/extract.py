@@ -30,7 +30,7 @@ import pyarrow as pa
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import DIFFERENCES, FORMAT, TABLE
 from augself_hub.folder import versions
-from augself_hub.preprocess import decode, preprocess
+from augself_hub.preprocess import Preprocessing
 from serving.cores import usable_cores
 from serving.differences import is_gray
 from serving.engine import Engine
@@ -135,7 +135,7 @@ def extract_batch(
     items: Sequence[Item], engine: Engine, settings: Settings
 ) -> tuple[pa.Table, list[dict[str, str]]]:
     """Items -> the rows of those that can be read, and {id, reason} of those that cannot."""
-    loaded = [(item, _load(item, engine.preprocessing.size)) for item in items]
+    loaded = [(item, _load(item, engine.preprocessing)) for item in items]
     errors = [{"id": item.id, "reason": found} for item, found in loaded if isinstance(found, str)]
     good = [(item, found) for item, found in loaded if not isinstance(found, str)]
     readable = [item for item, _ in good]
@@ -146,12 +146,12 @@ def extract_batch(
     return feature_table(readable, features, settings), errors
 
 
-def _load(item: Item, side: int) -> list[np.ndarray] | str:
-    """The item's images, (side, side, 3) uint8 each, or the reason there are none."""
+def _load(item: Item, preprocessing: Preprocessing) -> list[np.ndarray] | str:
+    """The item's images, (S, S, 3) uint8 each, or the reason there are none."""
     if item.problem is not None:
         return item.problem
     try:
-        return [preprocess(decode(_bytes(image)), side) for image in item.images]
+        return [preprocessing.prepare(_bytes(image)) for image in item.images]
     except ImageError as error:
         return str(error)
     except OSError as error:
@@ -276,6 +276,7 @@ def _plan(
             "name": engine.name,
             "revision": engine.name.partition("@")[2] or None,
             "sha256": engine.sha256,
+            "heads_sha256": engine.heads_sha256 if settings.pairs else None,
             "features": engine.spec.features,
         },
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),

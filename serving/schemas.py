@@ -106,6 +106,7 @@ class ModelRecord(BaseModel):
     sha256: str = Field(description="Of the encoder's graph.")
     provider: str = Field(description="What ONNX Runtime runs the model on.")
     precision: str = Field(description="Of the encoder's graph: fp32, int8 or fp16.")
+    decode: str = Field(description="exact, or fast: JPEGs decoded smaller, features differ.")
 
 
 class ModelList(BaseModel):

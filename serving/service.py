@@ -13,7 +13,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from augself_hub.errors import ImageError, UsageError
-from augself_hub.preprocess import decode, preprocess
+from augself_hub.preprocess import Preprocessing
 from serving.batcher import Batcher, Draining, QueueFull, WorkerLost
 from serving.bodies import Item
 from serving.client import Local
@@ -83,9 +83,9 @@ class Service:
             self.metrics.ready.labels(name).set(batcher.ready)
         return self.metrics.text()
 
-    async def images(self, items: Sequence[Item], side: int) -> list[np.ndarray]:
+    async def images(self, items: Sequence[Item], way: Preprocessing) -> list[np.ndarray]:
         """Decode fully before anything is queued. Raises the problem of the first bad image."""
-        work = (self.in_thread(self._image, item, side) for item in items)
+        work = (self.in_thread(self._image, item, way) for item in items)
         results = await asyncio.gather(*work, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -124,9 +124,9 @@ class Service:
             task.cancel()
             gone.cancel()
 
-    def _image(self, item: Item, side: int) -> np.ndarray:
+    def _image(self, item: Item, way: Preprocessing) -> np.ndarray:
         try:
-            return preprocess(decode(item.data(), self.limits.pixels), side)
+            return way.prepare(item.data(), self.limits.pixels)
         except ImageError as error:
             raise image_problem(error, item.param) from error
 

@@ -4,6 +4,7 @@ Every file is made here.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import resource
@@ -22,6 +23,7 @@ from augself_hub.errors import (
     TooManyPixels,
     UndecodableImage,
     UnsupportedImage,
+    UsageError,
 )
 from augself_hub.preprocess import (
     MAX_SCANS,
@@ -481,3 +483,28 @@ def test_another_contract_is_refused(tmp_path, changes):
 def test_a_folder_without_it_is_refused(tmp_path):
     with pytest.raises(ModelFolderError, match="is missing"):
         Preprocessing.from_folder(tmp_path)
+
+
+def test_fast_decoding_is_near_the_exact_one_and_never_the_default(photographs):
+    """On a photograph that is large enough to be decoded at half its size."""
+    way = Preprocessing(96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    data = photographs[0].read_bytes()
+    exact, fast = (dataclasses.replace(way, decode=d).prepare(data) for d in ("exact", "fast"))
+    assert (way.prepare(data) == exact).all()
+    difference = np.abs(exact.astype(int) - fast.astype(int))
+    assert 0 < difference.mean() < 2
+
+
+def test_fast_decoding_leaves_what_is_small_or_no_jpeg_alone(photographs):
+    large = Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), decode="fast")
+    small = dataclasses.replace(large, decode="exact")
+    image = Image.open(photographs[0]).resize((300, 260))
+    for kind in ("JPEG", "PNG"):
+        data = io.BytesIO()
+        image.save(data, kind)
+        assert (large.prepare(data.getvalue()) == small.prepare(data.getvalue())).all()
+
+
+def test_another_way_to_decode_is_refused():
+    with pytest.raises(UsageError, match="there is no decode 'lossy': give exact or fast"):
+        Preprocessing(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), decode="lossy")

@@ -33,6 +33,7 @@ from training.methods.swav import SwAV
 from training.pretraining import pretrain
 from training.settings import Settings
 
+pytestmark = pytest.mark.forks
 STEPS, EVERY = 12, 2  # 19 of 20 images, batches of 4, 3 epochs; a checkpoint every 2 steps
 
 
