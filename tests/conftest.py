@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: after torch.compile a forked child cannot run autograd."""
