@@ -135,9 +135,16 @@ def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardDat
         pipeline_tag="image-feature-extraction",
         license=spec.provenance.get("license", "other"),
         tags=["augself", "self-supervised-learning"],
+        datasets=_hub_data(spec),
         metrics=sorted({r["metric"] for r in evaluation["results"]}) or None,
         eval_results=measured or None,
     )
+
+
+def _hub_data(spec: Spec) -> list[str] | None:
+    """The Hub's data set it was trained on: `hf:ORG/NAME[:SPLIT]`."""
+    kind, _, place = str(spec.provenance.get("data", "")).partition(":")
+    return [place.partition(":")[0]] if kind == "hf" and "/" in place else None
 
 
 def _introduction(folder: Path, spec: Spec) -> str:

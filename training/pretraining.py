@@ -265,6 +265,7 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer, images: int) -> dic
         "data": source_name(settings.data),
         "images": images,
         "steps": trainer.state.global_step,
+        "seconds": round(trainer.state.log_history[-1]["train_runtime"]),  # of the last start
         "device": f"{trainer.args.device.type} ({platform.machine()})",
         "processes": trainer.args.world_size,
         "date": datetime.date.today().isoformat(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ import pytest
 import yaml
 
 from augself_hub import card
-from augself_hub.folder import EVALUATION
+from augself_hub.folder import CONFIG, EVALUATION, read_spec
 
 RESULTS = [
     {"task": "held-out pairs", "name": "crop y R^2", "metric": "r_squared", "value": 0.5,
@@ -95,6 +96,13 @@ def test_metadata_is_what_the_hub_reads(measured):
     assert entry["name"] == "me/mine"
     values = [m["value"] for result in entry["results"] for m in result["metrics"]]
     assert values == [0.5, 0.25]
+
+
+def test_a_data_set_of_the_hub_is_named(measured):
+    spec = read_spec(measured)
+    trained = dataclasses.replace(spec, provenance={"data": "hf:org/birds:train"})
+    (measured / CONFIG).write_text(trained.to_json())
+    assert yaml.safe_load(card.render(measured).split("---")[1])["datasets"] == ["org/birds"]
 
 
 def test_a_model_nobody_measured_has_no_evaluation(tiny_model):

@@ -14,7 +14,7 @@ import pytest
 
 from augself_hub import AugSelfModel
 from augself_hub.cli import main
-from augself_hub.folder import read_manifest, verify
+from augself_hub.folder import read_manifest, read_spec, verify
 
 SMALL = [
     "--encoder",
@@ -76,6 +76,14 @@ def test_the_model_knows_its_held_out_errors(run):
     assert all(r["pairs"] > 0 for r in results)
     spec = AugSelfModel.from_pretrained(run / "model").spec
     assert all(d.standard_error > 0 for h in spec.heads.values() for d in h.dimensions)
+
+
+def test_the_card_says_how_it_was_made(run):
+    provenance = read_spec(run / "model").provenance
+    assert provenance["command"].startswith("augself pretrain --data photos")
+    assert provenance["steps"] == 8
+    assert provenance["seconds"] >= 0
+    assert "| command | augself pretrain" in (run / "model/README.md").read_text()
 
 
 def test_losses_and_curves_are_logged(run):
