@@ -57,7 +57,7 @@ def verify(folder: Path) -> Path:
             raise ModelFolderError(f"{folder / MANIFEST} names {path}, which is not in the folder")
         if not (folder / path).is_file():
             raise ModelFolderError(f"{folder / path} is missing: get the model again")
-        if _sha256(folder / path) != sha256:
+        if file_sha256(folder / path) != sha256:
             raise ModelFolderError(f"{folder / path} is not the file its manifest names")
     return folder
 
@@ -122,7 +122,7 @@ def write_manifest(folder: Path, parity: dict[str, float] | None = None) -> None
         parity = json.loads(path.read_text())["parity"] if path.is_file() else {}
     files = [name for name in _files(folder) if name != MANIFEST.as_posix()]
     manifest = {
-        "files": {name: _sha256(folder / name) for name in files},
+        "files": {name: file_sha256(folder / name) for name in files},
         "versions": versions(),
         "parity": parity,
     }
@@ -209,7 +209,8 @@ def _exchanged_in_one_step(stage: Path, folder: Path) -> bool:
     return renameat2 is not None and renameat2(*arguments) == 0
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Of one file, as a manifest names it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -6,12 +6,13 @@ nothing. Here a resume takes the newest checkpoint that is whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
 import shutil
 from pathlib import Path
+
+from augself_hub.folder import file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 def write_manifest(folder: Path) -> None:
     """The sha256 of every file, written last: a checkpoint without it is partial."""
-    files = {p.name: _sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
+    files = {p.name: file_sha256(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(files, indent=2))
 
 
@@ -63,11 +64,6 @@ def _fault(folder: Path) -> str | None:
     for name, sha256 in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if _sha256(folder / name) != sha256:
+        if file_sha256(folder / name) != sha256:
             return f"{name} is damaged"
     return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,6 @@ a network of the size a checkpoint claims.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel, ResNetCon
 from augself_hub import card
 from augself_hub.augmentations.spec import KINDS, Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, CheckpointError, UsageError
-from augself_hub.folder import new_folder, write_manifest
+from augself_hub.folder import file_sha256, new_folder, write_manifest
 from augself_hub.modeling.checkpoint import State, read_checkpoint, state_of
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
@@ -276,12 +275,10 @@ def _fitting(value: Tensor | None, name: str, like: Tensor) -> Tensor:
 
 
 def _provenance(checkpoint: Path, official: bool, pretrain_data: str) -> dict[str, Any]:
-    with checkpoint.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "converted_from": "official AugSelf checkpoint" if official else "ResNet weights",
         "file": checkpoint.name,
-        "sha256": sha256,
+        "sha256": file_sha256(checkpoint),
         "pretraining_data": pretrain_data,
         "license": "other",
     }

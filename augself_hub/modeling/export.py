@@ -10,7 +10,6 @@ same weights give the same bytes.
 from __future__ import annotations
 
 import copy
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from augself_hub.folder import (
     ENCODER_GRAPH,
     HEADS_GRAPH,
     changed_folder,
+    file_sha256,
     read_manifest,
     write_manifest,
 )
@@ -91,7 +91,7 @@ def export_folder(folder: Path) -> dict[str, float]:
 
 def _quantized(folder: Path) -> dict[str, Any]:
     """The records of quantised graphs that belong to this encoder graph; others are removed."""
-    source = sha256(folder / ENCODER_GRAPH)
+    source = file_sha256(folder / ENCODER_GRAPH)
     parity = read_manifest(folder)["parity"]
     records = {p: parity[p] for p in QUANTIZED if p in parity and parity[p]["source"] == source}
     for precision in QUANTIZED:
@@ -187,12 +187,6 @@ def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
-
-
-def sha256(path: Path) -> str:
-    """Of one file, as a manifest names it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_export_extra() -> None:

@@ -40,11 +40,12 @@ from augself_hub.folder import (
     ENCODER_GRAPH,
     HEADS_GRAPH,
     changed_folder,
+    file_sha256,
     read_manifest,
     read_spec,
     write_manifest,
 )
-from augself_hub.modeling.export import require_export_extra, sha256
+from augself_hub.modeling.export import require_export_extra
 from augself_hub.modeling.views import two_crops
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import SUFFIXES, Preprocessing, decode, preprocess
@@ -236,7 +237,7 @@ def _measured(folder: Path, precision: str, images: Photographs) -> dict[str, An
     features, found = _features(fp32, pixels), _features(quantized, pixels)
     cosines = _cosines(features, found)
     return {
-        "source": sha256(folder / ENCODER_GRAPH),
+        "source": file_sha256(folder / ENCODER_GRAPH),
         "calibration_images": len(images.calibration) if precision == "int8" else 0,
         "held_out_images": len(images.held_out),
         "cosine_mean": float(cosines.mean()),

@@ -88,7 +88,7 @@ def test_a_quantised_graph_stays_only_with_the_weights_it_was_made_from(
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     shutil.copy(folder / ENCODER_GRAPH, folder / GRAPHS["int8"])
-    record = {"source": export.sha256(folder / ENCODER_GRAPH)}
+    record = {"source": export.file_sha256(folder / ENCODER_GRAPH)}
     write_manifest(folder, read_manifest(folder)["parity"] | {"int8": record})
     if change:
         model = AugSelfModel.from_pretrained(folder)
