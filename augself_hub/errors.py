@@ -28,6 +28,10 @@ class CheckpointError(AugSelfError):
     """A foreign checkpoint that cannot be converted."""
 
 
+class Diverged(AugSelfError):
+    """A training run that has nothing to gain any more: it diverged or collapsed."""
+
+
 class ImageError(AugSelfError):
     """An image that cannot be used. `code` is stable and goes into HTTP answers."""
 

@@ -195,11 +195,9 @@ def push(
     from huggingface_hub import HfApi
 
     folder = verify(Path(folder))
-    api = HfApi(token=token)
+    there = reserve(repo_id, private=private, token=token)
+    api, name = HfApi(token=token), there.id
     with _plain_errors(repo_id):
-        name = _patiently(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
-        there = _patiently(api.model_info, name)
-        _refuse_surprise(name, there, private)
         # With its parent named, a commit that is sent again because its answer was lost cannot
         # be made twice, nor can it undo somebody else's.
         commit = _patiently(
@@ -210,6 +208,25 @@ def push(
             parent_commit=there.sha,
         )
     return str(commit.commit_url)
+
+
+def reserve(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> Any:
+    """Make sure that `push` may publish as `repo_id`, which is created if it is not there.
+
+    Returns:
+        What the Hub says of the repository.
+
+    Raises:
+        HubError: the name or the token will not do, or the repository holds something else.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with _plain_errors(repo_id):
+        name = _patiently(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
+        there = _patiently(api.model_info, name)
+        _refuse_surprise(name, there, private)
+    return there
 
 
 def _refuse_surprise(name: str, there: Any, private: bool | None) -> None:

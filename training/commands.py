@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
+
+from training.settings import FROZEN, NORMALIZATIONS, PAIRS, Settings
+
+HEADINGS = {
+    "Images": ("data", "classes", "held_out", "epoch_images", "max_skipped", "workers"),
+    "Method": ("method", "method_options", "encoder", "augself", "convention"),
+    "Views": ("size", "color_strength", "policy", "normalization"),
+    "Optimisation": ("epochs", "batch_size", "base_lr", "weight_decay", "seed", "arguments"),
+    "Run": ("recipe", "list_recipes", "output", "resume", "monitor_every", "report_to"),
+    "Publication": ("license", "push_to_hub", "private"),
+}
+
+
+class Grouped(click.Command):
+    """A command whose help shows its options under HEADINGS."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        options = {p.name: p for p in self.get_params(context) if isinstance(p, click.Option)}
+        for heading, names in HEADINGS.items():
+            rows = [options[name].get_help_record(context) for name in names if name in options]
+            with formatter.section(heading):
+                formatter.write_dl([row for row in rows if row is not None])
 
 
 def _weights(context: click.Context, option: click.Parameter, text: str) -> dict[str, float]:
@@ -18,30 +42,56 @@ def _weights(context: click.Context, option: click.Parameter, text: str) -> dict
         raise click.BadParameter(f"{text!r} is not of the form crop=1,color=0.5") from None
 
 
-def _arguments(
+def _pairs(
     context: click.Context, option: click.Parameter, pairs: tuple[str, ...]
 ) -> dict[str, Any]:
-    """FIELD=VALUE -> values of their own type."""
-    arguments = {}
+    """NAME=VALUE -> values of their own type."""
+    values = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals:
-            raise click.BadParameter(f"{pair!r} is not of the form FIELD=VALUE")
+            raise click.BadParameter(f"{pair!r} is not of the form {option.metavar}")
         try:
-            arguments[name] = ast.literal_eval(value)
+            values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            arguments[name] = value
-    return arguments
+            values[name] = value
+    return values
+
+
+def _names(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
+    """tensorboard,wandb -> both; none -> nobody."""
+    return () if text == "none" else tuple(text.split(","))
+
+
+def _list_recipes(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from augself_hub.commands import table
+    from training.recipes import recipes
+
+    rows = [(recipe.command, recipe.time, recipe.result) for recipe in recipes().values()]
+    click.echo(table(["command", "time", "result"], rows))
+    context.exit()
 
 
 _DATA = click.option(
     "--data",
     required=True,
-    help="Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME.",
+    help="Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME, "
+    "wds:TARS; read in order: stream:hf:NAME, stream:wds:URLS.",
 )
-_OUTPUT = click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run."
+_HELD_OUT = click.option("--held-out", help="Images for the evaluation; default: 5% of --data.")
+_EPOCH_IMAGES = click.option(
+    "--epoch-images", type=click.IntRange(1), help="How many images make an epoch of a stream."
 )
+_MAX_SKIPPED = click.option(
+    "--max-skipped",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    help="Share of the images that may be unreadable.",
+)
+_WORKERS = click.option("--workers", default=2, show_default=True, help="Decoding processes.")
 _AUGSELF = click.option(
     "--augself",
     default="crop=1,color=1",
@@ -53,75 +103,121 @@ _BATCH_SIZE = click.option(
     "--batch-size", default=256, show_default=True, help="Images a step, of all processes."
 )
 _BASE_LR = click.option("--base-lr", default=0.03, show_default=True, help="Per 256 images.")
-_SEED = click.option("--seed", default=0, show_default=True)
-_WORKERS = click.option("--workers", default=2, show_default=True, help="Decoding processes.")
-_HELD_OUT = click.option("--held-out", help="Images for the evaluation; default: 5% of --data.")
+_SEED = click.option(
+    "--seed", default=0, show_default=True, help="Of initialisation, order and views."
+)
+_OUTPUT = click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run."
+)
+_RESUME = click.option("--resume", is_flag=True, help="Continue from the newest valid checkpoint.")
+_MONITOR = click.option(
+    "--monitor-every",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Epochs between evaluations on held-out images; 0: only at the end.",
+)
+_REPORT_TO = click.option(
+    "--report-to",
+    default="tensorboard",
+    show_default=True,
+    callback=_names,
+    help="Who gets the log beside training_log.json: tensorboard, wandb, ..., none.",
+)
 _LICENSE = click.option(
     "--license", default="other", show_default=True, help="Of the model, for its card."
 )
-_RESUME = click.option("--resume", is_flag=True, help="Continue from the newest valid checkpoint.")
+_PUSH = click.option(
+    "--push-to-hub", metavar="ORG/NAME", help="Publish the model when the run has ended."
+)
+_PRIVATE = click.option("--private", is_flag=True, help="Publish in a private repository.")
+
+_FRAME = (_OUTPUT, _RESUME, _MONITOR, _REPORT_TO, _LICENSE, _PUSH, _PRIVATE)
+_IMAGES = (_DATA, _HELD_OUT, _EPOCH_IMAGES, _MAX_SKIPPED, _WORKERS)
 
 
-@click.command()
-@_DATA
+def _all(options: Iterable[Callable[..., Any]]) -> Callable[..., Any]:
+    """One decorator of several."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in options:
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _named(flag: str, name: str, metavar: str, text: str) -> Callable[..., Any]:
+    """A repeatable option of pairs."""
+    return click.option(flag, name, multiple=True, metavar=metavar, callback=_pairs, help=text)
+
+
+@click.command(cls=Grouped)
+@click.option("--recipe", metavar="NAME", help="Settings of a named run; what you give overrides.")
+@click.option(
+    "--list-recipes",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_recipes,
+    help="Show each recipe's command, time and result.",
+)
+@_all((*_IMAGES, *_FRAME, _AUGSELF, _BATCH_SIZE, _BASE_LR, _SEED))
 @click.option(
     "--classes",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="File with a class name a line: use only their images.",
 )
-@_OUTPUT
 @click.option("--method", default="simsiam", show_default=True, help="What AugSelf is added to.")
+@_named("--method-option", "method_options", "NAME=VALUE", "The method's own, e.g. layers=3.")
 @click.option("--encoder", default="resnet18", show_default=True, help="Preset, folder or Hub id.")
-@_AUGSELF
 @click.option("--convention", default="relative", show_default=True, help="relative or paper.")
 @click.option("--size", default=96, show_default=True, help="Side of the views in pixels.")
-@click.option("--epochs", default=200.0, show_default=True)
-@_BATCH_SIZE
-@_BASE_LR
-@click.option("--weight-decay", default=5e-4, show_default=True)
-@_SEED
-@_WORKERS
-@_HELD_OUT
-@_LICENSE
-@_RESUME
 @click.option(
-    "--set",
-    "arguments",
-    multiple=True,
-    metavar="FIELD=VALUE",
-    callback=_arguments,
-    help="A further field of transformers' TrainingArguments, e.g. save_steps=100.",
+    "--color-strength",
+    default=1.0,
+    show_default=True,
+    help="Of the jitter and the share of gray views: strong is 2, weak 0.5.",
 )
-def pretrain(resume: bool, **options: Any) -> None:
+@_named("--policy", "policy", "NAME=VALUE", "How views are drawn, e.g. blur=0 or scale=0.08,1.")
+@click.option(
+    "--normalization", type=click.Choice(NORMALIZATIONS), help="Default: the encoder's own."
+)
+@click.option("--epochs", default=200.0, show_default=True)
+@click.option("--weight-decay", default=5e-4, show_default=True)
+@_named("--set", "arguments", "FIELD=VALUE", "Of transformers' TrainingArguments, e.g. bf16=True.")
+def pretrain(recipe: str | None, resume: bool, **options: Any) -> None:
     """Pretrain an encoder with AugSelf on a folder of images; ends with a model folder."""
-    _run(resume, options)
+    _run(resume, options if recipe is None else _with_recipe(recipe, options))
 
 
-@click.command("fit-heads")
+def _with_recipe(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's settings wherever nothing was given; of pairs, those that were not given."""
+    from training.recipes import recipe
+
+    source = click.get_current_context().get_parameter_source
+    merged = dict(options)
+    for option, value in recipe(name).settings.items():
+        if option in PAIRS:
+            merged[option] = {**value, **options[option]}
+        elif source(option) is ParameterSource.DEFAULT:
+            merged[option] = value
+    return merged
+
+
+@click.command("fit-heads", cls=Grouped)
 @click.argument("encoder")
-@_DATA
-@_OUTPUT
-@_AUGSELF
+@_all((*_IMAGES, *_FRAME, _AUGSELF, _BATCH_SIZE, _BASE_LR, _SEED))
 @click.option("--size", default=224, show_default=True, help="Side of the views in pixels.")
 @click.option("--epochs", default=10.0, show_default=True)
-@_BATCH_SIZE
-@_BASE_LR
-@_SEED
-@_WORKERS
-@_HELD_OUT
-@_LICENSE
-@_RESUME
 def fit_heads(resume: bool, **options: Any) -> None:
     """Train AugSelf heads on a frozen ENCODER (a folder or Hub id); ends with a model folder."""
-    from training.heads import FROZEN
-
     _run(resume, {**options, "method": FROZEN})
 
 
 def _run(resume: bool, options: dict[str, Any]) -> None:
     from training.methods.layers import rank
     from training.pretraining import pretrain as run
-    from training.settings import Settings
 
     folder = run(Settings(**options), resume=resume)
     if rank() == 0:

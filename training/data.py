@@ -1,7 +1,8 @@
 """Images -> batches of two views.
 
 One decode serves both views. An item is asked for as (epoch, index), so its views depend on the key
-(seed, epoch, index) alone, whatever worker or process makes them.
+(seed, epoch, index) alone, whatever worker or process makes them. Samples of tars are keyed by
+their names instead of their index.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from training.sources import Images
 class ViewsDataset(Dataset):
     """(epoch, index) -> two crops of one image, their parameters, its label and what was skipped.
 
-    An image that cannot be decoded is replaced by the next one that can and is reported in
+    An image that cannot be decoded is replaced by the next one that can; its name is reported in
     `skipped`.
 
     Args:
@@ -41,28 +42,40 @@ class ViewsDataset(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         image, used, skipped = self._first_readable(index)
-        (crop1, w1), (crop2, w2) = two_crops(image, self.policy, self.seed, epoch, index)
-        return {
-            "crops": np.stack([crop1, crop2]),
-            "w1": w1,
-            "w2": w2,
-            "label": self.images.labels[used],
-            "skipped": skipped,
-        }
+        keys, label = self.images.keys, self.images.labels[used]
+        drawn = (self.seed, epoch, index if keys is None else keys[index])
+        return two_views(image, label, self.policy, drawn, skipped)
 
-    def _first_readable(self, index: int) -> tuple[Image.Image, int, list[int]]:
-        skipped: list[int] = []
+    def _first_readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
+        skipped: list[str] = []
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
                 return self.images.read(candidate), candidate, skipped
             except (ImageError, OSError):
-                skipped.append(candidate)
+                skipped.append(self.images.names[candidate])
         raise AugSelfError("none of the images can be decoded")
 
     def check_readable(self) -> None:
         """Raise AugSelfError where not a single file can be decoded."""
         self._first_readable(0)
+
+    def sampler(self, seed: int, batch: int, share: int) -> KeyedSampler:
+        """The order of its images; `share` of a batch go to one process at a time."""
+        return KeyedSampler(len(self), seed, batch)
+
+    def lost(self, skipped: set[str], epochs: float) -> float:
+        """The share of the images that is among these names, or of the shards that is damaged."""
+        return max(len(skipped) / len(self), len(self.images.damaged) / self.images.shards)
+
+
+def two_views(
+    image: Image.Image, label: int, policy: Policy, key: tuple[int, int, int], skipped: list[str]
+) -> dict[str, Any]:
+    """An item: two crops (2, S, S, 3) of an image, keyed by (seed, epoch, index), and the rest."""
+    (crop1, w1), (crop2, w2) = two_crops(image, policy, *key)
+    crops = np.stack([crop1, crop2])
+    return {"crops": crops, "w1": w1, "w2": w2, "label": label, "skipped": skipped}
 
 
 class KeyedSampler(Sampler):
@@ -99,5 +112,5 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "w1": stack_parameters([item["w1"] for item in items]),
         "w2": stack_parameters([item["w2"] for item in items]),
         "labels": torch.tensor([item["label"] for item in items]),
-        "skipped": torch.tensor([i for item in items for i in item["skipped"]], dtype=torch.long),
+        "skipped": [name for item in items for name in item["skipped"]],
     }

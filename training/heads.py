@@ -12,8 +12,6 @@ from torch import Tensor
 from augself_hub.modeling.encoders import Encoder
 from training.methods.method import Method, MethodOutput
 
-FROZEN = "frozen"
-
 
 class Frozen(Method):
     """No method at all: the loss is 0, and the features carry no gradient."""

@@ -1,40 +1,165 @@
-"""What a run is worth: predicted against true differences on held-out pairs, and its curves.
+"""The monitor: what a run is worth while it goes on, and what stops it.
 
-Every figure stands beside the trivial predictor's: zero for a regression head (R^2 0), the more
-frequent answer for flip, one in four for rotation.
+Every few epochs, on images the run is not trained on: awareness of the heads, the k nearest
+neighbours of frozen features where labels exist, and the features' spread. Everything is keyed and
+in evaluation mode, so that a run goes on as if nobody had looked.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import TrainerCallback
 
-from augself_hub.augmentations.difference import targets
-from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Head, Spec
-from augself_hub.errors import AugSelfError
+from augself_hub.augmentations.functional import normalise
+from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import Diverged, ImageError
 from augself_hub.modeling.model import AugSelfModel
-from augself_hub.modeling.views import finish_views
-from training.data import ViewsDataset, collate
+from augself_hub.preprocess import preprocess
+from training.awareness import TASK, Result, held_out_pairs
+from training.data import ViewsDataset
 from training.methods.layers import processes, reduced
+from training.sources import UNLABELED, Images
+from training.streams import Stream
+from training.transfer.examples import Examples
+from training.transfer.knn import knn
 
 log = logging.getLogger(__name__)
-PAIRS = 2000
-VISIBLE = 0.1  # a log brightness ratio beyond which its sign should be right
+PREFIX = "eval_"  # reporters put such names into a panel of their own
+WATCHED_PAIRS, PAIRS_AN_IMAGE = 300, 10
+KNOWN, NEIGHBORS = 1000, 20
 
 WORSE = 2.0
 COLLAPSED = 0.05
 WINDOW = 20
 
-Result = dict[str, Any]
+
+class Monitor(TrainerCallback):
+    """Logs an evaluation every so many steps, in the first process.
+
+    Args:
+        trainer: whose log it goes to.
+        model: of the trained encoder and heads.
+        held_out: images that are not trained on.
+        known: labelled training images, if there are any.
+        every: steps from one evaluation to the next.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        model: Callable[[], AugSelfModel],
+        held_out: ViewsDataset,
+        known: Images | None,
+        every: int,
+    ) -> None:
+        self.trainer, self.model, self.every = trainer, model, every
+        self.held_out, self.known = held_out, known
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Before the step's checkpoint, so that a resumed run's log has it too."""
+        if state.global_step % self.every or not state.is_world_process_zero:
+            return
+        pairs = min(WATCHED_PAIRS, PAIRS_AN_IMAGE * len(self.held_out))
+        results = evaluate(self.model(), self.held_out, self.known, pairs)
+        self.trainer.model.train()
+        if results:
+            losses_too = control.should_log
+            self.trainer.log({PREFIX + short_name(r): r["value"] for r in results})
+            control.should_log = losses_too  # which a log of anything takes as done
+
+
+def short_name(result: Result) -> str:
+    """crop_x, flip_mirrored, ..., knn, spread: the name of a result in the log."""
+    return f"{result['kind']}_{result['dimension']}" if result["task"] == TASK else result["metric"]
+
+
+def evaluate(
+    model: AugSelfModel, held_out: ViewsDataset, known: Images | None, pairs: int
+) -> list[Result]:
+    """Awareness, spread and kNN accuracy; whatever the images do not allow is left out.
+
+    Args:
+        model: put into evaluation mode.
+        known: labelled images whose classes the nearest neighbours vote for.
+        pairs: of held-out views.
+    """
+    model.eval()
+    results = held_out_pairs(model, held_out, pairs)
+    y, labels = features(model, held_out.images)  # (N, D), (N,)
+    if len(y) < 2:
+        return results
+    results.append(
+        _result("feature spread", "held-out images", "spread", feature_spread(y), len(y))
+    )
+    near = None if known is None else knn_accuracy(*features(model, known), y, labels)
+    return results if near is None else [*results, near]
+
+
+def knn_accuracy(
+    known: Tensor, classes: np.ndarray, y: Tensor, labels: np.ndarray
+) -> Result | None:
+    """The share of features y (N, D) whose known neighbours (M, D) have their label.
+
+    None where fewer than two classes are known or no held-out image is of a known one.
+    """
+    asked = np.isin(labels, classes)
+    if not asked.any() or len(set(classes.tolist())) < 2:
+        return None
+    test = Examples(y[asked].numpy(), labels[asked])
+    found = knn(Examples(known.numpy(), classes), test, min(NEIGHBORS, len(classes)))
+    commonest = np.bincount(classes).argmax()
+    name = f"held-out images among {len(classes)} training images, k = {NEIGHBORS}"
+    result = _result("kNN", name, "knn", float(found.correct.mean()), len(test))
+    return {**result, "trivial": float((test.labels == commonest).mean())}
+
+
+def _result(task: str, name: str, metric: str, value: Any, images: int) -> Result:
+    return {"task": task, "name": name, "metric": metric, "value": float(value), "images": images}
+
+
+@torch.no_grad()
+def features(model: AugSelfModel, images: Images) -> tuple[Tensor, np.ndarray]:
+    """Features (N, D) on the CPU and labels (N,) of the images that can be decoded."""
+    device, settings = next(model.parameters()).device, model.preprocessing
+    rows, labels = [torch.zeros(0, model.spec.features)], []
+    for pixels, some in _batches(images, settings.size):
+        x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+        rows.append(model(normalise(x, settings.mean, settings.std)).features.float().cpu())
+        labels += some
+    return torch.cat(rows), np.array(labels, dtype=np.int64)
+
+
+def _batches(images: Images, size: int, most: int = 100) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """(N, size, size, 3) uint8 pixels and N labels at a time."""
+    for start in range(0, len(images), most):
+        pixels, labels = [], []
+        for index in range(start, min(start + most, len(images))):
+            try:
+                pixels.append(preprocess(images.read(index), size))
+            except (ImageError, OSError):  # training names it
+                continue
+            labels.append(images.labels[index])
+        if pixels:
+            yield np.stack(pixels), labels
+
+
+def known_images(images: Images | Stream, held_out: Images, seed: int) -> Images | None:
+    """A keyed choice of labelled training images.
+
+    None of a stream, which is not listed, and none whose classes are not the held-out images'.
+    """
+    if isinstance(images, Stream) or list(images.classes) != list(held_out.classes):
+        return None
+    labelled = [i for i, label in enumerate(images.labels) if label != UNLABELED]
+    chosen = np.random.default_rng(seed).permutation(labelled)[:KNOWN]
+    return images.at([int(i) for i in chosen]) if labelled else None
 
 
 class Alarm:
@@ -68,7 +193,7 @@ class Alarm:
         """To be called at the end of an epoch, by every process.
 
         Raises:
-            AugSelfError: a head diverged or the encoder collapsed.
+            Diverged: a head diverged or the encoder collapsed.
         """
         window = max(WINDOW, self._new // 2)
         if len(self._rows) >= window:
@@ -80,14 +205,14 @@ class Alarm:
             self._judge_head(kind, _mean(rows, kind))
         spread = _mean(rows, "spread")
         if spread < COLLAPSED:
-            raise AugSelfError(
+            raise Diverged(
                 f"the encoder collapsed: its features are nearly all the same (spread {spread:.3f} "
                 f"below {COLLAPSED}); lower --base-lr or use another method"
             )
 
     def _judge_head(self, kind: str, value: float) -> None:
         if value > WORSE:
-            raise AugSelfError(
+            raise Diverged(
                 f"the {kind} head diverged: its error is {value:.3g} where predicting zero has 1; "
                 f"lower --base-lr or the weight of {kind} in --augself"
             )
@@ -111,134 +236,3 @@ def feature_spread(y: Tensor) -> Tensor:
     1 where they point in all directions alike, 0 where they are all the same.
     """
     return F.normalize(y.float(), dim=1).std(dim=0).mean() * y.shape[1] ** 0.5
-
-
-@torch.no_grad()
-def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS) -> list[Result]:
-    """Awareness of a model on images it was not trained on.
-
-    Args:
-        model: in evaluation mode, on the CPU.
-        images: held-out images; each is used for several pairs, keyed by epoch.
-        pairs: how many pairs in all.
-
-    Returns:
-        One record per dimension: task, kind, name, value (R^2 or accuracy), trivial, rmse (in the
-        unit of the dimension), pairs. Empty where nothing was held out.
-    """
-    if len(images) == 0:
-        return []
-    predicted, wa, wb = _predict(model, images, pairs)
-    results: list[Result] = []
-    for kind, head in model.spec.heads.items():
-        target, mask = targets(kind, wa, wb, model.spec.policy, model.spec.convention)
-        results += _scores(kind, head, predicted[kind].double(), target.double(), mask)
-    return results
-
-
-def _predict(
-    model: AugSelfModel, images: ViewsDataset, pairs: int
-) -> tuple[dict[str, Tensor], Parameters, Parameters]:
-    keys = [(i // len(images), i % len(images)) for i in range(pairs)]
-    predicted, wa, wb = [], [], []
-    for start in range(0, pairs, 100):
-        batch = collate([images[key] for key in keys[start : start + 100]])
-        both = {name: torch.cat([batch["w1"][name], batch["w2"][name]]) for name in batch["w1"]}
-        mean, std = model.preprocessing.mean, model.preprocessing.std
-        views = finish_views(batch["crops"], both, images.policy, mean, std)
-        predicted.append(model.predict_difference(*views.chunk(2)))
-        wa.append(batch["w1"])
-        wb.append(batch["w2"])
-    return _joined(predicted), _joined(wa), _joined(wb)
-
-
-def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def _scores(kind: str, head: Head, value: Tensor, target: Tensor, mask: Tensor) -> list[Result]:
-    if head.type == "regression":
-        return _regression_scores(kind, head, value, target, mask)
-    answer = value.argmax(dim=1) if head.type == "classes" else (value[:, 0] > 0.5)
-    frequent = max(float((target[:, 0] == c).double().mean()) for c in target.unique())
-    accuracy = float((answer == target[:, 0]).double().mean())
-    name = head.dimensions[0].name
-    return [_result(kind, name, f"{kind} {name} accuracy", accuracy, frequent, len(target))]
-
-
-def _regression_scores(
-    kind: str, head: Head, value: Tensor, target: Tensor, mask: Tensor
-) -> list[Result]:
-    results = []
-    for column, dimension in enumerate(head.dimensions):
-        seen = mask[:, column]
-        t, v = target[seen, column], value[seen, column]
-        error = float(((v - t) ** 2).mean())
-        r2 = 1 - error / max(float((t**2).mean()), 1e-12)
-        label = f"{kind} {dimension.name} R^2"
-        result = _result(kind, dimension.name, label, r2, 0.0, int(seen.sum()))
-        results.append({**result, "rmse": error**0.5})
-        visible = t.abs() > VISIBLE
-        if (dimension.name, dimension.unit) == ("brightness", "log ratio") and visible.any():
-            results.append(_sign(kind, t[visible], v[visible]))
-    return results
-
-
-def _sign(kind: str, t: Tensor, v: Tensor) -> Result:
-    """How often the sign is right, of differences that can be seen at all."""
-    right = float((t.sign() == v.sign()).double().mean())
-    label = f"{kind} brightness sign right beyond {VISIBLE} log ratio"
-    return _result(kind, "brightness_sign", label, right, 0.5, len(t))
-
-
-def _result(kind: str, dimension: str, name: str, value: float, trivial: float, n: int) -> Result:
-    return {
-        "task": "held-out pairs",
-        "kind": kind,
-        "dimension": dimension,
-        "name": name,
-        "metric": "r_squared" if name.endswith("R^2") else "accuracy",
-        "value": value,
-        "trivial": trivial,
-        "pairs": n,
-    }
-
-
-def with_standard_errors(spec: Spec, results: list[Result]) -> Spec:
-    """The spec with each regression dimension's measured root mean square error."""
-    rmse = {(r["kind"], r["dimension"]): r["rmse"] for r in results if "rmse" in r}
-
-    def measured(kind: str, head: Head) -> Head:
-        dimensions = tuple(
-            dataclasses.replace(d, standard_error=rmse.get((kind, d.name))) for d in head.dimensions
-        )
-        return dataclasses.replace(head, dimensions=dimensions)
-
-    return dataclasses.replace(spec, heads={k: measured(k, h) for k, h in spec.heads.items()})
-
-
-def curves(history: list[dict[str, Any]], path: Path) -> None:
-    """curves.png: each part of the loss over the steps.
-
-    Raises:
-        AugSelfError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise AugSelfError("matplotlib is missing: pip install 'augself-hub[train]'") from error
-    rows = [row for row in history if "loss" in row]
-    names = [n for n in ("loss", "method", *_kinds(rows)) if any(n in row for row in rows)]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name in names:
-        points = np.array([(row["step"], row[name]) for row in rows if name in row])
-        axes.plot(points[:, 0], points[:, 1], label=name)
-    axes.set(xlabel="step", ylabel="loss", title="Training losses")
-    axes.legend()
-    figure.savefig(path, dpi=110)
-
-
-def _kinds(rows: list[dict[str, Any]]) -> list[str]:
-    known = {"loss", "method", "grad_norm", "learning_rate", "epoch", "step"}
-    return sorted({name for row in rows for name in row} - known)

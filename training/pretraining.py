@@ -7,13 +7,10 @@ the model folder with what was measured.
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import hashlib
 import json
 import logging
 import os
-import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +18,35 @@ import torch
 from torch import Tensor, nn
 from transformers import set_seed
 
-from augself_hub import card
+from augself_hub import hub
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, UsageError
-from augself_hub.folder import EVALUATION, TRAINING_LOG, new_folder, versions, write_manifest
+from augself_hub.modeling.convert import PRETRAIN_DATA
 from augself_hub.modeling.encoders import Encoder, build_encoder, preprocessing_of
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.objective import AugSelfLoss
 from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training import checkpoints
+from training.awareness import PAIRS, with_standard_errors
 from training.data import ViewsDataset
-from training.heads import FROZEN, Frozen
-from training.methods import METHODS, Method
-from training.monitor import curves, feature_spread, held_out_pairs, with_standard_errors
-from training.settings import Settings, command_line, source_name, weights_text
+from training.heads import Frozen
+from training.methods import METHODS, Method, checked_options
+from training.monitor import Monitor, evaluate, feature_spread, known_images
+from training.publishing import push, write_folder, write_json
+from training.settings import FROZEN, NORMALIZATIONS, Settings, policy_of
 from training.sources import UNLABELED, Images, open_images
+from training.streams import PREFIX, Stream, StreamViews, held_out_images, open_stream
 from training.trainer import AugSelfTrainer, training_arguments
 
 log = logging.getLogger(__name__)
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 SETTINGS, MODEL = "settings.json", "model"
-FREE = ("data", "output", "workers", "license")
+FREE = (
+    *("data", "output", "workers", "license", "max_skipped", "monitor_every"),
+    *("report_to", "push_to_hub", "private"),
+)
 
 
 class Pretraining(nn.Module):
@@ -88,11 +91,14 @@ class Pretraining(nn.Module):
         return x1, x2
 
 
-def pretrain(settings: Settings, resume: bool = False) -> Path:
+def pretrain(
+    settings: Settings, resume: bool = False, loss: type[AugSelfLoss] = AugSelfLoss
+) -> Path:
     """Run a pretraining and write its model folder.
 
     Args:
         resume: continue from the newest valid checkpoint in `settings.output`.
+        loss: what makes the AugSelf loss; a study puts its control here.
 
     Returns:
         The model folder, settings.output/model, which the first of several processes writes; or
@@ -104,25 +110,29 @@ def pretrain(settings: Settings, resume: bool = False) -> Path:
             run to resume, a run that diverged or collapsed.
     """
     checkpoint = _check_output(settings, resume)
-    policy = Policy(size=settings.size).with_kinds(settings.augself)
+    policy = policy_of(settings)
     set_seed(settings.seed)
     train, held_out = _datasets(settings, policy)
     if resume:
         _check_settings(settings, train)
-    model = _build(settings, policy, train.images)
+    model = _build(settings, policy, train.images, loss)
+    arguments = training_arguments(settings, settings.output, len(train))
+    if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
+        hub.reserve(settings.push_to_hub, private=settings.private or None)
     trainer = AugSelfTrainer(
-        model=model,
-        args=training_arguments(settings, settings.output, len(train)),
-        train_dataset=train,
+        model=model, args=arguments, train_dataset=train, max_skipped=settings.max_skipped
     )
-    if trainer.args.should_save and not resume:
-        _write_json(settings.output / SETTINGS, _decisive(settings, train))
+    known = known_images(train.images, held_out.images, settings.seed)
+    if settings.monitor_every:
+        trainer.add_callback(_monitor(settings, trainer, held_out, known))
+    if arguments.should_save and not resume:
+        write_json(settings.output / SETTINGS, _decisive(settings, train))
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
-    if trainer.args.should_save:
-        _publish(settings, trainer, held_out)
+    if arguments.should_save:
+        _publish(settings, trainer, held_out, known)
     return settings.output / MODEL
 
 
@@ -140,8 +150,16 @@ def _check_output(settings: Settings, resume: bool) -> str | None:
     return None
 
 
-def _datasets(settings: Settings, policy: Policy) -> tuple[ViewsDataset, ViewsDataset]:
+def _datasets(
+    settings: Settings, policy: Policy
+) -> tuple[ViewsDataset | StreamViews, ViewsDataset]:
+    if settings.data.startswith(PREFIX):
+        return _streamed(settings, policy)
+    if settings.epoch_images is not None:
+        raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")
     images = _images(settings.data, settings.classes)
+    if settings.method in METHODS and METHODS[settings.method].needs_labels:
+        images = _labelled(images)
     if settings.held_out:
         held_out = _images(settings.held_out, settings.classes)
     else:
@@ -156,6 +174,24 @@ def _datasets(settings: Settings, policy: Policy) -> tuple[ViewsDataset, ViewsDa
     return train, ViewsDataset(held_out, policy, settings.seed)
 
 
+def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDataset]:
+    if settings.classes is not None:
+        raise UsageError(f"--classes cannot choose from {settings.data}: a stream is not listed")
+    stream = open_stream(settings.data, settings.epoch_images, held_out=not settings.held_out)
+    if len(stream) < settings.batch_size:
+        raise UsageError(
+            f"--epoch-images {len(stream)} is less than one batch of {settings.batch_size}: "
+            "lower --batch-size or give more"
+        )
+    if settings.held_out:
+        held_out = _images(settings.held_out, None)
+    else:
+        held_out = held_out_images(stream, HELD_OUT_MOST)
+    train = StreamViews(stream, policy, settings.seed)
+    train.check_readable()
+    return train, ViewsDataset(held_out, policy, settings.seed)
+
+
 def _images(source: str, classes: Path | None) -> Images:
     images = open_images(source)
     return images if classes is None else images.only(_lines(classes))
@@ -165,33 +201,68 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
+def _labelled(images: Images) -> Images:
+    """The images with a label."""
+    kept = [i for i, label in enumerate(images.labels) if label != UNLABELED]
+    if not kept:
+        raise AugSelfError(
+            "supervised learning needs labels: sort the images into class sub-folders"
+        )
+    if len(kept) < len(images):
+        log.info("%d images without a label are left out", len(images) - len(kept))
+    return images.at(kept)
+
+
 def _split(images: Images, seed: int) -> tuple[Images, Images]:
-    """Training images, and a keyed 5% held out, at most 500; none of fewer than 20 images."""
+    """Training images, and a keyed 5% held out, at most 500; none of fewer than 20 images.
+
+    Up to half of those that have a label are held out first, for the nearest neighbours.
+    """
     count = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * len(images))) if len(images) >= 20 else 0
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    labelled = [i for i in order if images.labels[i] != UNLABELED]
+    order = list(dict.fromkeys([*labelled[: len(labelled) // 2], *order]))
     return images.at(sorted(order[count:])), images.at(order[:count])
 
 
-def _build(settings: Settings, policy: Policy, images: Images) -> Pretraining:
+def _build(
+    settings: Settings, policy: Policy, images: Images | Stream, loss: type[AugSelfLoss]
+) -> Pretraining:
+    """The method before the heads, so that it starts the same whatever heads there are."""
     encoder = build_encoder(settings.encoder, settings.size)
-    augself = AugSelfLoss(encoder.dim, settings.augself, policy, settings.convention)
-    preprocessing = preprocessing_of(settings.encoder, settings.size)
-    return Pretraining(_method(settings.method, encoder, images), augself, preprocessing)
+    method = _method(settings, encoder, images)
+    augself = loss(encoder.dim, settings.augself, policy, settings.convention)
+    return Pretraining(method, augself, _preprocessing(settings))
 
 
-def _method(name: str, encoder: Encoder, images: Images) -> Method:
+def _preprocessing(settings: Settings) -> Preprocessing:
+    if settings.normalization is None:
+        return preprocessing_of(settings.encoder, settings.size)
+    if settings.normalization not in NORMALIZATIONS:
+        raise UsageError(
+            f"unknown normalization {settings.normalization!r}: use {', '.join(NORMALIZATIONS)}"
+        )
+    return dataclasses.replace(PRETRAIN_DATA[settings.normalization], size=settings.size)
+
+
+def _method(settings: Settings, encoder: Encoder, images: Images | Stream) -> Method:
+    name = settings.method
     if name == FROZEN:
         return Frozen(encoder)
     if name not in METHODS:
         raise UsageError(f"unknown method {name!r}: use {', '.join(METHODS)}")
-    if not METHODS[name].needs_labels:
-        return METHODS[name](encoder)
-    if UNLABELED in images.labels or len(images.classes) < 2:
-        raise AugSelfError("supervised needs labels: sort the images into class sub-folders")
-    return METHODS[name](encoder, classes=len(images.classes))  # type: ignore[call-arg]
+    options = checked_options(name, METHODS[name], settings.method_options)
+    if METHODS[name].needs_labels:
+        if len(images.classes) < 2:
+            raise AugSelfError(
+                f"{name} learning needs labels of two classes or more: sort the images into class "
+                "sub-folders"
+            )
+        options["classes"] = len(images.classes)
+    return METHODS[name](encoder, **options)
 
 
-def _decisive(settings: Settings, train: ViewsDataset) -> dict[str, Any]:
+def _decisive(settings: Settings, train: ViewsDataset | StreamViews) -> dict[str, Any]:
     """What decides how a run goes: settings.json of the run, and what --resume compares."""
     names = "\n".join(train.images.names)
     return {
@@ -202,7 +273,7 @@ def _decisive(settings: Settings, train: ViewsDataset) -> dict[str, Any]:
     }
 
 
-def _check_settings(settings: Settings, train: ViewsDataset) -> None:
+def _check_settings(settings: Settings, train: ViewsDataset | StreamViews) -> None:
     """Refuse to continue a run with other settings; where the files lie does not matter."""
     before = json.loads((settings.output / SETTINGS).read_text())
     for name, value in _decisive(settings, train).items():
@@ -213,65 +284,28 @@ def _check_settings(settings: Settings, train: ViewsDataset) -> None:
             )
 
 
-def _publish(settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset) -> None:
-    """Evaluate on held-out pairs and write settings.output/model."""
+def _model_of(trainer: AugSelfTrainer) -> AugSelfModel:
+    """What is published of a model under training; the weights are the same ones."""
     pretraining: Pretraining = trainer.model
-    network = pretraining.method.encoder.network
-    spec = dataclasses.replace(
-        pretraining.augself.spec,
-        provenance=_provenance(settings, trainer, len(trainer.train_dataset)),
-    )
-    model = AugSelfModel(network, pretraining.augself.heads, spec, pretraining.preprocessing)
-    model = model.cpu().to(memory_format=torch.contiguous_format).eval()
-    results = held_out_pairs(model, held_out)
-    model.spec = with_standard_errors(spec, results)
+    network, augself = pretraining.method.encoder.network, pretraining.augself
+    return AugSelfModel(network, augself.heads, augself.spec, pretraining.preprocessing)
+
+
+def _monitor(
+    settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset, known: Images | None
+) -> Monitor:
+    steps = settings.monitor_every * (len(trainer.train_dataset) // settings.batch_size)
+    return Monitor(trainer, lambda: _model_of(trainer), held_out, known, max(1, round(steps)))
+
+
+def _publish(
+    settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset, known: Images | None
+) -> None:
+    """Evaluate, write settings.output/model, and push it where that was asked for."""
+    model = _model_of(trainer).cpu().to(memory_format=torch.contiguous_format)
+    results = evaluate(model, held_out, known, PAIRS)
+    model.spec = with_standard_errors(model.spec, results)
     folder = settings.output / MODEL
-    if folder.exists():  # an earlier --resume of the same run finished already
-        raise AugSelfError(f"{folder} exists: remove it to write it again")
-    with new_folder(folder) as stage:
-        model.write_files(stage)
-        _write_json(stage / EVALUATION, _evaluation(results, settings.seed))
-        _write_json(stage / TRAINING_LOG, trainer.state.log_history)
-        curves(trainer.state.log_history, stage / "curves.png")
-        parity = _graphs(model, stage)
-        card.write(stage)
-        write_manifest(stage, parity)
-
-
-def _evaluation(results: list[dict[str, Any]], seed: int) -> dict[str, Any]:
-    protocol = (
-        "Held-out pairs: two views each of images that were not trained on, drawn as in training. "
-        "R^2 is against predicting no difference; accuracies stand beside the more frequent answer."
-    )
-    return {"protocol": protocol, "seed": seed, "versions": versions(), "results": results}
-
-
-def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
-    """The ONNX graphs, where the export extra is installed; else the command that writes them."""
-    if not (find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")):
-        log.info("onnx/ left out: pip install 'augself-hub[export]', then augself export --model")
-        return {}
-    from augself_hub.modeling.export import write_graphs
-
-    return write_graphs(model, folder)
-
-
-def _provenance(settings: Settings, trainer: AugSelfTrainer, images: int) -> dict[str, Any]:
-    return {
-        "command": command_line(settings),
-        "method": settings.method,
-        "encoder": settings.encoder,
-        "augself": weights_text(settings.augself) or "none",
-        "data": source_name(settings.data),
-        "images": images,
-        "steps": trainer.state.global_step,
-        "seconds": round(trainer.state.log_history[-1]["train_runtime"]),  # of the last start
-        "device": f"{trainer.args.device.type} ({platform.machine()})",
-        "processes": trainer.args.world_size,
-        "date": datetime.date.today().isoformat(),
-        "license": settings.license,
-    }
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    write_folder(folder, model, settings, trainer, results)
+    if settings.push_to_hub:
+        push(folder, settings.push_to_hub, settings.private)

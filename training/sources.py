@@ -5,8 +5,10 @@
     cifar10:DIR, cifar100:DIR   torchvision's CIFAR, training images
     imagenet:DIR                torchvision's ImageNet, training images (a class list: ImageNet-100)
     hf:NAME[:SPLIT]             a Hugging Face dataset with an image column, by Hub id or folder
+    wds:TARS                    WebDataset tars: a glob, x-{000..099}.tar, URLs (see `tars`)
 
-An image is read by its position, so that its views can be keyed by it.
+An image is read by its position. Its views are keyed by it, or by a key of its own. What can only
+be read in order is a stream (see `streams`).
 """
 
 from __future__ import annotations
@@ -34,12 +36,17 @@ class Images:
         labels: N indices into `classes`, UNLABELED where there is none.
         classes: label names.
         read: position -> RGB image, upright. Raises ImageError or OSError for a damaged one.
+        keys: N 64-bit numbers that views are keyed by; None: the positions.
+        damaged: names of the shards whose rest cannot be read, of so many shards.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     classes: Sequence[str]
     read: Callable[[int], Image.Image]
+    keys: Sequence[int] | None = None
+    damaged: tuple[str, ...] = ()
+    shards: int = 1
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,11 +66,12 @@ class Images:
 
     def at(self, positions: Sequence[int]) -> Images:
         """The images at these positions, in this order."""
-        return Images(
+        return dataclasses.replace(
+            self,
             names=[self.names[i] for i in positions],
             labels=[self.labels[i] for i in positions],
-            classes=self.classes,
             read=_Chosen(self.read, list(positions)),
+            keys=None if self.keys is None else [self.keys[i] for i in positions],
         )
 
 
@@ -88,6 +96,8 @@ def open_images(source: str) -> Images:
     kind, colon, place = source.partition(":")
     if not colon or Path(source).is_dir():
         return folder_images(Path(source))
+    if kind == "stream":
+        raise UsageError(f"{source} can only be read in order: give a source without stream:")
     if kind not in _KINDS:
         raise UsageError(
             f"unknown source {kind!r}: use a folder, or {', '.join(_KINDS)} and a path"
@@ -163,10 +173,10 @@ def _hugging_face(place: str) -> Images:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AugSelfError(f"data set {place} cannot be opened: {reason}") from error
-    image = _column(dataset, datasets.Image)
+    image = first_column(dataset, datasets.Image)
     if image is None:
         raise AugSelfError(f"data set {place} has no image column")
-    label = _column(dataset, datasets.ClassLabel)
+    label = first_column(dataset, datasets.ClassLabel)
     labels = dataset[label] if label else [UNLABELED] * len(dataset)
     classes = dataset.features[label].names if label else []
     bare = dataset.cast_column(image, datasets.Image(decode=False))
@@ -174,7 +184,8 @@ def _hugging_face(place: str) -> Images:
     return Images(names, list(labels), classes, _Cells(bare, image))
 
 
-def _column(dataset: Any, kind: type) -> str | None:
+def first_column(dataset: Any, kind: type) -> str | None:
+    """The first column of a Hugging Face data set that holds this kind of feature."""
     return next((n for n, feature in dataset.features.items() if isinstance(feature, kind)), None)
 
 
@@ -191,10 +202,17 @@ class _Cells:
         return decode(data)
 
 
+def _tars(pattern: str) -> Images:
+    from training.tars import tar_images  # which needs Images itself
+
+    return tar_images(pattern)
+
+
 _KINDS: dict[str, Callable[[str], Images]] = {
     "stl10": _torchvision("STL10", "labels", split="train+unlabeled"),
     "cifar10": _torchvision("CIFAR10", "targets", train=True),
     "cifar100": _torchvision("CIFAR100", "targets", train=True),
     "imagenet": _torchvision("ImageNet", "targets", split="train"),
     "hf": _hugging_face,
+    "wds": _tars,
 }

@@ -32,18 +32,23 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
-from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.errors import AugSelfError, Diverged, UsageError
 from training import checkpoints
 from training.data import KeyedSampler, ViewsDataset, collate
+from training.memory import keep_freed_memory
 from training.methods.layers import processes, reduced
 from training.monitor import Alarm
 from training.settings import Settings
+from training.streams import StreamViews
 
 log = logging.getLogger(__name__)
 MOMENTUM = 0.9
 STAGING = ".saving"
-MOST_SKIPPED = 0.1
 
 
 def training_arguments(settings: Settings, output: Path, images: int) -> TrainingArguments:
@@ -77,7 +82,7 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         "save_strategy": "steps",
         "save_steps": steps,
         "save_total_limit": 2,
-        "report_to": ["tensorboard"],
+        "report_to": list(settings.report_to),
     }
     for name in settings.arguments:
         if name in own or name not in TrainingArguments.__dataclass_fields__:
@@ -87,11 +92,21 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         arguments = TrainingArguments(**own, **{**changeable, **settings.arguments})
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {error}") from error
+    _check_reporters(arguments.report_to)
     if arguments.save_total_limit == 1:
         raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
     arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)
     arguments.distributed_state.wait_for_everyone()
     return arguments
+
+
+def _check_reporters(names: list[str]) -> None:
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise UsageError(f"unknown reporter {name!r}: use none, {known}")
+        if name not in get_available_reporting_integrations():
+            raise UsageError(f"--report-to {name}: its package is not installed")
 
 
 def _share(batch: int, arguments: TrainingArguments) -> int:
@@ -113,20 +128,26 @@ class AugSelfTrainer(Trainer):
         interrupted: SIGTERM stopped the run after a checkpoint.
     """
 
-    train_dataset: ViewsDataset
+    train_dataset: ViewsDataset | StreamViews
 
-    def __init__(self, model: nn.Module, args: TrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, max_skipped: float = 0.1, **kwargs: Any
+    ) -> None:
         if processes() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if args.device.type == "cpu":
+            keep_freed_memory()
         super().__init__(model, args, data_collator=collate, **kwargs)
         self.model.to(memory_format=torch.channels_last)
         self.model_accepts_loss_kwargs = False
         self.interrupted = False
         batch = self.get_total_train_batch_size(self.args)
-        self.sampler = KeyedSampler(len(self.train_dataset), self.args.seed, batch)
+        share = self.args.per_device_train_batch_size
+        self.sampler = self.train_dataset.sampler(self.args.seed, batch, share)
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._batches = 0
-        self._skipped: set[int] = set()
+        self._skipped: set[str] = set()
+        self.max_skipped = max_skipped
         self.remove_callback(PrinterCallback)
         self.add_callback(_MethodSteps(self))
         self.add_callback(_StopOnSigterm(self))
@@ -159,22 +180,21 @@ class AugSelfTrainer(Trainer):
         self.alarm.note(parts)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def _report_skipped(self, skipped: torch.Tensor) -> None:
-        """Name every file that could not be decoded, once; stop the run where they are many."""
-        if not skipped.numel():  # asking a GPU for an empty list would wait for it
-            return
-        for index in set(skipped.tolist()) - self._skipped:
-            self._skipped.add(index)
-            log.warning("skipped %s: it cannot be decoded", self.train_dataset.images.names[index])
-        if len(self._skipped) > MOST_SKIPPED * len(self.train_dataset):
+    def _report_skipped(self, skipped: list[str]) -> None:
+        """Name everything that could not be decoded, once; stop the run where it is much."""
+        for name in sorted(set(skipped) - self._skipped):
+            log.warning("skipped %s: it cannot be decoded", name)
+        self._skipped |= set(skipped)
+        lost = self.train_dataset.lost(self._skipped, max(1.0, self.state.epoch or 0.0))
+        if lost > self.max_skipped:
             raise AugSelfError(
-                f"{len(self._skipped)} of {len(self.train_dataset)} images cannot be decoded, more "
-                f"than {MOST_SKIPPED:.0%}: mend or remove them"
+                f"{lost:.1%} of the data cannot be decoded, more than {self.max_skipped:.1%}: mend "
+                "or remove what was skipped, or allow more by --max-skipped"
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The stock log, and the mean of each part of the loss since the last one."""
-        if self._batches:
+        if "loss" in logs and self._batches:
             logs |= {name: self._mean(v) for name, v in sorted(self._parts.items())}
             self._parts.clear()
             self._batches = 0
@@ -249,7 +269,7 @@ class AugSelfTrainer(Trainer):
 
 def _refuse_nan(loss: float) -> None:
     if not math.isfinite(loss):
-        raise AugSelfError(
+        raise Diverged(
             "the loss is not a number any more: lower --base-lr or the weights in --augself"
         )
 

@@ -40,11 +40,12 @@ _COLUMNS = {
     **{name: 56 + i for i, name in enumerate(("rot", "rot_p"))},
 }
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_OFFSETS = np.arange(1, 2 + max(_COLUMNS.values()), dtype=np.uint64) * _GOLDEN
 
 
 def draw(
     policy: Policy,
-    key: tuple[int, int, Any, int],
+    key: tuple[int, int, Any, Any],
     height: Any,
     width: Any,
 ) -> Parameters:
@@ -52,7 +53,8 @@ def draw(
 
     Args:
         policy: ranges and probabilities.
-        key: (seed, epoch, index, view); index is an int or (N,) ints, the others ints.
+        key: (seed, epoch, index, view); index is an int or (N,) ints, view likewise, the others
+            ints.
         height, width: of the source images in pixels, an int or (N,) ints.
 
     Returns:
@@ -79,22 +81,19 @@ def pixel_box(crop: Any, height: int, width: int) -> tuple[int, int, int, int]:
 
 
 class _Uniform:
-    """Uniform numbers in [0, 1) by column name, for one key."""
+    """Uniform numbers in [0, 1) by column name, for one key; all are made at once, in one pass."""
 
-    def __init__(self, key: tuple[int, int, Any, int]) -> None:
+    def __init__(self, key: tuple[int, int, Any, Any]) -> None:
         seed, epoch, index, view = key
         state = np.zeros(np.atleast_1d(np.asarray(index)).shape[0], dtype=np.uint64)
         for part in (seed, epoch, np.atleast_1d(np.asarray(index)).astype(np.uint64), view):
             state = _mix(state ^ np.asarray(part).astype(np.uint64))
-        self.state = state[:, None]
+        self.numbers = (_mix(state[:, None] + _OFFSETS) >> np.uint64(11)) * 2.0**-53
 
     def __call__(self, name: str, columns: int = 0) -> np.ndarray:
         """(N,) numbers, or (N, columns) where columns are asked for."""
         start = _COLUMNS[name]
-        offsets = np.arange(start + 1, start + 1 + max(columns, 1), dtype=np.uint64)
-        bits = _mix(self.state + offsets[None, :] * _GOLDEN)
-        numbers = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-        return numbers if columns else numbers[:, 0]
+        return self.numbers[:, start : start + columns] if columns else self.numbers[:, start]
 
 
 def _mix(z: np.ndarray) -> np.ndarray:

@@ -71,6 +71,14 @@ class Policy:
         }
         return dataclasses.replace(self, **extra)
 
+    def with_color_strength(self, strength: float) -> Policy:
+        """The same policy, jitter ranges and the share of gray views times `strength`.
+
+        AugSelf's strong colour is 2, its weak one 0.5.
+        """
+        names = ("brightness", "contrast", "saturation", "hue", "gray")
+        return dataclasses.replace(self, **{n: getattr(self, n) * strength for n in names})
+
     def probability(self, kind: str) -> float:
         """How often an augmentation of this kind changes a view."""
         return 1.0 if kind == "crop" else float(getattr(self, kind))

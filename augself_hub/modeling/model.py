@@ -144,7 +144,10 @@ class AugSelfModel(nn.Module):
                 f"this model has no AugSelf heads ({HEADS} is missing or empty), only features: "
                 "train some with augself fit-heads"
             )
-        ya, yb = self(xa).features, self(xb).features
+        return self.differences(self(xa).features, self(xb).features)
+
+    def differences(self, ya: Tensor, yb: Tensor) -> dict[str, Tensor]:
+        """The same from the features of the views, (N, D) each."""
         ab, ba = self.heads(ya, yb), self.heads(yb, ya)
         return {
             kind: both_orders(head, to_physical(head, ab[kind]), to_physical(head, ba[kind]))

@@ -19,6 +19,8 @@ from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Head, Policy, Spec, heads_for
 from augself_hub.modeling.model import AugSelfHeads
 
+FULL = 4  # dimensions of crop and of color
+
 
 class AugSelfLoss(nn.Module):
     """The weighted sum of the AugSelf losses; holds the heads, whose parameters must be optimised.
@@ -51,12 +53,24 @@ class AugSelfLoss(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Features (N, D) of both views and their parameters -> total loss, kind -> its loss.
 
-        The losses in the dictionary are unweighted and detached, for the log.
+        The losses in the dictionary are unweighted and detached, for the log: a standardised
+        regression that predicts zero has 1, whatever its kind.
         """
         raw = self.heads(torch.cat([ya, yb]), torch.cat([yb, ya]))
         losses = {kind: self._loss(kind, raw[kind].float(), wa, wb) for kind in self.heads}
-        total = sum((self.weights[kind] * loss for kind, loss in losses.items()), ya.new_zeros(()))
+        weighted = (self.weights[kind] * self._share(kind) * losses[kind] for kind in losses)
+        total = sum(weighted, ya.new_zeros(()))
         return total, {kind: loss.detach() for kind, loss in losses.items()}
+
+    def _share(self, kind: str) -> float:
+        """Dimensions out of four, so that lambda weighs every standardised dimension alike.
+
+        A mean over one dimension is four times as curved as one over four: at lambda 1 blur and sol
+        diverged at learning rates where crop and color are far from it.
+        """
+        head = self.spec.heads[kind]
+        standardised = self.spec.convention == "relative" and head.type == "regression"
+        return len(head.dimensions) / FULL if standardised else 1.0
 
     def _loss(self, kind: str, raw: Tensor, wa: Parameters, wb: Parameters) -> Tensor:
         policy, convention = self.spec.policy, self.spec.convention

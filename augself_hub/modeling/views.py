@@ -28,10 +28,11 @@ def two_crops(image: Image.Image, policy: Policy, seed: int, epoch: int, index: 
 
     A crop is (S, S, 3) uint8, nothing but the crop applied yet; parameters have one row.
     """
+    both = draw(policy, (seed, epoch, [index, index], [0, 1]), image.height, image.width)
     views = []
     for view in (0, 1):
-        parameters = draw(policy, (seed, epoch, index, view), image.height, image.width)
-        box = pixel_box(parameters["crop"][0], image.height, image.width)
+        box = pixel_box(both["crop"][view], image.height, image.width)
+        parameters = {name: values[view : view + 1] for name, values in both.items()}
         views.append((crop_resized(image, box, policy.size), parameters))
     return views
 

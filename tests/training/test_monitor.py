@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
 from training import pretraining
-from training.monitor import WINDOW, Alarm, feature_spread
+from training.curves import curves
+from training.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images
 from training.pretraining import Pretraining, pretrain
 from training.settings import Settings
+from training.sources import UNLABELED, Images
 
 
 def alarm(convention="relative"):
@@ -140,3 +145,77 @@ def test_no_checkpoint_holds_a_loss_that_is_not_a_number(tiny, monkeypatch):
     assert sorted(p.name for p in tiny.output.glob("checkpoint-*")) == [
         "checkpoint-6", "checkpoint-8",
     ]  # fmt: skip
+
+
+# -- What it measures ------------------------------------------------------------------------------
+
+
+def test_neighbours_by_hand():
+    """Two classes on two axes; one of three held-out images lies on the wrong one."""
+    known = torch.tensor([[1.0, 0.0], [2.0, 0.1], [0.0, 1.0], [0.1, 5.0], [0.0, 2.0]])
+    classes = np.array([0, 0, 1, 1, 1])
+    y = torch.tensor([[3.0, 0.1], [0.2, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    result = knn_accuracy(known, classes, y, np.array([0, 1, 1, 7]))  # nobody knows class 7
+    assert result["images"] == 3
+    assert result["value"] == pytest.approx(2 / 3)
+    assert result["trivial"] == pytest.approx(2 / 3)  # always class 1
+
+
+def test_there_are_no_neighbours_without_labels():
+    known = torch.eye(2)
+    assert knn_accuracy(known, np.array([0, 0]), known, np.array([0, 0])) is None
+    assert knn_accuracy(known, np.array([0, 1]), known, np.array([UNLABELED, UNLABELED])) is None
+
+
+def some(labels, classes):
+    return Images([str(i) for i in range(len(labels))], labels, classes, Image.open)
+
+
+def test_known_images_are_labelled_ones_of_the_held_out_images_classes():
+    images = some([0, UNLABELED, 1, UNLABELED, 1], ["a", "b"])
+    known = known_images(images, some([0], ["a", "b"]), seed=0)
+    assert sorted(known.labels) == [0, 1, 1]
+    assert known_images(images, some([0], ["b", "a"]), seed=0) is None
+    assert known_images(some([UNLABELED], []), some([], []), seed=0) is None
+
+
+@pytest.fixture
+def watched(tiny, monkeypatch):
+    """A run of 27 steps that is looked at every third; its trainer."""
+    done = []
+    monkeypatch.setattr(pretraining, "_publish", lambda s, t, *_: done.append(t))
+
+    def run(**others):
+        arguments = {"logging_steps": 1, "save_strategy": "no"}
+        pretrain(dataclasses.replace(tiny, arguments=arguments, report_to=(), **others))
+        return done[-1]
+
+    return run
+
+
+def test_a_run_that_is_watched_is_the_run_that_is_not(watched, tmp_path):
+    """Bit for bit, and no loss is missing from the log."""
+    open_, blind = watched(monitor_every=1 / 3), watched(monitor_every=0, output=tmp_path / "blind")
+    for (name, a), (_, b) in zip(
+        open_.model.state_dict().items(), blind.model.state_dict().items(), strict=True
+    ):
+        assert torch.equal(a, b), name
+    rows = [row for row in open_.state.log_history if "eval_spread" in row]
+    assert [row["step"] for row in rows] == list(range(3, 28, 3))
+    assert {"eval_knn", "eval_crop_x", "eval_color_hue"} <= set(rows[0])
+    losses, unwatched = (
+        [row["loss"] for row in run.state.log_history if "loss" in row] for run in (open_, blind)
+    )
+    assert losses == unwatched
+    assert len(losses) == 27
+
+
+def test_curves_have_a_panel_for_each_kind_of_figure(watched, tmp_path):
+    """Losses; awareness; features: the picture is three panels wide, or two, or one."""
+    history = watched(monitor_every=1, epochs=2).state.log_history
+    losses = [{k: v for k, v in row.items() if k != "spread"} for row in history if "loss" in row]
+    sizes = []
+    for part in (losses, [row for row in history if "loss" in row], history):
+        curves(part, tmp_path / "curves.png")
+        sizes.append(Image.open(tmp_path / "curves.png").width)
+    assert sizes == [360, 720, 1080]

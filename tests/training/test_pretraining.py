@@ -10,11 +10,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
-from augself_hub import AugSelfModel
+from augself_hub import AugSelfLoss, AugSelfModel
+from augself_hub.augmentations.spec import Policy
 from augself_hub.cli import main
 from augself_hub.folder import read_manifest, read_spec, verify
+from training import commands, pretraining
+from training.sources import UNLABELED, Images
 
 SMALL = [
     "--encoder",
@@ -72,8 +76,14 @@ def test_a_run_ends_with_a_complete_model_folder(run):
 
 def test_the_model_knows_its_held_out_errors(run):
     results = json.loads((run / "model/evaluation.json").read_text())["results"]
-    assert {r["kind"] for r in results} == {"crop", "color"}
-    assert all(r["pairs"] > 0 for r in results)
+    pairs = [r for r in results if r["task"] == "held-out pairs"]
+    assert {r["kind"] for r in pairs} == {"crop", "color"}
+    assert all(r["pairs"] > 0 for r in pairs)
+    others = {r["task"]: r for r in results if r["task"] != "held-out pairs"}
+    assert set(others) == {"feature spread", "kNN"}
+    assert 0 < others["feature spread"]["value"] < 1.5
+    assert 0 <= others["kNN"]["value"] <= 1
+    assert others["kNN"]["images"] == 2  # 5% of 40
     spec = AugSelfModel.from_pretrained(run / "model").spec
     assert all(d.standard_error > 0 for h in spec.heads.values() for d in h.dimensions)
 
@@ -118,6 +128,11 @@ def test_corrupt_images_are_named_and_skipped(photo_folder, tmp_path):
         (["--set", "warmup=3"], 2, "--set warmup would have no effect"),
         (["--set", "learning_rate=3"], 2, "it is decided by another option"),
         (["--batch-size", "4000"], 1, "fewer than one batch of 4000"),
+        (["--method-option", "depth=3"], 2, "simsiam has no option 'depth'; its options are"),
+        (["--policy", "blur=2"], 2, "blur of the views would be 2.0"),
+        (["--recipe", "large"], 2, "unknown recipe 'large'"),
+        (["--report-to", "paper"], 2, "unknown reporter 'paper'"),
+        (["--normalization", "cifar"], 2, "'cifar' is not one of 'imagenet', 'stl10'"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_and_leaves_nothing(
@@ -150,3 +165,57 @@ def test_an_output_that_exists_is_kept(run, photo_folder, refused):
     error = refused(1, "--data", photo_folder, "--output", run, *SMALL)
     assert "exists: choose another --output" in error
     assert sorted(run.rglob("*")) == before
+
+
+def test_a_normalization_is_stored_with_the_model(photo_folder, tmp_path, monkeypatch):
+    """The processor's file is what every reader takes it from."""
+    monkeypatch.setattr("training.publishing.find_spec", lambda name: None)
+    monkeypatch.setattr("training.pretraining.PAIRS", 20)
+    output = tmp_path / "run"
+    options = [*SMALL, "--normalization=stl10", "--color-strength=2", "--report-to=none"]
+    main(["pretrain", f"--data={photo_folder}", f"--output={output}", *options])
+    model = AugSelfModel.from_pretrained(output / "model")
+    assert model.preprocessing.mean == (0.43, 0.42, 0.39)
+    assert model.preprocessing.std == (0.27, 0.26, 0.27)
+    assert (model.spec.policy.brightness, model.spec.policy.gray) == (0.8, 0.4)
+    usual = AugSelfLoss(4, {"color": 1}, Policy(size=32)).spec.heads["color"].dimensions
+    for dimension, ordinary in zip(model.spec.heads["color"].dimensions, usual, strict=True):
+        assert dimension.std > 1.5 * ordinary.std
+
+
+def test_more_unreadable_images_than_allowed_stop_the_run(photo_folder, tmp_path, refused):
+    data = tmp_path / "photos"
+    shutil.copytree(photo_folder, data)
+    for name in ("even/00.png", "odd/17.jpg", "odd/33.jpg"):
+        (data / name).write_bytes(b"nothing")
+    options = [*SMALL, "--report-to=none", "--max-skipped=0.02"]
+    error = refused(1, "--data", data, "--output", tmp_path / "run", *options)
+    assert re.search(r"of the data cannot be decoded, more than 2.0%: .* --max-skipped", error)
+
+
+@pytest.mark.parametrize("command", ["pretrain", "fit-heads"])
+def test_every_option_stands_under_a_heading_of_the_help(command, capsys):
+    main([command, "--help"])
+    shown = capsys.readouterr().out
+    options = {"pretrain": commands.pretrain, "fit-heads": commands.fit_heads}[command].params
+    for option in options:
+        if isinstance(option, click.Option):
+            assert option.opts[0] in shown
+    lines = shown.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Images:", "Method:", "Views:", "Optimisation:", "Run:", "Publication:"]
+
+
+def test_half_of_the_labelled_images_are_held_out_first():
+    """STL-10 has 5000 labels among 105,000 images; the nearest neighbours need them."""
+    labels = [UNLABELED] * 390 + [0, 1] * 5
+    images = Images([str(i) for i in range(400)], labels, ["a", "b"], never)
+    train, held_out = pretraining._split(images, seed=0)
+    assert len(held_out) == 20
+    assert sum(label != UNLABELED for label in held_out.labels) == 5
+    assert sum(label != UNLABELED for label in train.labels) == 5
+    assert not set(train.names) & set(held_out.names)
+
+
+def never(index):
+    raise AssertionError("no image is read")

@@ -98,6 +98,7 @@ def settings(photos, tmp_path) -> Callable[..., Settings]:
                 "epochs": 3,
                 "batch_size": 4,
                 "workers": 0,
+                "monitor_every": 1,
                 "arguments": arguments,
             }
             | others
@@ -157,6 +158,8 @@ def state(output: Path, step: int = STEPS) -> dict[str, object]:
     found["rng"] = torch.load(folder / "rng_state.pth", weights_only=False)
     found["weights"] = load_file(folder / "model.safetensors")
     trained = json.loads((folder / "trainer_state.json").read_text())
+    found["monitor"] = [row for row in trained["log_history"] if "eval_crop_x" in row]
+    assert len(found["monitor"]) == step // 4  # once an epoch
     found["progress"] = {name: trained[name] for name in ("global_step", "epoch", "max_steps")}
     return found
 

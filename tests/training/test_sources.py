@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 from torchvision import datasets
 
 from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
+from training import pretraining
 from training.sources import UNLABELED, open_images
 
 
@@ -80,6 +82,50 @@ def test_cifar10_in_its_official_layout(tmp_path, monkeypatch):
     images = open_images(f"cifar10:{tmp_path}")
     assert list(images.labels) == [1, 2, 3, 4, 5]
     assert images.read(4).getpixel((0, 0)) == (5, 5, 5)
+
+
+def test_cifar100_in_its_official_layout(tmp_path, monkeypatch):
+    place = tmp_path / "cifar-100-python"
+    place.mkdir()
+    batch = {"data": np.full((2, 3072), 9, np.uint8), "fine_labels": [0, 1]}
+    (place / "train").write_bytes(pickle.dumps(batch))
+    (place / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear"]}))
+    monkeypatch.setattr(datasets.CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    images = open_images(f"cifar100:{tmp_path}")
+    assert list(images.classes) == ["apple", "bear"]
+    assert list(images.labels) == [0, 1]
+    assert images.read(1).getpixel((31, 31)) == (9, 9, 9)
+
+
+@pytest.fixture
+def imagenet(tmp_path) -> Path:
+    """Three classes; two of them have the same name, as cranes and maillots have in ImageNet."""
+    names = {"n01": ("crane",), "n02": ("drake",), "n03": ("crane", "hoist")}
+    torch.save((names, []), tmp_path / "meta.bin")
+    for number, wnid in enumerate(names):
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+        for photograph in range(2):
+            picture(10 * number + photograph).save(
+                tmp_path / "train" / wnid / f"{wnid}_{photograph}.JPEG", quality=100
+            )
+    return tmp_path
+
+
+def test_imagenet_in_its_official_layout(imagenet):
+    images = open_images(f"imagenet:{imagenet}")
+    assert list(images.classes) == ["n01", "n02", "n03"]
+    assert list(images.labels) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_class_list_makes_a_part_of_imagenet(imagenet):
+    """As ImageNet-100 is made: synsets, one a line."""
+    listed = imagenet / "classes.txt"
+    listed.write_text("n03\nn01\n")
+    images = pretraining._images(f"imagenet:{imagenet}", listed)
+    assert list(images.classes) == ["n03", "n01"]
+    assert list(images.labels) == [1, 1, 0, 0]
+    assert images.read(2).getpixel((5, 5))[0] == pytest.approx(20, abs=2)
 
 
 def test_a_hugging_face_folder(folder):

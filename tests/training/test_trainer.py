@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from augself_hub.errors import UsageError
 from training import pretraining, trainer
 from training.data import KeyedSampler
+from training.methods import METHODS
 from training.pretraining import pretrain
 from training.settings import Settings
 from training.trainer import training_arguments
@@ -42,7 +46,7 @@ def trained(settings, monkeypatch):
         original(self, args, state, control, **others)
 
     monkeypatch.setattr(trainer._MethodSteps, "on_pre_optimizer_step", note)
-    monkeypatch.setattr(pretraining, "_publish", lambda s, t, _: done.append(t))
+    monkeypatch.setattr(pretraining, "_publish", lambda s, t, *_: done.append(t))
     pretrain(settings)
     return done[0], rates
 
@@ -97,3 +101,89 @@ def test_an_epoch_is_whole_batches_of_an_order_of_its_own():
     assert [i for _, i in later] != [i for _, i in first]
     assert {i for _, i in [*first, *later]} > {i for _, i in first}  # nothing is left out for ever
     assert torch.tensor(first).max() <= 18
+
+
+def test_accumulated_gradients_are_the_mean_of_the_parts(settings, monkeypatch):
+    """The optimizer sees the mean of what each part alone would give it."""
+    settings.arguments.update(gradient_accumulation_steps=2, max_steps=1)
+    seen, batches, before = {}, [], {}
+    compute = trainer.AugSelfTrainer.compute_loss
+
+    def note_batch(self, model, inputs, *others, **more):
+        if not before:
+            before.update(copy.deepcopy(self.model.state_dict()))
+        batches.append(copy.deepcopy(inputs))
+        return compute(self, model, inputs, *others, **more)
+
+    def note_gradients(self, args, state, control, **others):
+        seen.update({n: p.grad.clone() for n, p in self.trainer.model.named_parameters()})
+
+    monkeypatch.setattr(trainer.AugSelfTrainer, "compute_loss", note_batch)
+    monkeypatch.setattr(trainer._MethodSteps, "on_pre_optimizer_step", note_gradients)
+    done = []
+    monkeypatch.setattr(pretraining, "_publish", lambda s, t, *_: done.append(t.model))
+    pretrain(settings)
+    (model,) = done
+    assert len(batches) == 2
+    model.load_state_dict(before)
+    model.train().zero_grad()
+    for batch in batches:
+        batch.pop("skipped")
+        assert len(batch["labels"]) == 4
+        (model(**batch)["loss"] / 2).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(seen[name], parameter.grad, msg=name)
+
+
+SMALL = {
+    "simsiam": {"width": 16, "bottleneck": 8},
+    "moco": {"width": 8, "queue": 24},
+    "simclr": {"width": 8},
+    "byol": {"hidden": 16, "width": 8},
+    "swav": {"hidden": 16, "width": 8, "prototypes": 6},
+    "supervised": {},
+}
+
+
+def few_steps(settings, method, monkeypatch, **arguments):
+    """The log of 4 steps of a small method."""
+    done = []
+    monkeypatch.setattr(pretraining, "_publish", lambda s, t, *_: done.append(t))
+    given = {**settings.arguments, "max_steps": 4, **arguments}
+    run = dataclasses.replace(
+        settings, method=method, method_options=SMALL[method], arguments=given
+    )
+    pretrain(run)
+    return done[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_bf16(settings, method, monkeypatch):
+    """Weights stay float32; the losses are finite and logged."""
+    run = few_steps(settings, method, monkeypatch, bf16=True)
+    rows = [row["loss"] for row in run.state.log_history if "loss" in row]
+    assert len(rows) == 4
+    assert all(math.isfinite(loss) for loss in rows)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_a_compiled_method_loses_as_the_plain_one_does(settings, method, monkeypatch, tmp_path):
+    """The same steps by torch.compile; checkpoints name their weights alike."""
+    plain = few_steps(settings, method, monkeypatch)
+    compiled = few_steps(
+        dataclasses.replace(settings, output=tmp_path / "compiled"),
+        method,
+        monkeypatch,
+        torch_compile=True,
+        torch_compile_backend="aot_eager",
+        save_strategy="steps",
+        save_steps=4,
+    )
+    losses, others = (
+        [row["loss"] for row in run.state.log_history if "loss" in row] for run in (plain, compiled)
+    )
+    assert others == pytest.approx(losses, rel=1e-3)
+    saved = load_file(tmp_path / "compiled/checkpoint-4/model.safetensors")
+    assert set(saved) == set(plain.model.state_dict())

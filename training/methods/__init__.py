@@ -3,6 +3,7 @@
 from training.methods.byol import BYOL
 from training.methods.method import Method, MethodOutput
 from training.methods.moco import MoCo
+from training.methods.options import checked_options, options_of
 from training.methods.simclr import SimCLR
 from training.methods.simsiam import SimSiam
 from training.methods.supervised import Supervised
@@ -17,4 +18,4 @@ METHODS: dict[str, type[Method]] = {
     "supervised": Supervised,
 }
 
-__all__ = ["METHODS", "Method", "MethodOutput"]
+__all__ = ["METHODS", "Method", "MethodOutput", "checked_options", "options_of"]

@@ -26,7 +26,16 @@ def mlp(*widths: int, last_norm: bool = False) -> nn.Sequential:
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
     """D(p, z) = -cos(p, stopgrad(z)), the mean over the batch."""
-    return -F.cosine_similarity(p, z.detach(), dim=1).mean()
+    return -F.cosine_similarity(p.float(), z.detach().float(), dim=1).mean()
+
+
+def products(a: Tensor, b: Tensor) -> Tensor:
+    """(N, C), (M, C) -> (N, M) inner products, in float32 under autocast too.
+
+    Divided by a temperature and exponentiated, bf16's three digits would not do.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float().T
 
 
 def target_of(online: nn.Module) -> nn.Module:

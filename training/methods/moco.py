@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import follow, gathered, target_of
+from training.methods.layers import follow, gathered, products, target_of
 from training.methods.method import Method, MethodOutput
 
 
@@ -44,7 +44,7 @@ class MoCo(Method):
             y2 = self.target_encoder(x2)
             k = F.normalize(self.target_projector(y2).float(), dim=1)
         positive = (q * k).sum(dim=1, keepdim=True)  # (N, 1)
-        logits = torch.cat([positive, q @ self.queue.T.clone()], dim=1) / self.temperature
+        logits = torch.cat([positive, products(q, self.queue.clone())], dim=1) / self.temperature
         loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
         self._enqueue(gathered(k))
         return MethodOutput(loss, y1, y2)

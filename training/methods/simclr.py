@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import gathered, mlp, rank
+from training.methods.layers import gathered, mlp, products, rank
 from training.methods.method import Method, MethodOutput
 
 
@@ -36,7 +36,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     all1, all2 = gathered(z1), gathered(z2)  # (M, C), M = processes * N
     n, m = len(z1), len(all1)
     own = torch.arange(n, device=z1.device) + rank() * n
-    s = torch.cat([z1, z2]) @ torch.cat([all1, all2]).T / temperature  # (2N, 2M)
+    s = products(torch.cat([z1, z2]), torch.cat([all1, all2])) / temperature  # (2N, 2M)
     itself, other = torch.cat([own, own + m]), torch.cat([own + m, own])
     s = s.scatter(1, itself[:, None], float("-inf"))
     return F.cross_entropy(s, other)

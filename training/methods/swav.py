@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import mlp, reduced
+from training.methods.layers import mlp, products, reduced
 from training.methods.method import Method, MethodOutput
 
 
@@ -28,24 +28,26 @@ class SwAV(Method):
         width: int = 128,
         prototypes: int = 100,
         temperature: float = 0.1,
+        epsilon: float = 0.05,
+        iterations: int = 3,
     ) -> None:
         super().__init__(encoder)
         self.projector = mlp(encoder.dim, hidden, width)
         self.prototypes = nn.Linear(width, prototypes, bias=False)
-        self.temperature = temperature
+        self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.after_step(0)
 
     def forward(self, x1: Tensor, x2: Tensor) -> MethodOutput:
         y1, y2 = self.encoder(x1), self.encoder(x2)  # (N, D)
         s1, s2 = self._scores(y1), self._scores(y2)  # (N, K)
-        q1, q2 = sinkhorn(s1), sinkhorn(s2)
+        q1, q2 = (sinkhorn(s, self.epsilon, self.iterations) for s in (s1, s2))
         log1, log2 = (F.log_softmax(s / self.temperature, dim=1) for s in (s1, s2))
         loss = -((q1 * log2).sum(dim=1) + (q2 * log1).sum(dim=1)).mean() / 2
         return MethodOutput(loss, y1, y2)
 
     def _scores(self, y: Tensor) -> Tensor:
         z = F.normalize(self.projector(y).float(), dim=1)
-        return self.prototypes(z).float()
+        return products(z, self.prototypes.weight)
 
     def before_step(self, epoch: float) -> None:
         if epoch < 1:
@@ -57,11 +59,13 @@ class SwAV(Method):
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Codes with equal use of all prototypes, over the batches of all processes.
 
     Args:
-        scores: (N, K) of this process.
+        scores: (N, K) of this process, float32.
+        epsilon: the larger, the more even each row; below about 0.03 rows may underflow to 0 / 0.
+        iterations: how often both sums are put right.
 
     Returns:
         (N, K), each row sums to 1.

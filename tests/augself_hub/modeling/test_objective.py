@@ -90,6 +90,20 @@ def test_both_orders_are_trained():
     torch.testing.assert_close(total, weighted)
 
 
+@pytest.mark.parametrize(("convention", "share"), [("relative", 0.25), ("paper", 1.0)])
+def test_lambda_weighs_every_dimension_of_a_relative_regression_alike(convention, share):
+    """A kind of one dimension counts a quarter of crop's four; classes and `paper` count whole."""
+    policy = Policy(size=8).with_kinds(["sol", "rot"])
+    kinds = ("crop", "flip", "blur", "rot", "sol")
+    loss = AugSelfLoss(4, dict.fromkeys(kinds, 2), policy, convention).eval()
+    parameters = draw(policy, (0, 0, np.arange(12), 0), 64, 64)
+    wa, wb = ({n: torch.from_numpy(v[i::2]) for n, v in parameters.items()} for i in (0, 1))
+    total, parts = loss(*torch.randn(2, 6, 4), wa, wb)
+    whole = parts["crop"] + parts["flip"] + parts["rot"]
+    expected = 2 * (whole + share * (parts["blur"] + parts["sol"]))
+    torch.testing.assert_close(total.float(), expected.float())
+
+
 def test_unusable_kinds_are_refused_by_name():
     with pytest.raises(UsageError, match="cutout"):
         AugSelfLoss(4, {"cutout": 1}, Policy())
@@ -132,10 +146,10 @@ def test_only_relative_teaches_sol(convention, falls):
     costs = []
     for _ in range(40):
         optimizer.zero_grad()
-        total, _ = loss(ya, yb, wa, wb)
+        total, parts = loss(ya, yb, wa, wb)
         total.backward()
         optimizer.step()
-        costs.append(total.item())
+        costs.append(parts["sol"].item())
     variance = float((ya - yb).square().mean())
     trivial = 1.0 if convention == "relative" else variance
     assert (costs[-1] < 0.5 * trivial) == falls

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
@@ -25,20 +23,20 @@ def paper_sinkhorn(scores, epsilon, iterations):
 
 def test_codes_are_those_of_the_paper():
     scores = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)) / 3
-    codes = sinkhorn(scores)
+    codes = sinkhorn(scores, 0.05, 3)
     np.testing.assert_allclose(codes, paper_sinkhorn(scores, 0.05, 3), rtol=1e-4, atol=1e-7)
 
 
 def test_codes_are_distributions_that_use_every_prototype_alike():
     scores = torch.rand(40, 4, generator=torch.Generator().manual_seed(0)) / 2
     scores[:, 0] += 0.5  # every sample prefers the first prototype
-    torch.testing.assert_close(sinkhorn(scores).sum(dim=1), torch.ones(40))
-    codes = sinkhorn(scores, iterations=200)
+    torch.testing.assert_close(sinkhorn(scores, 0.05, 3).sum(dim=1), torch.ones(40))
+    codes = sinkhorn(scores, 0.05, 200)
     torch.testing.assert_close(codes.sum(dim=0), torch.full((4,), 10.0), rtol=1e-3, atol=0)
 
 
 def test_scores_at_the_ends_of_the_cosine_do_not_overflow():
-    codes = sinkhorn(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))
+    codes = sinkhorn(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), 0.05, 3)
     torch.testing.assert_close(codes, torch.eye(2))
 
 
@@ -91,6 +89,15 @@ def test_the_published_defaults(encoder):
     assert [(m.in_features, m.out_features) for m in linears] == [(6, 2048), (2048, 128)]
     assert method.prototypes.weight.shape == (100, 128)
     assert method.prototypes.bias is None
-    assert method.temperature == 0.1
-    defaults = inspect.signature(sinkhorn).parameters
-    assert (defaults["epsilon"].default, defaults["iterations"].default) == (0.05, 3)
+    assert (method.temperature, method.epsilon, method.iterations) == (0.1, 0.05, 3)
+
+
+def test_epsilon_and_iterations_reach_sinkhorn(encoder, views):
+    """The loss with codes of another epsilon, by the paper's form."""
+    method = SwAV(encoder, hidden=4, width=3, prototypes=4, epsilon=0.3, iterations=7).eval()
+    loss, y1, y2 = method(*views)
+    s1, s2 = (method._scores(y).detach() for y in (y1, y2))
+    q1, q2 = (torch.from_numpy(paper_sinkhorn(s, 0.3, 7)) for s in (s1, s2))
+    log1, log2 = ((s.double() / 0.1).log_softmax(dim=1) for s in (s1, s2))
+    expected = -((q1 * log2).sum(dim=1) + (q2 * log1).sum(dim=1)).mean() / 2
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)

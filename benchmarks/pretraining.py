@@ -1,0 +1,402 @@
+"""Pretraining side by side with lightly, with the bare step, and with and without AugSelf.
+
+    taskset -c 0,1 python benchmarks/pretraining.py [--quick] [--precision bf16]
+
+SimSiam, ResNet-18, 96 px, batch 128, two workers; 600 photographs of 256 px, cut from those of the
+demo. Prints markdown: medians, and the quartiles between which half of the rounds lie. Every row of
+every round is a process of its own, and the rounds go through all rows in turn.
+
+    ours          AugSelfTrainer with crop and color, from decoded photographs in memory
+    plain         the same without AugSelf
+    lightly       lightly's transform, modules and loss in a plain fp32 loop, same photographs
+    bare          the network's step alone: same precision, channels_last, one ready batch
+    ours jpeg     as above, from JPEG files
+    lightly jpeg  likewise
+    compiled      ours, with torch.compile (only with --compile)
+
+Both sides have the same network: lightly's projector has three layers, so ours has here, too.
+Nothing starts anew between steps on either side: an epoch is as long as the measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from augself_hub import AugSelfLoss, Policy
+from augself_hub.folder import versions
+from augself_hub.modeling.encoders import build_encoder, preprocessing_of
+from training.data import ViewsDataset, collate
+from training.methods.simsiam import SimSiam
+from training.pretraining import Pretraining
+from training.settings import Settings
+from training.sources import UNLABELED, Images, folder_images
+from training.trainer import AugSelfTrainer, TrainerCallback, training_arguments
+
+EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
+SIDE, BATCH, WORKERS, PHOTOGRAPHS, PIXELS = 96, 128, 2, 600, 256
+WEIGHTS = {"crop": 1.0, "color": 1.0}
+WARM_UP = 3
+ROWS = ("ours", "plain", "lightly", "bare", "ours jpeg", "lightly jpeg")
+
+
+@click.command()
+@click.option("--rounds", type=click.IntRange(2), default=7, show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=12, show_default=True, help="A row.")
+@click.option("--pairs", type=click.IntRange(2), default=30, show_default=True)
+@click.option("--memory", type=click.IntRange(100), default=300, show_default=True, help="Steps.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32")
+@click.option("--compile", "compiled", is_flag=True, help="A row with torch.compile, too.")
+@click.option("--quick", is_flag=True, help="Three rounds of three steps: a look, no result.")
+@click.option("--row", hidden=True, help="What a measuring process is asked for.")
+@click.option("--work", type=Path, hidden=True)
+def main(quick: bool, row: str | None, work: Path | None, **options: Any) -> None:
+    """Measure and print the tables."""
+    if quick:
+        options |= {"rounds": 3, "steps": 3, "pairs": 3, "memory": 100}
+    if row and work:
+        print(json.dumps(measured(row, work, **options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        cut_photographs(Path(folder))
+        report(Path(folder), options)
+
+
+def report(work: Path, options: dict[str, Any]) -> None:
+    rows = [*ROWS, "compiled"] if options["compiled"] else ROWS
+    speeds: dict[str, list[float]] = {row: [] for row in rows}
+    for _ in range(options["rounds"]):
+        for row in rows:
+            speeds[row].append(child(row, work, options))
+    print(f"{machine()}; {options['precision']}; {options['rounds']} rounds of", end=" ")
+    print(f"{options['steps']} steps\n")
+    print("| row | images/s | quartiles | ours to it |\n|---|---|---|---|")
+    for row, values in speeds.items():
+        mine = speeds["ours jpeg" if "jpeg" in row else "ours"]
+        ratio = statistics.median(mine) / statistics.median(values)
+        print(f"| {row} | {spread(values, 1)} | {ratio:.2f} |")
+    print_parts(child("parts", work, options))
+    print_memory(child("memory", work, options))
+
+
+def child(row: str, work: Path, options: dict[str, Any]) -> Any:
+    given = [f"--{name}={value}" for name, value in options.items() if name != "compiled"]
+    command = [sys.executable, __file__, "--row", row, "--work", str(work), *given]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(row: str, work: Path, steps: int, pairs: int, memory: int, **others: Any) -> Any:
+    """What the process of one row answers: images a second, or what its function gives."""
+    torch.manual_seed(0)
+    precision = others["precision"]
+    jobs: dict[str, Callable[[], Any]] = {
+        "ours": lambda: ours(in_memory(work), WEIGHTS, steps, precision),
+        "plain": lambda: ours(in_memory(work), {}, steps, precision),
+        "compiled": lambda: ours(
+            in_memory(work), WEIGHTS, steps, precision, {"torch_compile": True}
+        ),
+        "ours jpeg": lambda: ours(folder_images(work / "jpeg"), WEIGHTS, steps, precision),
+        "lightly": lambda: with_lightly(in_memory(work), steps),
+        "lightly jpeg": lambda: with_lightly(work / "jpeg", steps),
+        "bare": lambda: bare(steps, precision),
+        "parts": lambda: parts(in_memory(work), pairs, precision),
+        "memory": lambda: grow(in_memory(work), memory),
+    }
+    return jobs[row]()
+
+
+# -- The photographs -------------------------------------------------------------------------------
+
+
+def cut_photographs(folder: Path) -> None:
+    """photographs.npy, decoded (600, 256, 256, 3), and jpeg/, the same as files of quality 90."""
+    random, sources = np.random.default_rng(0), sorted(EXAMPLES.glob("*.jpg"))
+    images = [Image.open(path).convert("RGB") for path in sources]
+    (folder / "jpeg").mkdir()
+    pixels = np.empty((PHOTOGRAPHS, PIXELS, PIXELS, 3), np.uint8)
+    for number in range(PHOTOGRAPHS):
+        image = images[number % len(images)]
+        side = random.uniform(0.4, 1) * min(image.size)
+        left, top = (random.uniform(0, length - side) for length in image.size)
+        box = (left, top, left + side, top + side)
+        tile = image.resize((PIXELS, PIXELS), Image.Resampling.LANCZOS, box=box)
+        tile.save(folder / f"jpeg/{number:03}.jpg", quality=90)
+        pixels[number] = np.asarray(tile)
+    np.save(folder / "photographs.npy", pixels)
+
+
+def in_memory(work: Path) -> Images:
+    pixels = np.load(work / "photographs.npy")
+    names = [str(number) for number in range(len(pixels))]
+    return Images(names, [UNLABELED] * len(names), [], lambda i: Image.fromarray(pixels[i]))
+
+
+class _Decoded(torch.utils.data.Dataset):
+    """The same photographs for lightly's transform: (views, label)."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images.read(index)), 0
+
+
+# -- The rows --------------------------------------------------------------------------------------
+
+
+def ours(
+    images: Images,
+    weights: dict[str, float],
+    steps: int,
+    precision: str,
+    arguments: dict[str, Any] | None = None,
+) -> float:
+    clock = _Clock()
+    train(images, pretraining(weights), steps, precision, clock, arguments or {})
+    return BATCH * steps / (clock.at[WARM_UP + steps] - clock.at[WARM_UP])
+
+
+def train(
+    images: Images,
+    model: Pretraining,
+    steps: int,
+    precision: str,
+    callback: TrainerCallback,
+    arguments: dict[str, Any],
+) -> None:
+    """WARM_UP + steps steps by the project's own trainer, set up as `augself pretrain` does."""
+    many = images.at([i % len(images) for i in range(BATCH * (WARM_UP + steps))])
+    given = {"bf16": precision == "bf16", "report_to": [], "save_strategy": "no", **arguments}
+    with tempfile.TemporaryDirectory() as output:
+        settings = Settings(
+            data="",
+            output=Path(output),
+            epochs=1,
+            batch_size=BATCH,
+            workers=WORKERS,
+            arguments=given,
+        )
+        trainer = AugSelfTrainer(
+            model=model,
+            args=training_arguments(settings, settings.output, len(many)),
+            train_dataset=ViewsDataset(many, model.augself.spec.policy, 0),
+            callbacks=[callback],
+        )
+        printed, sys.stdout = sys.stdout, sys.stderr
+        trainer.train()
+        sys.stdout = printed
+
+
+class _Clock(TrainerCallback):
+    """When each step was done."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.at[state.global_step] = time.perf_counter()
+
+
+def pretraining(
+    weights: dict[str, float], encoder: str = "resnet18", side: int = SIDE
+) -> Pretraining:
+    built = build_encoder(encoder, side)
+    loss = AugSelfLoss(built.dim, weights, Policy(size=side), "relative")
+    return Pretraining(SimSiam(built, layers=3), loss, preprocessing_of(encoder, side))
+
+
+def with_lightly(data: Images | Path, steps: int) -> float:
+    """lightly's SimSiam as its documentation builds it, with the paper's widths."""
+    from lightly.data import LightlyDataset
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.transforms import SimSiamTransform
+
+    transform = SimSiamTransform(input_size=SIDE)
+    if isinstance(data, Path):
+        dataset = LightlyDataset(str(data), transform=transform)
+    else:
+        dataset = _Decoded(data, transform)
+    count = BATCH * (WARM_UP + steps)
+    order = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=count)
+    loader = torch.utils.data.DataLoader(
+        dataset, BATCH, sampler=order, drop_last=True, num_workers=WORKERS
+    )
+    model, loss_of = lightly_model(), NegativeCosineSimilarity()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
+    at = [time.perf_counter()]
+    for (x0, x1), *_ in loader:
+        z0, z1 = model.f(x0), model.f(x1)
+        p0, p1 = model.h(z0), model.h(z1)
+        loss = (loss_of(p0, z1.detach()) + loss_of(p1, z0.detach())) / 2
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        at.append(time.perf_counter())
+    return BATCH * steps / (at[-1] - at[WARM_UP])
+
+
+def lightly_model() -> Any:
+    from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
+    from torchvision.models import resnet18
+
+    backbone = nn.Sequential(*list(resnet18().children())[:-1], nn.Flatten())
+    model = nn.Module()
+    model.f = nn.Sequential(backbone, SimSiamProjectionHead(512, 2048, 2048))
+    model.h = SimSiamPredictionHead(2048, 512, 2048)
+    return model
+
+
+def bare(steps: int, precision: str) -> float:
+    """Forward, backward and optimizer of the network alone."""
+    method = SimSiam(build_encoder("resnet18", SIDE), layers=3)
+    method.to(memory_format=torch.channels_last)
+    x1, x2 = torch.randn(2 * BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last).chunk(2)
+    step = stepper(method, lambda: method(x1, x2).loss, precision)
+    for _ in range(WARM_UP):
+        step()
+    return BATCH * steps / seconds(lambda: [step() for _ in range(steps)])
+
+
+def stepper(model: nn.Module, loss: Callable[[], Any], precision: str) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            value = loss()
+        value.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+# -- Where the time of a step goes -----------------------------------------------------------------
+
+
+def parts(images: Images, pairs: int, precision: str) -> dict[str, list[float]]:
+    """Seconds of each part of a step, by turns and without workers; steps with and without AugSelf.
+
+    The two steps of a pair see the same batch, one straight after the other.
+    """
+    both, plain = pretraining(WEIGHTS), pretraining({})
+    for model in (both, plain):
+        model.to(memory_format=torch.channels_last)
+    policy = both.augself.spec.policy
+    data = ViewsDataset(images, policy, 0)
+    items = [data[0, i] for i in range(BATCH)]
+    batch = collate(items)
+    inputs = {name: value for name, value in batch.items() if name != "skipped"}
+    crops = (inputs["crops"], inputs["w1"], inputs["w2"])
+    x1, x2 = both._views(*crops)
+    jobs: dict[str, Callable[[], Any]] = {
+        "crops": lambda: [data[0, i] for i in range(BATCH)],
+        "collate": lambda: collate(items),
+        "views": lambda: both._views(*crops),
+        "network": stepper(plain.method, lambda: plain.method(x1, x2).loss, precision),
+        "step with AugSelf": stepper(both, lambda: both(**inputs)["loss"], precision),
+        "step without": stepper(plain, lambda: plain(**inputs)["loss"], precision),
+    }
+    found: dict[str, list[float]] = {name: [] for name in jobs}
+    for _ in range(pairs + 1):
+        for name, job in jobs.items():
+            found[name].append(seconds(job))
+    return {name: values[1:] for name, values in found.items()}
+
+
+def print_parts(found: dict[str, list[float]]) -> None:
+    print("\n| part of a step | ms | quartiles |\n|---|---|---|")
+    for name, values in found.items():
+        print(f"| {name} | {spread([1000 * v for v in values], 1)} |")
+    pairs = zip(found["step with AugSelf"], found["step without"], strict=True)
+    shares = [100 * (a / b - 1) for a, b in pairs]
+    low, middle, high = statistics.quantiles(shares, n=4)
+    print(f"\nAugSelf costs {middle:+.1f}% of a step", end=" ")
+    print(f"({low:+.1f}% to {high:+.1f}%, {len(shares)} pairs)")
+
+
+# -- Memory ----------------------------------------------------------------------------------------
+
+
+def grow(images: Images, steps: int) -> dict[int, float]:
+    """Megabytes of the training process and its workers, every fiftieth step.
+
+    A small encoder: what could grow (loader, log, trainer) does not depend on the network.
+    """
+    scale = _Scale()
+    model = pretraining(WEIGHTS, "resnet18-w16", 32)
+    train(images, model, steps - WARM_UP, "fp32", scale, {})
+    return scale.megabytes
+
+
+class _Scale(TrainerCallback):
+    def __init__(self) -> None:
+        self.megabytes: dict[int, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % 50 == 0:
+            self.megabytes[state.global_step] = sum(map(resident, ["self", *children()]))
+
+
+def children() -> Iterable[str]:
+    lists = Path("/proc/self/task").glob("*/children")
+    return [number for path in lists for number in path.read_text().split()]
+
+
+def resident(process: str) -> float:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def print_memory(found: dict[str, float]) -> None:
+    print("\n| step | memory, with workers |\n|---|---|")
+    for step, megabytes in found.items():
+        print(f"| {step} | {megabytes:.0f} MB |")
+
+
+# -- Measuring -------------------------------------------------------------------------------------
+
+
+def seconds(job: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    job()
+    return time.perf_counter() - started
+
+
+def spread(values: list[float], digits: int) -> str:
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:.{digits}f} | {low:.{digits}f} to {high:.{digits}f}"
+
+
+def machine() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    known = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    sets = [
+        s
+        for s in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+        if s in known.get("flags", "").split()
+    ]
+    named = ", ".join(f"{name} {version}" for name, version in versions().items())
+    processor = known.get("model name", platform.machine())
+    return f"{processor} ({' '.join(sets)}), {torch.get_num_threads()} threads; {named}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""The study: what is paired differs in lambda only, and what is reported is what was run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from augself_hub.augmentations.sampling import draw
+from augself_hub.augmentations.spec import Policy
+from augself_hub.errors import UsageError
+from augself_hub.modeling.objective import AugSelfLoss
+from training.pretraining import pretrain
+from training.settings import Settings
+from training.study import report
+from training.study.plan import TRAINED, Arm, Comparison, Measure, Phase, Plan, Run, read_plan
+from training.study.records import Pairs
+from training.study.references import histogram
+from training.study.runs import settings_of
+from training.study.shuffled import ShuffledTargets
+
+PLAN = Path(__file__).parents[2] / "training/study/plan.toml"
+PRIMARY = Comparison("Does it help?", ("confirmation", "plain"), ("confirmation", "augself"))
+
+
+def a_plan(**changes: Any) -> Plan:
+    """Two arms, tuned with two seeds at three rates, confirmed with three seeds."""
+    both = ["plain", "augself"]
+    given = {
+        "settings": {},
+        "arms": {"plain": Arm(), "augself": Arm(), "shuffled": Arm("shuffled", "augself")},
+        "measures": {"all": [Measure(["linear"], ["final/*"])]},
+        "phases": [
+            Phase("tuning", both, [100, 101], "all", [0.03, 0.1, 0.3]),
+            Phase("confirmation", both, [0, 1, 2], "all"),
+        ],
+        "comparisons": [PRIMARY],
+    }
+    return Plan(**{**given, **changes})
+
+
+def a_record(arm: str, seed: int, answers: dict[str, str], **changes: Any) -> dict[str, Any]:
+    """A record of a confirmation run; answers: set -> a digit for each test image."""
+    results = [
+        {
+            "task": "linear probe",
+            "set": f"final/{name}",
+            "metric": "accuracy",
+            "value": 100 * digits.count("1") / len(digits),
+            "trivial": 25.0,
+            "correct": digits,
+        }
+        for name, digits in answers.items()
+    ]
+    return {
+        "name": f"confirmation-{arm}-seed{seed}",
+        "phase": "confirmation",
+        "arm": arm,
+        "kind": "pretrained",
+        "seed": seed,
+        "rate": 0.1,
+        "command": f"augself pretrain --seed {seed}",
+        "results": results,
+        "cpu_seconds": {"making": 100, "measuring": 20},
+        **changes,
+    }
+
+
+def records(gains: list[int], other: str = "1100") -> list[dict[str, Any]]:
+    """Of each seed a pair: of ten images of flags 4 and 4 + gain are right, of cards always two."""
+    found = []
+    for seed, gain in enumerate(gains):
+        found.append(a_record("plain", seed, {"cards": "1100", "flags": "1" * 4 + "0" * 6}))
+        right = "1" * (4 + gain) + "0" * (6 - gain)
+        found.append(a_record("augself", seed, {"cards": other, "flags": right}))
+    return found
+
+
+@pytest.mark.parametrize("method", ["simclr", pytest.param("simsiam", marks=pytest.mark.slow)])
+def test_paired_runs_differ_in_lambda_only(method, photo_folder, tmp_path):
+    """Heads that weigh nothing change no bit of the encoder: same start, order and views."""
+    trained = []
+    for name, weights in (("without", {}), ("with", {"crop": 0.0, "color": 0.0})):
+        settings = Settings(
+            data=str(photo_folder),
+            output=tmp_path / name,
+            method=method,
+            encoder="resnet18-w16",
+            augself=weights,
+            size=32,
+            epochs=1,
+            batch_size=8,
+            workers=0,
+            monitor_every=0,
+            report_to=(),
+        )
+        trained.append(load_file(pretrain(settings) / "model.safetensors"))
+    first, second = trained
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_shuffled_targets_are_those_of_another_pair():
+    """The loss of features whose targets were moved on by one, with the same heads."""
+    policy, weights = Policy(size=32), {"crop": 1.0, "color": 1.0}
+    torch.manual_seed(0)
+    true = AugSelfLoss(8, weights, policy)
+    shuffled = ShuffledTargets(8, weights, policy)
+    shuffled.load_state_dict(true.state_dict())
+    ya, yb = torch.randn(2, 6, 8)
+    wa, wb = (_tensors(draw(policy, (0, 0, np.arange(6), view), 64, 64)) for view in (0, 1))
+    moved = [{name: value[[5, 0, 1, 2, 3, 4]] for name, value in w.items()} for w in (wa, wb)]
+    expected, _ = true(ya, yb, *moved)
+    found, _ = shuffled(ya, yb, wa, wb)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, true(ya, yb, wa, wb)[0])
+
+
+def _tensors(parameters: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in parameters.items()}
+
+
+def test_an_arm_keeps_its_best_rate():
+    """By the mean over seeds; a diverged run loses, and a control takes the rate of its arm."""
+    scores = {("plain", 0.03): 40, ("plain", 0.1): 50, ("plain", 0.3): -np.inf}
+    scores |= {("augself", 0.03): 60, ("augself", 0.1): 60, ("augself", 0.3): 59}
+    plan = a_plan()
+
+    def score(run: Run) -> float:
+        return scores[run.arm, run.rate] + (run.seed - 100.5)
+
+    assert [plan.rate(arm, score) for arm in plan.arms] == [0.1, 0.03, 0.03]
+    runs = list(plan.runs(plan.phase("confirmation"), score))
+    assert [run.name for run in runs[:2]] == [
+        "confirmation-plain-seed0-lr0.1",
+        "confirmation-augself-seed0-lr0.03",
+    ]
+
+
+def test_a_plan_that_names_what_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="unknown arm 'agself'"):
+        a_plan(phases=[Phase("confirmation", ["agself"], [0], "all")])
+    with pytest.raises(UsageError, match="unknown measures 'al'"):
+        a_plan(phases=[Phase("confirmation", ["plain"], [0], "al")])
+    with pytest.raises(UsageError, match="no phase tunes 'augself'"):
+        a_plan(phases=[]).rate("shuffled", lambda run: 0)
+    path = tmp_path / "plan.toml"
+    path.write_text("[settings]\n")
+    with pytest.raises(UsageError, match="not a plan"):
+        read_plan(path)
+
+
+def test_the_plan_is_the_protocol(tmp_path):
+    """61 runs; both arms differ in lambda and rate only; tuning never sees a final set."""
+    plan = read_plan(PLAN)
+    runs = [run for phase in plan.phases for run in plan.runs(phase, lambda run: -run.rate)]
+    assert len(runs) == len({run.name for run in runs}) == 61
+    for run in runs:
+        settings_of(plan, run, tmp_path, tmp_path)
+    for phase in plan.phases:
+        for measure in plan.measures[phase.measures]:
+            assert all(s.startswith("development/") for s in measure.sets) == bool(phase.rates)
+    for pair in (("plain", "augself"), ("simsiam-plain", "simsiam-augself")):
+        plain, augself = (plan.arms[name].settings for name in pair)
+        assert plain == {**augself, "augself": {}}
+        assert augself["augself"] == {"crop": 1.0, "color": 1.0}
+    assert plan.phase("confirmation").seeds == list(range(8))
+    named = {arm for phase in plan.phases for arm in phase.arms}
+    assert named == set(plan.arms) and plan.arms["shuffled"].kind in TRAINED
+
+
+def test_the_endpoint_is_the_mean_over_sets_paired_by_seed():
+    """Differences of 10, 20, 30 points on one of two sets: 10 on average, by hand."""
+    pairs = Pairs.of(PRIMARY, records([1, 2, 3]))
+    endpoint = pairs.on_all("final")
+    assert (endpoint.without, endpoint.with_) == (45.0, 55.0)
+    assert endpoint.difference == pytest.approx(10.0)
+    half = 4.302653 * 5 / 3**0.5  # t(0.975, 2) x standard deviation / sqrt(n)
+    assert endpoint.interval == pytest.approx((10 - half, 10 + half), abs=1e-4)
+
+
+def test_the_bootstrap_over_images_keeps_the_seeds():
+    """Where every image gains the same there is nothing to be unsure of."""
+    flags = [a_record("plain", 0, {"flags": "0000"}), a_record("augself", 0, {"flags": "1111"})]
+    assert Pairs.of(PRIMARY, flags).over_images(["flags"]) == (100.0, 100.0)
+    low, high = Pairs.of(PRIMARY, records([3, 3, 3])).over_images(["flags"])
+    assert 0 <= low < 30 < high <= 70
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (records([2, 2, 3]), "The bar is met"),
+        (records([3, -3, 0]), "A null result**: 3 pairs, and the mean's interval does not lie"),
+        (records([5, 5, 6], other="1000"), "A null result"),
+        (records([2, 2]), "Not finished: 2 of 3 pairs"),
+        (
+            [*records([2, 2]), *(a_record(a, 2, {}, diverged="x") for a in ("plain", "augself"))],
+            "No claim: confirmation-plain-seed2, confirmation-augself-seed2 diverged",
+        ),
+    ],
+)
+def test_the_report_claims_what_the_protocol_allows(found, verdict, tmp_path):
+    """A gain with one set wholly below zero is null; missing or diverged pairs allow no claim."""
+    assert verdict in _reported(found, tmp_path)
+
+
+def _reported(found: list[dict[str, Any]], folder: Path) -> str:
+    place = folder / "records"
+    place.mkdir(exist_ok=True)
+    for record in found:
+        (place / f"{record['name']}.json").write_text(json.dumps(record))
+    report.write(a_plan(), place, folder / "results.md")
+    return (folder / "results.md").read_text()
+
+
+def test_the_report_keeps_what_stands_around_it(tmp_path):
+    """Its section is replaced; every run stands in it with its command."""
+    (tmp_path / "results.md").write_text("# Results\n\nBefore.\n")
+    first = _reported(records([1, 2]), tmp_path)
+    assert first.startswith("# Results\n\nBefore.\n\n<!-- study: begin -->")
+    (tmp_path / "results.md").write_text(first + "\nAfter.\n")
+    second = _reported(records([1, 2, 3]), tmp_path)
+    assert second.count("## The study") == 1 and second.endswith("After.\n")
+    for seed in range(3):
+        assert f"confirmation-plain-seed{seed}" in second
+        assert f"augself pretrain --seed {seed}\n" in second
+    assert (tmp_path / "records/differences.svg").is_file()
+    assert "](records/differences.svg)" in second
+
+
+def test_a_histogram_counts_colours():
+    """Half black and half white: two of 125 bins, each with the square root of eight pixels."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    pixels[:2] = 255
+    for gray in (False, True):
+        found = histogram(pixels, gray)
+        assert found.shape == (125,)
+        assert found[[0, -1]] == pytest.approx([8**0.5] * 2)
+        assert found.sum() == pytest.approx(2 * 8**0.5)
+
+
+@pytest.fixture
+def small_corpus(tmp_path: Path) -> Path:
+    """Two labelled sets of flat pictures, whose colour is their class, and images to train on."""
+    corpus, random = tmp_path / "corpus", np.random.default_rng(0)
+    for place in ("final/flat", "development/flat"):
+        for split, count in (("train", 8), ("val", 4), ("test", 4)):
+            for label, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+                for number in range(count):
+                    path = corpus / place / split / label / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    noise = random.integers(0, 50, (40, 40, 3))
+                    Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(path)
+    for place in ("pretrain", "held-out"):
+        (corpus / place).mkdir()
+        for number in range(40):
+            noise = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+            image = Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC)
+            image.save(corpus / place / f"{number}.png")
+    (corpus / "manifest.json").write_text(json.dumps({"sha256": "0" * 64, "files": {}}))
+    return corpus
+
+
+ARMS = """
+[settings]
+method = "simclr"
+encoder = "resnet18-w16"
+size = 32
+epochs = 2
+batch_size = 16
+workers = 0
+monitor_every = 0
+report_to = []
+[arms.plain]
+settings = { augself = {} }
+[arms.augself]
+settings = { augself = { crop = 1.0, color = 1.0 } }
+[arms.colours]
+kind = "colour histogram"
+[arms.grays]
+kind = "gray histogram"
+[measures]
+development = [{ tasks = ["linear"], sets = ["development/*"] }]
+final = [{ tasks = ["linear"], sets = ["final/*"] }]
+[[comparisons]]
+title = "Does it help?"
+without = ["confirmation", "plain"]
+with = ["confirmation", "augself"]
+[[phases]]
+name = "references"
+arms = ["colours", "grays"]
+seeds = [0]
+measures = "final"
+"""
+TRAINING = """
+[[phases]]
+name = "tuning"
+arms = ["plain", "augself"]
+rates = [0.1, 0.2]
+seeds = [100]
+measures = "development"
+[[phases]]
+name = "confirmation"
+arms = ["plain", "augself"]
+seeds = [0, 1]
+measures = "final"
+"""
+
+
+def command(corpus: Path, plan: str) -> list[str]:
+    path = corpus.parent / "plan.toml"
+    path.write_text(plan)
+    words = [sys.executable, "-m", "training.study", "run", path, corpus.parent / "runs"]
+    words += ["--corpus", corpus, "--records", corpus.parent / "records"]
+    return list(map(str, words))
+
+
+def test_what_has_a_record_is_not_run_again(small_corpus):
+    """The first start makes two runs, the second none; a lost record is made again."""
+    words = command(small_corpus, ARMS)
+    first = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "references: 2 runs to make" in first.stdout
+    record = small_corpus.parent / "records/references-colours-seed0.json"
+    found = json.loads(record.read_text())["results"]
+    assert [(r["set"], r["value"], r["correct"]) for r in found] == [("final/flat", 100.0, "1" * 8)]
+    record.unlink()
+    second = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "references: 1 runs to make" in second.stdout and record.is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on(small_corpus):
+    """SIGTERM in the middle of training; the same command then finishes and reports."""
+    words = command(small_corpus, ARMS + TRAINING)
+    study = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    while not list((small_corpus.parent / "runs").glob("tuning-*/settings.json")):
+        assert study.poll() is None
+    study.terminate()
+    study.wait(timeout=120)
+    subprocess.run(words, check=True, timeout=900)
+    names = {path.stem for path in (small_corpus.parent / "records").glob("*.json")}
+    assert len(names) == 2 + 4 + 4
+    results = small_corpus.parent / "results.md"
+    report.write(read_plan(Path(words[4])), small_corpus.parent / "records", results)
+    assert "2 pairs" in results.read_text()

@@ -1,0 +1,43 @@
+"""A method's own hyperparameters by name: what its constructor takes with a default."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from augself_hub.errors import UsageError
+from training.methods.method import Method
+
+MOST = {"momentum": 1.0}
+
+
+def options_of(method: type[Method]) -> dict[str, int | float]:
+    """Name -> default, in the constructor's order."""
+    parameters = inspect.signature(method).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def checked_options(
+    name: str, method: type[Method], given: Mapping[str, Any]
+) -> dict[str, int | float]:
+    """What was given, each value of its option's type.
+
+    Raises:
+        UsageError: an option the method has not, a value of another type or out of range.
+    """
+    known = options_of(method)
+    for option, value in given.items():
+        if option not in known:
+            has = ", ".join(f"{n}={v}" for n, v in known.items()) or "none"
+            raise UsageError(f"{name} has no option {option!r}; its options are: {has}")
+        _check(name, option, value, type(known[option]))
+    return {option: type(known[option])(value) for option, value in given.items()}
+
+
+def _check(name: str, option: str, value: Any, kind: type) -> None:
+    fits = type(value) is int or type(value) is kind
+    if not fits or not 0 < value <= MOST.get(option, float("inf")):
+        wanted = "a whole number" if kind is int else "a number"
+        most = f" up to {MOST[option]:g}" if option in MOST else ""
+        raise UsageError(f"{name} option {option}={value} must be {wanted} above 0{most}")

@@ -1,0 +1,72 @@
+"""Named runs: the settings of one run each, with what they take and what comes out.
+
+One TOML file a scale. What stands at its top holds for all of its recipes; a table is a recipe,
+`small.toml`'s `[moco]` is `small-moco`. `time` and `result` are what to expect; `data` is how the
+recipe's command names its images; the rest are fields of `Settings`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from augself_hub.errors import UsageError
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run.
+
+    Args:
+        name: for --recipe.
+        settings: fields of `Settings`, but for data and output.
+        data: how the images are given.
+        time, result: expected, or "not measured by us".
+    """
+
+    name: str
+    settings: dict[str, Any]
+    data: str
+    time: str
+    result: str
+
+    @property
+    def command(self) -> str:
+        place = f"--data {self.data} --output runs/{self.name}"
+        return f"augself pretrain --recipe {self.name} {place}"
+
+
+def recipes() -> dict[str, Recipe]:
+    """Name -> recipe, in the files' order."""
+    found = (recipe for path in sorted(HERE.glob("*.toml")) for recipe in _read(path))
+    return {recipe.name: recipe for recipe in found}
+
+
+def recipe(name: str) -> Recipe:
+    """Raises UsageError for an unknown name."""
+    known = recipes()
+    if name not in known:
+        raise UsageError(f"unknown recipe {name!r}: see augself pretrain --list-recipes")
+    return known[name]
+
+
+def _read(path: Path) -> list[Recipe]:
+    entries = tomllib.loads(path.read_text())
+    tables = {name: entry for name, entry in entries.items() if "method" in _table(entry)}
+    shared = {name: entry for name, entry in entries.items() if name not in tables}
+    return [_recipe(f"{path.stem}-{name}", {**shared, **table}) for name, table in tables.items()]
+
+
+def _table(entry: Any) -> dict[str, Any]:
+    return entry if isinstance(entry, dict) else {}
+
+
+def _recipe(name: str, settings: dict[str, Any]) -> Recipe:
+    texts = {key: settings.pop(key) for key in ("data", "time", "result")}
+    if "classes" in settings:
+        settings["classes"] = HERE / settings["classes"]
+    return Recipe(name, settings, **texts)

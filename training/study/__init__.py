@@ -1,0 +1,9 @@
+"""The study of docs/protocol.md: what AugSelf does at a scale two cores can repeat.
+
+    python -m training.study run PLAN OUTPUT --corpus CORPUS --records RECORDS
+    python -m training.study report PLAN RECORDS RESULTS.md
+
+The first command runs what a plan asks for and is not in RECORDS yet: two runs side by side, a
+thread each. Killed, it goes on where it was. A run leaves one small JSON file in RECORDS, and the
+report is computed from these files alone.
+"""

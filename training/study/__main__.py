@@ -1,0 +1,90 @@
+"""The study's commands; see the package's docstring."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from augself_hub.errors import AugSelfError
+from training.study.plan import Run, read_plan
+
+_PATH = click.Path(path_type=Path)
+_CORPUS = click.option("--corpus", type=_PATH, required=True, help="What training.corpora built.")
+_RECORDS = click.option("--records", type=_PATH, required=True, help="A JSON file of each run.")
+
+
+@click.group()
+def study() -> None:
+    """Run a plan and report on it."""
+
+
+@study.command()
+@click.argument("plan", type=_PATH)
+@click.argument("output", type=_PATH)
+@_CORPUS
+@_RECORDS
+@click.option("--jobs", default=2, show_default=True, help="Runs side by side, a thread each.")
+def run(plan: Path, output: Path, corpus: Path, records: Path, jobs: int) -> None:
+    """Make every run of PLAN that has no record yet; their folders go into OUTPUT."""
+    from training.study.schedule import Places, carry_out_all
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through _stop
+    carry_out_all(read_plan(plan), Places(plan, output, corpus, records), jobs)
+
+
+@study.command(hidden=True)
+@click.argument("plan", type=_PATH)
+@click.argument("phase")
+@click.argument("arm")
+@click.argument("seed", type=int)
+@click.argument("rate")
+@click.argument("output", type=_PATH)
+@_CORPUS
+@_RECORDS
+def one(
+    plan: Path,
+    phase: str,
+    arm: str,
+    seed: int,
+    rate: str,
+    output: Path,
+    corpus: Path,
+    records: Path,
+) -> None:
+    """Make one run, as `run` asks for it."""
+    from training.study.runs import carry_out
+
+    chosen = Run(phase, arm, seed, float(rate) if rate else None)
+    carry_out(read_plan(plan), chosen, output, corpus, records)
+
+
+@study.command()
+@click.argument("plan", type=_PATH)
+@click.argument("records", type=_PATH)
+@click.argument("results", type=_PATH)
+def report(plan: Path, records: Path, results: Path) -> None:
+    """Write the study's section of RESULTS and its charts from RECORDS alone."""
+    from training.study.report import write
+
+    write(read_plan(plan), records, results)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        study.main(prog_name="python -m training.study", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit("error: interrupted")
+    except (AugSelfError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
