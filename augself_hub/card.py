@@ -121,10 +121,10 @@ def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardDat
     measured = [
         EvalResult(
             task_type="image-feature-extraction",
-            dataset_type=r["task"].replace(" ", "-"),
-            dataset_name=r["task"],
+            dataset_type=r.get("dataset", r["task"]).replace(" ", "-"),
+            dataset_name=r.get("dataset", r["task"]),
             metric_type=r["metric"],
-            metric_name=r["name"],
+            metric_name=f"{r['task']}: {r['name']}" if "dataset" in r else r["name"],
             metric_value=round(r["value"], 4),
         )
         for r in evaluation["results"]
@@ -203,15 +203,24 @@ def _results(evaluation: dict[str, Any]) -> str:
     """A table for each task; a cell nobody measured stays empty."""
     if not evaluation["results"]:
         return ""
-    text = f"## Evaluation\n\n{evaluation['protocol']}\n"
-    for task, records in groupby(evaluation["results"], key=lambda r: r["task"]):
+    text, told = "## Evaluation\n", None
+    for task, group in groupby(evaluation["results"], key=lambda r: r["task"]):
+        records = list(group)
+        protocol = records[0].get("protocol") or evaluation["protocol"]
         rows = [
-            (r["name"], *(_number(r.get(k)) for k in ("value", "trivial", "without_augself")))
+            (r["name"], _value(r), *(_number(r.get(k)) for k in ("trivial", "without_augself")))
             for r in records
         ]
         head = (task, "this model", "trivial predictor", "same encoder without AugSelf")
-        text += "\n" + _table(head, rows)
+        text += f"\n{protocol}\n" if protocol != told else ""
+        text, told = text + "\n" + _table(head, rows), protocol
     return text
+
+
+def _value(record: dict[str, Any]) -> str:
+    """With half its 95% interval and its unit, where the protocol states them."""
+    interval = f" ± {_number(record['interval'])}" if "interval" in record else ""
+    return _number(record["value"]) + interval + (" %" if record.get("unit") == "%" else "")
 
 
 def _limits(folder: Path, spec: Spec) -> str:

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+from typing import Any
 
 import click
 
@@ -20,6 +21,7 @@ from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 COMMANDS = {
     "pretrain": "training.commands:pretrain",
     "fit-heads": "training.commands:fit_heads",
+    "evaluate": "training.transfer.commands:evaluate",
     "convert": "augself_hub.modeling.commands:convert",
     "export": "augself_hub.modeling.commands:export",
     "push": "augself_hub.commands:push",
@@ -30,6 +32,7 @@ COMMANDS = {
     "extract": "serving.commands:extract",
     "serve": "serving.commands:serve",
 }
+EXTRACT = "serving.commands:extract_list"  # what evaluate needs of serving, which it may not import
 
 
 class LazyGroup(click.Group):
@@ -41,15 +44,22 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _imported(COMMANDS[name])
+
+
+def _imported(place: str) -> Any:
+    """What `module:attribute` names."""
+    module, _, attribute = place.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="augself")
 @click.option("--debug", is_flag=True, expose_value=False, help="Print an error's traceback.")
-def augself() -> None:
+@click.pass_context
+def augself(context: click.Context) -> None:
     """Train, publish and serve augmentation-aware image features."""
+    context.obj = lambda *arguments: _imported(EXTRACT)(*arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for ours in ("augself_hub", "training", "serving"):
         logging.getLogger(ours).setLevel(logging.INFO)

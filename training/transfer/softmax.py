@@ -1,0 +1,232 @@
+"""Softmax regression with a ridge at many strengths: the solver of the linear probe.
+
+    f_w(theta) = sum over i of -log softmax([x_i, 1] theta)[t_i] + w |theta|^2
+
+Newton's method, its equations solved by conjugate gradients (Nocedal & Wright, algorithm 7.1):
+
+- features are turned into the principal axes of [X, 1] once. There the Hessian is near the
+  Kronecker product of the axes' spreads lambda and A, plus 2w; A (C, C) is the mean of
+  diag(p) - p p^T. Its inverse preconditions, so that a handful of products is enough: also for
+  features that are nearly collinear, and for separable classes, whose Hessian all but vanishes;
+- strengths are solved from strong to weak, each from where the two before point to;
+- logits are linear in theta, so that a line search costs no matrix product.
+
+The certificate: f_w is not negative and 2w-strongly convex, so that
+
+    f_w(theta) - min f_w <= min(f_w(theta), |gradient|^2 / 4w),
+
+which is brought below TOLERANCE for each image: in float32, and where its rounding hides the way
+down (large features, overlapping classes, weak strengths) from there on in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augself_hub.errors import AugSelfError
+
+TOLERANCE = 1e-5  # of f_w / N
+STEPS = 30  # for one strength and precision; one to five are usual
+PRODUCTS = 200  # with the Hessian for one step; two to twenty are usual
+TRIES = 25  # lengths of one step; one or two are usual
+ROWS = 4096  # of features in float64 at a time
+
+
+@dataclass(frozen=True)
+class Solution:
+    """theta (D + 1, C), the bias last; f_w / N, and a bound on its excess over the optimum."""
+
+    strength: float
+    theta: Tensor
+    objective: float
+    gap: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the solver stands, in principal axes: theta (r, C), logits and p (N, C), the sum of
+    cross-entropies and its gradient (r, C), both without the ridge."""
+
+    theta: Tensor
+    logits: Tensor
+    p: Tensor
+    loss: float
+    gradient: Tensor
+
+
+class SoftmaxRegression:
+    """The problem of one training set, for every strength.
+
+    Args:
+        features: (N, D) float32.
+        targets: (N,) integers from 0 to classes - 1.
+    """
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, classes: int) -> None:
+        self.features = torch.from_numpy(features)
+        self.axes, self.spread = principal_axes(self.features)  # (D + 1, r), (r, 1)
+        self.x = self._turned(torch.float32)  # (N, r)
+        self.targets = torch.from_numpy(targets)[:, None]
+        self.classes = classes
+
+    def _turned(self, dtype: torch.dtype) -> Tensor:
+        """Turned in float64: a small axis beside a large one keeps its digits in float32 too."""
+        x = torch.empty(len(self.features), self.axes.shape[1], dtype=dtype)
+        for into, part in zip(x.split(ROWS), self.features.split(ROWS), strict=True):
+            into.copy_(with_ones(part) @ self.axes)
+        return x
+
+    def path(self, strengths: Iterable[float], start: Tensor | None = None) -> Iterator[Solution]:
+        """Solve strong to weak, whatever the order given.
+
+        Args:
+            start: (D + 1, C) near the strongest solution; zeros by default.
+
+        Raises:
+            AugSelfError: a solution cannot be certified.
+        """
+        zero = self.axes.new_zeros(self.axes.shape[1], self.classes)
+        before = theta = zero if start is None else balanced(self.axes.T @ start.double())
+        for strength in sorted(map(float, strengths), reverse=True):
+            point, gap = self._solve(2 * theta - before, strength)
+            before, theta = theta, point.theta.double()
+            value = self._value(point.loss, theta, strength)
+            original = (self.axes @ theta).float()
+            yield Solution(strength, original, value / len(self.x), gap / len(self.x))
+
+    def _value(self, loss: float, theta: Tensor, w: float) -> float:
+        return loss + w * dot(theta, theta)
+
+    def _solve(self, theta: Tensor, w: float) -> tuple[Point, float]:
+        theta = theta.to(self.x.dtype)
+        point: Point | None = self._point(theta, self.x @ theta)
+        for _ in range(STEPS):
+            if point is None:
+                break
+            theta, gradient = point.theta, point.gradient + 2 * w * point.theta
+            gap = min(self._value(point.loss, theta, w), dot(gradient, gradient) / (4 * w))
+            if gap <= TOLERANCE * len(self.x):
+                return point, gap
+            point = self._step(point, gradient, w)
+        return self._solve_exactly(theta, w, gap)
+
+    def _solve_exactly(self, theta: Tensor, w: float, gap: float) -> tuple[Point, float]:
+        """Go on in float64, with this strength and with all that follow."""
+        if self.x.dtype == torch.float64:
+            raise AugSelfError(
+                f"the linear probe at strength {w:.3g} is {gap / len(self.x):.2g} an image from "
+                f"its optimum even in float64, {TOLERANCE} is needed: scale the features to about 1"
+            )
+        self.x = self._turned(torch.float64)
+        return self._solve(theta, w)
+
+    def _point(self, theta: Tensor, logits: Tensor) -> Point:
+        loss, p = self._softmax(logits)
+        wrong = p.scatter_add(1, self.targets, -torch.ones_like(self.targets, dtype=p.dtype))
+        return Point(theta, logits, p, loss, balanced(self.x.T @ wrong))
+
+    def _softmax(self, logits: Tensor) -> tuple[float, Tensor]:
+        """The sum of the cross-entropies, and p. The sum is in float64."""
+        logs = logits.log_softmax(dim=1)
+        return -float(logs.gather(1, self.targets).sum(dtype=torch.float64)), logs.exp_()
+
+    def _step(self, point: Point, gradient: Tensor, w: float) -> Point | None:
+        """Along Newton's direction to where the slope has halved and the value has not risen.
+
+        The full length where rounding hides the slope; None where it hides the way down as well.
+        """
+        direction = self._direction(point.p, gradient, w)
+        change = self.x @ direction  # (N, C), of the logits for length 1
+        value, slope = self._value(point.loss, point.theta, w), dot(gradient, direction)
+        rounding = 10 * value * torch.finfo(change.dtype).eps
+        enough = max(-slope / 2, rounding if slope < 0 else 0.0)
+        low, high, length = 0.0, float("inf"), 1.0
+        for _ in range(TRIES):
+            theta = point.theta + length * direction
+            logits = torch.add(point.logits, change, alpha=length)
+            loss, p = self._softmax(logits)
+            at = self._slope(p, change) + 2 * w * dot(theta, direction)
+            fell = self._value(loss, theta, w) <= value + rounding
+            if fell and abs(at) <= enough:
+                return self._point(theta, logits)
+            low, high = (length, high) if fell and at < 0 else (low, length)
+            bend = self._bend(p, change) + 2 * w * dot(direction, direction)
+            length = inside(length - at / max(bend, 1e-30), low, high)
+        return None
+
+    def _slope(self, p: Tensor, change: Tensor) -> float:
+        return dot(p, change) - float(change.gather(1, self.targets).sum(dtype=torch.float64))
+
+    def _bend(self, p: Tensor, change: Tensor) -> float:
+        mean = (p * change).sum(dim=1)
+        return dot(p * change, change) - dot(mean, mean)
+
+    def _direction(self, p: Tensor, gradient: Tensor, w: float) -> Tensor:
+        """Newton's direction, to a tenth of the gradient or to half of what is certified."""
+        bends, turn = torch.linalg.eigh(mean_bend(p).double())  # (C,), (C, C)
+        scale, turn = (self.spread * bends.clamp(min=0) + 2 * w).to(p.dtype), turn.to(p.dtype)
+        enough = max(0.01 * dot(gradient, gradient), 2 * w * TOLERANCE * len(p))
+        direction, rest = torch.zeros_like(gradient), -gradient
+        along, size = torch.zeros_like(gradient), float("inf")
+        for _ in range(PRODUCTS):
+            z = balanced((rest @ turn / scale) @ turn.T)
+            size, before = dot(rest, z), size
+            along = z + (size / before) * along
+            bent = self._bent(p, along) + 2 * w * along
+            share = size / dot(along, bent)
+            direction, rest = direction + share * along, rest - share * bent
+            if dot(rest, rest) <= enough:
+                break
+        return direction
+
+    def _bent(self, p: Tensor, along: Tensor) -> Tensor:
+        """The cross-entropy's Hessian times (r, C)."""
+        change = self.x @ along
+        change -= (p * change).sum(dim=1, keepdim=True)
+        return balanced(self.x.T @ change.mul_(p))
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(dtype=torch.float64))
+
+
+def inside(length: float, low: float, high: float) -> float:
+    """Newton's length where it lies between, else half way, at most ten times further."""
+    if high == float("inf"):
+        return min(max(length, 2 * low), 10 * low)
+    return length if low < length < high else (low + high) / 2
+
+
+def balanced(theta: Tensor) -> Tensor:
+    """Without the rows' means: 0 in exact arithmetic, and no curvature but 2w ends their drift."""
+    return theta - theta.mean(dim=1, keepdim=True)
+
+
+def mean_bend(p: Tensor) -> Tensor:
+    """The mean of diag(p) - p p^T; its rows add up to 0, which spares 1 - p its rounding."""
+    shared = (p.T @ p / len(p)).fill_diagonal_(0)
+    return shared.sum(dim=1).diag() - shared
+
+
+def with_ones(features: Tensor) -> Tensor:
+    """[X, 1] in float64."""
+    return torch.cat([features.double(), features.new_ones(len(features), 1)], dim=1)
+
+
+def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Axes (D + 1, r) that span the rows of [X, 1], X (N, D), and its spread (r, 1) along them;
+    r = min(N, D + 1); both float64."""
+    basis = torch.eye(features.shape[1] + 1, dtype=torch.float64)
+    if len(features) < len(basis):
+        basis = torch.linalg.qr(with_ones(features).T)[0]
+    inner = basis.new_zeros(basis.shape[1], basis.shape[1])
+    for part in features.split(ROWS):
+        turned = with_ones(part) @ basis
+        inner += turned.T @ turned
+    spread, axes = torch.linalg.eigh(inner)
+    return basis @ axes, spread.clamp(min=0)[:, None]
