@@ -1,25 +1,28 @@
-"""The demo on the embedded model: `python app.py`; also what a Hugging Face Space runs.
+"""The demo: `python app.py` is `augself serve --demo`; also what a Hugging Face Space runs.
 
-Listens on 127.0.0.1:7860 unless GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say otherwise.
+Takes the options of `augself serve`. Listens on 127.0.0.1:7860 unless GRADIO_SERVER_NAME and
+GRADIO_SERVER_PORT, which a Space sets, or --host and --port say otherwise.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 
-from augself_hub.errors import AugSelfError
-from serving.client import Local
-from serving.demo import LAUNCH, build
-from serving.engine import load
+from augself_hub.cli import main
+
+_ADDRESS = {"--host": "GRADIO_SERVER_NAME", "--port": "GRADIO_SERVER_PORT"}
 
 
-def main() -> None:
-    try:
-        client = Local(load())
-    except AugSelfError as error:
-        sys.exit(f"error: {error}")
-    build(client).launch(**LAUNCH)
+def options() -> list[str]:
+    """What the environment says of the address, as options; later ones win."""
+    return [
+        text
+        for name, variable in _ADDRESS.items()
+        if variable in os.environ
+        for text in (name, os.environ[variable])
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    main(["serve", "--demo", *options(), *sys.argv[1:]])

@@ -18,20 +18,24 @@ from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
-from augself_hub.errors import MissingExtra, UsageError
-from serving.batcher import Batcher
+from serving.access_log import AccessLog, note
 from serving.bodies import Item, read_embeddings, read_pairs
 from serving.differences import describe, is_gray
-from serving.engine import Engine
-from serving.limits import Gate, Limits
+from serving.gate import Gate
+from serving.keys import Keys
+from serving.late_demo import LateDemo
+from serving.limits import Limits
+from serving.metrics import Metrics
+from serving.models import Model, Models, Source
 from serving.negotiation import JSON, NPY, negotiated
 from serving.problems import Problem
 from serving.schemas import (
@@ -46,106 +50,122 @@ from serving.schemas import (
     request_body,
 )
 from serving.service import Service
+from serving.settings import Settings
+from serving.urls import AllowedHosts, Fetcher
 
-_ERRORS: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorAnswer}}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer},
+    "5XX": {"model": ErrorAnswer},
+}
 _CLIENT_LEFT = 499  # nobody reads it; it is what the metrics count
 
 
-def create_app(
-    engines: Sequence[Engine],
-    limits: Limits | None = None,
-    demo: bool = False,
-    token: str | None = None,
-) -> Gate:
-    """The whole server as one ASGI application, its gate outside.
+def create_app(sources: Sequence[Source], settings: Settings | None = None) -> Gate:
+    """The whole server as one ASGI application, its gate outside; its models loaded unless lazy.
 
     Args:
-        engines: the models; the first is the default and the demo's.
-        demo: show the demo at /.
-        token: what clients of /v1 send as `Authorization: Bearer ...`; None: nothing.
+        sources: the models; the first is the default.
 
     Raises:
         MissingExtra: the demo was asked for without Gradio.
-        UsageError: two models of one name, or a demo, which is open to all, beside a token.
+        UsageError: two models of one name, or settings that cannot be.
+        AugSelfError: a model cannot be loaded, the access log cannot be written.
     """
-    if demo and token:
-        raise UsageError("a demo is open to everybody: serve it without a token, or not at all")
-    service = Service(engines, limits or Limits())
-    app = FastAPI(
+    settings = settings or Settings()
+    limits, metrics, keys = settings.limits, Metrics(), Keys(settings.tokens)
+    models = Models(
+        sources, metrics, limits.waiting_images, settings.max_batch, settings.memory_limit
+    )
+    hosts = AllowedHosts.parse(settings.url_hosts)
+    fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
+    service = Service(models, limits, metrics, settings.decoders, fetcher)
+    demo = LateDemo(service, settings.table) if settings.demo else None
+    log = AccessLog(settings.access_log, metrics) if settings.access_log else None
+    if not settings.lazy:
+        models.preload()
+    return Gate(_application(service, demo), limits, metrics, keys, log)
+
+
+def _application(service: Service, demo: LateDemo | None) -> FastAPI:
+    app = FastAPIOffline(
         title="AugSelf Hub",
         version=__version__,
-        lifespan=_lifespan,
+        lifespan=partial(_lifespan, service, demo),
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers=_HANDLERS,
     )
     app.state.service = service
     _add_routes(app)
-    if demo:
-        app = _with_demo(app, service)
-    return Gate(app, service.limits, service.metrics, token)
+    if demo is not None:
+        app.mount("/", demo)
+    return app
 
 
 @contextlib.asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    service: Service = app.state.service
+async def _lifespan(service: Service, demo: LateDemo | None, app: FastAPI) -> AsyncIterator[None]:
     service.start()
-    yield
+    async with contextlib.nullcontext() if demo is None else demo.running():
+        yield
     await service.stop()
 
 
 def _add_routes(app: FastAPI) -> None:
     images = request_body(EmbeddingRequest, "image", raw=True)
     pairs = request_body(AugmentationRequest, "image_a", "image_b", raw=False)
-    post = partial(app.post, responses=_ERRORS)
-    post("/v1/embeddings", response_model=EmbeddingAnswer, openapi_extra=images)(embeddings)
-    post("/v1/augmentations", response_model=AugmentationAnswer, openapi_extra=pairs)(augmentations)
+    either = {**_ERRORS, 200: {"content": {NPY: {}}}}
+    app.post(
+        "/v1/embeddings", response_model=EmbeddingAnswer, responses=either, openapi_extra=images
+    )(embeddings)
+    app.post(
+        "/v1/augmentations",
+        response_model=AugmentationAnswer,
+        responses=_ERRORS,
+        openapi_extra=pairs,
+    )(augmentations)
     app.get("/v1/models", response_model=ModelList)(models)
     app.get("/health/live")(live)
     app.get("/health/ready", responses={503: {"model": ErrorAnswer}})(ready)
-    app.get("/metrics")(metrics)
+    app.get("/metrics", response_class=PlainTextResponse)(metrics)
     # Before the demo, which would answer every path.
-    app.mount("/v1", unrouted)
-
-
-def _with_demo(app: FastAPI, service: Service) -> FastAPI:
-    try:
-        import gradio
-    except ModuleNotFoundError as error:
-        raise MissingExtra("gradio", "demo") from error
-    from serving.demo import LAUNCH, build
-
-    return gradio.mount_gradio_app(app, build(service.local()), path="/", **LAUNCH)
+    app.router.routes.append(Route("/v1", Unrouted(), include_in_schema=False))
+    app.mount("/v1", Unrouted())
 
 
 async def embeddings(request: Request) -> Response:
     """Features of one or more images, in the order of the request."""
     media_type = negotiated(request.headers.get("accept"), JSON, NPY)
     service: Service = request.app.state.service
-    options, items = await read_embeddings(request, service.limits)
-    batcher = service.batcher(options.model)
-    features = await service.answered(request, _features(service, batcher, items))
-    if options.normalize:
-        features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    if media_type == NPY:
-        return Response(_npy(features), media_type=NPY)
-    return JSONResponse(_embedding_answer(batcher.engine.name, features, options))
+    with service.metrics.stage("read"):
+        options, items = await read_embeddings(request, service.limits)
+    model = service.models.named(options.model)
+    note(request.scope, model=model.name, images=len(items))
+    features = await service.answered(request, model, _features(service, model, items))
+    with service.metrics.stage("encode"):
+        if options.normalize:
+            features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        if media_type == NPY:
+            return Response(_npy(features), media_type=NPY)
+        return JSONResponse(_embedding_answer(model.name, features, options))
 
 
 async def augmentations(request: Request) -> Response:
     """How the augmentations of the second image of each pair differ from the first's."""
     negotiated(request.headers.get("accept"), JSON)
     service: Service = request.app.state.service
-    options, pairs = await read_pairs(request, service.limits)
-    batcher = service.batcher(options.model)
-    data = await service.answered(request, _differences(service, batcher, pairs))
-    return JSONResponse({"object": "list", "model": batcher.engine.name, "data": data})
+    with service.metrics.stage("read"):
+        options, pairs = await read_pairs(request, service.limits)
+    model = service.models.named(options.model)
+    note(request.scope, model=model.name, images=2 * len(pairs))
+    data = await service.answered(request, model, _differences(service, model, pairs))
+    with service.metrics.stage("encode"):
+        return JSONResponse({"object": "list", "model": model.name, "data": data})
 
 
 async def models(request: Request) -> JSONResponse:
     """What is served."""
     service: Service = request.app.state.service
-    records = [_record(b.engine, service.limits) for b in service.batchers.values()]
+    records = [_record(model, service.limits) for model in service.models.all.values()]
     return JSONResponse(ModelList(data=records).model_dump())
 
 
@@ -155,9 +175,9 @@ async def live() -> dict[str, str]:
 
 
 async def ready(request: Request) -> dict[str, str]:
-    """Every model ran lately and accepts work."""
-    if not request.app.state.service.ready:
-        raise Problem(503, "not_ready", "a model is loading or lost: try again later")
+    """Every loaded model ran lately and accepts work."""
+    if not request.app.state.service.models.ready:
+        raise Problem(503, "not_ready", "a model is lost: try again later")
     return {"status": "ready"}
 
 
@@ -166,40 +186,44 @@ async def metrics(request: Request) -> Response:
     return Response(request.app.state.service.text_metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
-async def unrouted(scope: Scope, receive: Receive, send: Send) -> None:
+class Unrouted:
     """Whatever else is under /v1: 405 where another method would do, else 404."""
-    outer = {**scope, "root_path": ""}
-    allowed = sorted(
-        method
-        for route in scope["app"].routes
-        if route.matches(outer)[0] is Match.PARTIAL
-        for method in route.methods
-    )
-    if allowed:
-        raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
-    raise HTTPException(404)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outer = {**scope, "root_path": ""}
+        allowed = sorted(
+            method
+            for route in scope["app"].routes
+            if route.matches(outer)[0] is Match.PARTIAL
+            for method in route.methods
+        )
+        if allowed:
+            raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
+        raise HTTPException(404)
 
 
-async def _features(service: Service, batcher: Batcher, items: list[Item]) -> np.ndarray:
-    images = await service.images(items, batcher.engine.preprocessing)
-    return await service.features(batcher, images)
+async def _features(service: Service, model: Model, items: list[Item]) -> np.ndarray:
+    async with service.models.held(model) as batcher:
+        images = await service.images(items, model.source.preprocessing)
+        return await service.features(batcher, images)
 
 
 async def _differences(
-    service: Service, batcher: Batcher, pairs: list[tuple[Item, Item]]
+    service: Service, model: Model, pairs: list[tuple[Item, Item]]
 ) -> list[dict[str, Any]]:
     """All first images, then all second ones, so that one split gives both sides."""
-    engine = batcher.engine
+    spec = model.source.spec
     items = [a for a, _ in pairs] + [b for _, b in pairs]
-    images = await service.images(items, engine.preprocessing)
-    a, b = np.split(await service.features(batcher, images), 2)
-    physical = await service.in_thread(engine.differences, a, b)
+    async with service.models.held(model) as batcher:
+        images = await service.images(items, model.source.preprocessing)
+        a, b = np.split(await service.features(batcher, images), 2)
+        physical = await service.in_thread(batcher.engine.differences, a, b)
     gray = [is_gray(image) for image in images]
     return [
         {
             "index": i,
             "differences": describe(
-                engine.spec,
+                spec,
                 {kind: values[i] for kind, values in physical.items()},
                 gray[i] or gray[i + len(pairs)],
             ),
@@ -230,22 +254,26 @@ def _npy(features: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _record(engine: Engine, limits: Limits) -> ModelRecord:
-    heads = engine.spec.heads.items()
+def _record(model: Model, limits: Limits) -> ModelRecord:
+    source = model.source
+    heads = source.spec.heads.items()
     return ModelRecord(
-        id=engine.name,
-        dimension=engine.spec.features,
+        id=model.name,
+        dimension=source.spec.features,
         augmentations={kind: [d.name for d in head.dimensions] for kind, head in heads},
         units={kind: {d.name: d.unit for d in head.dimensions} for kind, head in heads},
         limits=vars(limits),
-        sha256=engine.sha256,
-        provider=engine.provider,
-        precision=engine.precision,
-        decode=engine.preprocessing.decode,
+        sha256=source.sha256,
+        state=model.state,
+        memory_bytes=0 if model.batcher is None else model.bytes,
+        provider=model.provider,
+        precision=source.precision,
+        decode=source.decode,
     )
 
 
 async def _on_problem(request: Request, problem: Problem) -> JSONResponse:
+    note(request.scope, error=problem.code)
     return problem.response()
 
 
@@ -254,16 +282,17 @@ async def _on_http_exception(request: Request, error: HTTPException) -> JSONResp
     codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "not this method")}
     code, message = codes.get(error.status_code, ("refused", "the request cannot be answered"))
     problem = Problem(error.status_code, code, message, headers=dict(error.headers or {}))
-    return problem.response()
+    return await _on_problem(request, problem)
 
 
 async def _on_client_left(request: Request, error: ClientDisconnect) -> JSONResponse:
-    return Problem(_CLIENT_LEFT, "client_left", "the client left").response()
+    return await _on_problem(request, Problem(_CLIENT_LEFT, "client_left", "the client left"))
 
 
 async def _on_bug(request: Request, error: Exception) -> JSONResponse:
     """Our bug: the log has the traceback, the client a sentence."""
-    return Problem(500, "internal_error", "the server failed on this request").response()
+    problem = Problem(500, "internal_error", "the server failed on this request")
+    return await _on_problem(request, problem)
 
 
 _HANDLERS: dict[Any, Any] = {

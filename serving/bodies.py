@@ -1,6 +1,6 @@
 """Request bodies: JSON with data: URLs, multipart forms, raw images -> options and image bytes.
 
-Nothing here decodes an image, and nothing fetches one: an image is in the body or it is refused.
+Nothing here decodes an image or fetches one: see `urls` for hosts that were allowed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Item:
             return self.content
         head, _, payload = self.content.partition(",")
         if not (head.startswith("data:") and head.endswith(";base64")):
-            message = "not a data: URL (data:image/jpeg;base64,...); nothing is fetched"
+            message = "not a data: URL (data:image/jpeg;base64,...), and no other is read here"
             raise Problem(400, "bad_data_url", message, self.param)
         try:
             return binascii.a2b_base64(payload, strict_mode=True)

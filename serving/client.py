@@ -1,28 +1,82 @@
-"""How code in the server's own process asks a model: the demo, app.py."""
+"""How code in the server's own process, the demo, asks one model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from PIL import Image
 
-from serving.engine import Engine
+from augself_hub.augmentations.spec import Spec
+from augself_hub.preprocess import Preprocessing, decode, preprocess
+from serving.limits import Limits
 
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+class Asked(Protocol):
+    """What is asked: an `Engine`, or a server's model that may have to be loaded first."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+    @property
+    def sha256(self) -> str: ...
+    def differences(
+        self, features_a: np.ndarray, features_b: np.ndarray
+    ) -> dict[str, np.ndarray]: ...
 
 
 class Local:
     """One model, asked by plain blocking calls from any thread.
 
     Args:
-        engine: the model; `engine.spec` and `engine.preprocessing` describe it.
-        features: how features are computed. None asks the engine itself (app.py); the server gives
-            its batcher's, so that the demo shares the queue, and its limits, with everybody else.
+        engine: the model.
+        limits: of the server; what comes from outside stays within them.
+        features: how features are computed: through the server's queue, so that the demo shares it,
+            and its limits, with everybody else.
     """
 
-    def __init__(self, engine: Engine, features: Features | None = None) -> None:
-        self.engine = engine
-        self._features = features or engine.features
+    def __init__(self, engine: Asked, limits: Limits, features: Features) -> None:
+        self.engine, self.limits = engine, limits
+        self._features = features
+
+    @property
+    def name(self) -> str:
+        return self.engine.name
+
+    @property
+    def folder(self) -> Path:
+        return self.engine.folder
+
+    @property
+    def spec(self) -> Spec:
+        return self.engine.spec
+
+    @property
+    def sha256(self) -> str:
+        """Of the encoder's graph."""
+        return self.engine.sha256
+
+    @property
+    def side(self) -> int:
+        """S, of the (S, S, 3) images the model takes."""
+        return self.engine.preprocessing.size
+
+    def decode(self, data: bytes) -> Image.Image:
+        """Image bytes -> RGB, upright. Raises ImageError; more pixels than the limit is one."""
+        return decode(data, self.limits.pixels)
+
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """An RGB image -> (S, S, 3) uint8, as the model takes it."""
+        return preprocess(image, self.side)
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N preprocessed images, each (S, S, 3) uint8 -> (N, D) float32.

@@ -6,42 +6,20 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from augself_hub.errors import AugSelfError, ImageError, MissingExtra, UsageError
-from augself_hub.precision import PRECISIONS
+from serving.options import GroupedCommand, grouped, running
 
 if TYPE_CHECKING:
     from serving.engine import Engine
     from serving.extract import Summary
 
-_DEVICE = click.option(
-    "--device",
-    metavar="auto|cpu|cuda|tensorrt",
-    default="auto",
-    show_default=True,
-    help="cuda and tensorrt are refused where they cannot be had; auto says what it took.",
-)
-_PRECISION = click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="int8 (CPUs) and fp16 (GPUs) are made by augself export --quantize.",
-)
-_DECODE = click.option(
-    "--decode",
-    metavar="exact|fast",
-    default="exact",
-    show_default=True,
-    help="fast decodes large JPEGs smaller: quicker, and features differ a little.",
-)
-_THREADS = click.option(
-    "--threads", type=click.IntRange(1), help="Of the model. Default: the usable cores."
-)
+_DEVICE, _PRECISION, _DECODE = running(click.option)
 _WORKERS = click.option(
     "--threads",
     "workers",
@@ -51,12 +29,16 @@ _WORKERS = click.option(
 _MODEL = click.option(
     "--model", help="A model folder or a Hub id (org/name@revision). Default: the embedded model."
 )
-_IMAGE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_MODELS, _LIMITS, _SPEED, _SECURITY, _LOGS = (
+    grouped(heading) for heading in ("Models", "Limits", "Performance", "Security", "Logs")
+)
+_SERVED_DEVICE, _SERVED_PRECISION, _SERVED_DECODE = running(_MODELS)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command()
-@click.argument("a", type=_IMAGE)
-@click.argument("b", type=_IMAGE)
+@click.argument("a", type=_FILE)
+@click.argument("b", type=_FILE)
 @_MODEL
 @_DEVICE
 @_PRECISION
@@ -144,40 +126,106 @@ def extract(
         )
 
 
-@click.command()
-@click.option("--model", "models", multiple=True, help="Repeatable. Default: the embedded model.")
-@click.option("--demo", is_flag=True, help="Show the demo at /.")
-@click.option("--token", envvar="AUGSELF_TOKEN", help="Clients of /v1 must send it as bearer.")
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
-@_DEVICE
-@_PRECISION
-@_DECODE
-@_THREADS
-@click.option(
+def extract_list(listing: Path, destination: Path, model: str, device: str) -> None:
+    """The features of a list of images, for `augself evaluate`: the command line hands this over.
+
+    Args:
+        listing: a CSV or parquet file as `augself extract` takes it. destination: a new folder.
+        model: a model folder.
+    """
+    with _needs("serve"):
+        from serving.extract import extract as write_table
+    write_table(listing, destination, _engine(model, device))
+
+
+@lru_cache(maxsize=1)
+def _engine(model: str, device: str) -> Engine:
+    """One engine for the many lists of an evaluation."""
+    with _needs("serve"):
+        from serving.engine import load
+    return load(model, device, 1)
+
+
+@click.command(cls=GroupedCommand)
+@_MODELS("--model", "models", multiple=True, help="Repeatable. Default: the embedded model.")
+@_SERVED_DEVICE
+@_SERVED_PRECISION
+@_SERVED_DECODE
+@_MODELS("--lazy", is_flag=True, help="Load a model when it is first asked for.")
+@_MODELS(
+    "--memory-limit",
+    type=click.IntRange(1),
+    metavar="BYTES",
+    help="Of loaded models; beyond it the least recently used makes room.",
+)
+@_MODELS("--demo", is_flag=True, help="Show the demo at /.")
+@_MODELS(
+    "--demo-table",
+    "table",
+    type=click.Path(exists=True, file_okay=False),
+    help="Show the demo, its neighbours those of a table that augself extract has written.",
+)
+@_LIMITS(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change one (see /v1/models)."
 )
+@_SPEED("--threads", type=click.IntRange(1), help="Of each model. Default: the usable cores.")
+@_SPEED(
+    "--decoders", type=click.IntRange(1), help="Images decoded at once. Default: the usable cores."
+)
+@_SPEED(
+    "--max-batch",
+    type=click.IntRange(1, 32),
+    default=32,
+    show_default=True,
+    help="Images gathered for one run.",
+)
+@_SECURITY("--host", default="127.0.0.1", show_default=True)
+@_SECURITY("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
+@_SECURITY(
+    "--token",
+    "tokens",
+    multiple=True,
+    envvar="AUGSELF_TOKEN",
+    help="Repeatable: clients of /v1 must send one. In AUGSELF_TOKEN: several, blanks between.",
+)
+@_SECURITY("--tokens-file", type=_FILE, help="More of them, one a line.")
+@_SECURITY(
+    "--allow-url-host",
+    "url_hosts",
+    multiple=True,
+    metavar="HOST[:PORT]",
+    help="Repeatable: images may be given as URLs of this host.",
+)
+@_LOGS("--access-log", metavar="FILE|-", help="A JSON line about each request; - prints them.")
 def serve(
     models: tuple[str, ...],
-    demo: bool,
-    token: str | None,
+    limits: tuple[str, ...],
+    tokens: tuple[str, ...],
+    tokens_file: Path | None,
     host: str,
     port: int,
-    device: str,
-    precision: str,
-    decode: str,
-    threads: int | None,
-    limits: tuple[str, ...],
+    demo: bool,
+    table: str | None,
+    **options: Any,
 ) -> None:
     """Answer over HTTP: /v1/embeddings, /v1/augmentations; /docs describes them."""
     with _needs("serve"):
         from serving.api import create_app
-        from serving.engine import load
+        from serving.keys import read_tokens
         from serving.limits import Limits
+        from serving.models import Source
         from serving.server import run
-    allowed = Limits.parse(limits)
-    engines = [load(model, device, threads, precision, decode) for model in models or (None,)]
-    run(create_app(engines, allowed, demo, token), host, port)
+        from serving.settings import Settings
+    run_as = [options.pop(name) for name in ("device", "threads", "precision", "decode")]
+    settings = Settings(
+        Limits.parse(limits),
+        demo=demo or table is not None,
+        table=table,
+        tokens=(*tokens, *(read_tokens(tokens_file) if tokens_file else ())),
+        **options,
+    )
+    sources = [Source.find(model, *run_as) for model in models or (None,)]
+    run(create_app(sources, settings), host, port)
 
 
 def _limit(text: str) -> Callable[[int], float]:

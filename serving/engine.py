@@ -44,7 +44,8 @@ class Engine:
         decode: exact or fast (see `Preprocessing`).
 
     Attributes:
-        spec: the augmentations and heads. preprocessing: side, mean, std and decode.
+        folder: where it is. spec: the augmentations and heads.
+        preprocessing: side, mean, std and decode.
         sha256, heads_sha256: of the encoder's graph and of the heads' (None: no heads).
         provider: what the sessions run on, ONNX Runtime's name.
 
@@ -66,10 +67,11 @@ class Engine:
         threads = usable_cores() if threads is None else threads
         _refuse_unknown(precision, threads)
         folder = Path(folder)
+        self.folder = folder
         self.name, self.precision = name or folder.resolve().name, precision
         self.spec = read_spec(folder)
         self.preprocessing = replace(Preprocessing.from_folder(folder), decode=decode)
-        graphs = self._graphs(folder)
+        graphs = graphs_of(folder, precision)
         self.sha256 = graphs[0].sha256
         self.heads_sha256 = graphs[1].sha256 if self.spec.heads else None
         self._encoder, *heads = open_graphs(graphs, device, threads)
@@ -101,25 +103,6 @@ class Engine:
         physical = {k: to_physical(head, r) for (k, head), r in zip(heads, raw, strict=True)}
         return {k: both_orders(head, physical[k][:n], physical[k][n:]) for k, head in heads}
 
-    def _graphs(self, folder: Path) -> list[Graph]:
-        """The encoder's graph and, of a model with heads, theirs; there, as the manifest says."""
-        encoder, files = GRAPHS[self.precision], read_manifest(folder)["files"]
-        wanted = [(encoder, self.precision), (HEADS_GRAPH, "fp32")][: 2 if self.spec.heads else 1]
-        for path, quantize in wanted:
-            if path.as_posix() not in files or not (folder / path).is_file():
-                option = f" --quantize {quantize} --calibration PHOTOGRAPHS"
-                raise ModelFolderError(
-                    f"{folder} has no {path.as_posix()}: augself export --model {folder}"
-                    f"{option if quantize != 'fp32' else ''}"
-                )
-        side, width = self.preprocessing.size, self.spec.features
-        images, pair = {"images": (side, side, 3)}, {"features_a": (width,), "features_b": (width,)}
-        inputs = (images, pair)
-        return [
-            Graph(folder / path, files[path.as_posix()], precision, shapes)
-            for (path, precision), shapes in zip(wanted, inputs, strict=False)
-        ]
-
     def _check(self, folder: Path) -> None:
         """The graphs must be those the folder's other files describe."""
         side, heads = self.preprocessing.size, self.spec.heads
@@ -137,6 +120,32 @@ class Engine:
             )
 
 
+def graphs_of(folder: Path, precision: str) -> list[Graph]:
+    """The encoder's graph and, of a model with heads, theirs; there, as the manifest says.
+
+    Raises:
+        ModelFolderError: one is missing.
+    """
+    spec, side = read_spec(folder), Preprocessing.from_folder(folder).size
+    encoder, files = GRAPHS[precision], read_manifest(folder)["files"]
+    wanted = [(encoder, precision), (HEADS_GRAPH, "fp32")][: 2 if spec.heads else 1]
+    for path, quantize in wanted:
+        if path.as_posix() not in files or not (folder / path).is_file():
+            option = f" --quantize {quantize} --calibration PHOTOGRAPHS"
+            raise ModelFolderError(
+                f"{folder} has no {path.as_posix()}: augself export --model {folder}"
+                f"{option if quantize != 'fp32' else ''}"
+            )
+    inputs: list[dict[str, tuple[int, ...]]] = [
+        {"images": (side, side, 3)},
+        {"features_a": (spec.features,), "features_b": (spec.features,)},
+    ]
+    return [
+        Graph(folder / path, files[path.as_posix()], precision, shapes)
+        for (path, precision), shapes in zip(wanted, inputs, strict=False)
+    ]
+
+
 def load(
     model: str | None = None,
     device: str = "auto",
@@ -149,12 +158,15 @@ def load(
     Raises:
         ModelFolderError, AugSelfError: see `hub.resolve` and `Engine`.
     """
-    folder = hub.resolve(model)
+    return Engine(hub.resolve(model), device, threads, name_of(model), precision, decode)
+
+
+def name_of(model: str | None) -> str:
+    """What a model is called in answers: a folder's name, a Hub id, `embedded`."""
     if model is None:
-        return Engine(folder, device, threads, EMBEDDED_NAME, precision, decode)
+        return EMBEDDED_NAME
     # A Hub id's folder is named after a commit; the id is the better name.
-    name = None if Path(model).is_dir() else model
-    return Engine(folder, device, threads, name, precision, decode)
+    return Path(model).resolve().name if Path(model).is_dir() else model
 
 
 def _refuse_unknown(precision: str, threads: int) -> None:

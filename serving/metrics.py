@@ -1,13 +1,18 @@
-"""What the server counts, for Prometheus, in a registry of its own."""
+"""What the server counts, for Prometheus, in a registry of its own.
+
+Labels are names of ours or of models that are served, never what a client sent.
+"""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+STAGES = ("read", "fetch", "decode", "queue", "model", "encode")
 
 
 class Metrics:
@@ -20,6 +25,20 @@ class Metrics:
         self.seconds = Histogram(
             "request_seconds", "Time to answer", ["path"], buckets=_SECONDS, **names
         )
+        self.stages = Histogram(
+            "stage_seconds",
+            "Time of one stage: of a request, of an image (decode, fetch), of a run (model)",
+            ["stage"],
+            buckets=_SECONDS,
+            **names,
+        )
+        for stage in STAGES:
+            self.stages.labels(stage)
+        self.active = Gauge("active_requests", "Requests that hold a slot", **names)
+        self.body_bytes = Gauge("body_bytes", "Bodies of requests in memory", **names)
+        self.decoders = Gauge("decoders", "Threads that decode", **names)
+        self.decoders_busy = Gauge("decoders_busy", "Threads that decode now", **names)
+        self.decoders_waiting = Gauge("decoders_waiting", "Images that wait for one", **names)
         self.images = Counter("images", "Images whose features were computed", ["model"], **names)
         self.batches = Histogram(
             "batch_images", "Images in one run", ["model"], buckets=_IMAGES, **names
@@ -29,7 +48,16 @@ class Metrics:
             "dropped", "Requests whose client left before the run", ["model"], **names
         )
         self.ready = Gauge("ready", "1 while the model answers", ["model"], **names)
+        self.restarts = Counter("restarts", "Times a worker was started again", ["model"], **names)
+        self.loads = Counter("loads", "Times a model was loaded", ["model"], **names)
+        self.evictions = Counter("evictions", "Times a model made room", ["model"], **names)
+        self.memory = Gauge("model_memory_bytes", "Of a loaded model", ["model"], **names)
         self.model = Gauge("model_info", "Always 1", ["model", "sha256", "provider"], **names)
+        self.lost_lines = Counter("access_log_lost", "Lines that were not written", **names)
+
+    def stage(self, name: str) -> AbstractContextManager[Any]:
+        """Times what stands in the `with`; one of `STAGES`."""
+        return self.stages.labels(name).time()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

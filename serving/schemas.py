@@ -104,7 +104,12 @@ class ModelRecord(BaseModel):
     units: dict[str, dict[str, str]] = Field(description="Kind -> name -> unit.")
     limits: dict[str, int | float]
     sha256: str = Field(description="Of the encoder's graph.")
-    provider: str = Field(description="What ONNX Runtime runs the model on.")
+    state: str = Field(
+        description="loaded; loading; unloaded: asking loads it; lost: being started again; "
+        "failed: it could not be loaded."
+    )
+    memory_bytes: int = Field(description="What it takes while it is loaded.")
+    provider: str | None = Field(description="What ONNX Runtime runs it on; null: not loaded.")
     precision: str = Field(description="Of the encoder's graph: fp32, int8 or fp16.")
     decode: str = Field(description="exact, or fast: JPEGs decoded smaller, features differ.")
 

@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 
 from augself_hub.errors import AugSelfError
-from serving.limits import Gate
+from serving.gate import Gate
 
 _OPEN_STREAMS_SECONDS = 5  # a demo's open tab keeps a connection for ever
 logger = logging.getLogger(__name__)
@@ -29,6 +29,11 @@ def run(app: Gate, host: str, port: int) -> None:
     listener = _listen(host, port)
     config = uvicorn.Config(
         app,
+        # Not whatever else is installed: httptools would wait for endless headers, and answer
+        # nothing to a good request that bytes of no request follow.
+        http="h11",
+        loop="asyncio",
+        ws="none",  # nothing here speaks WebSocket, and the gate does not watch it
         timeout_graceful_shutdown=_OPEN_STREAMS_SECONDS,
         access_log=False,
         server_header=False,
@@ -36,6 +41,8 @@ def run(app: Gate, host: str, port: int) -> None:
     name = f"[{host}]" if ":" in host else host
     logger.info("listening on http://%s:%d", name, listener.getsockname()[1])
     _Server(config, app).run(sockets=[listener])
+    if app.log is not None:
+        app.log.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,90 +1,85 @@
-"""From image bytes to answers: decoding threads, one batcher a model, deadlines."""
+"""From image bytes to answers: decoding threads, the models, deadlines."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
-from augself_hub.errors import ImageError, UsageError
+from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.preprocess import Preprocessing
 from serving.batcher import Batcher, Draining, QueueFull, WorkerLost
 from serving.bodies import Item
 from serving.client import Local
 from serving.cores import usable_cores
-from serving.engine import Engine
 from serving.limits import Limits
 from serving.metrics import Metrics
+from serving.models import Model, Models
 from serving.problems import Problem, image_problem
+from serving.urls import Fetcher
 
 Result = TypeVar("Result")
-logger = logging.getLogger(__name__)
 
 
 class Service:
     """The models of one server and what they share.
 
     Args:
-        engines: at least one; the first answers requests that name no model.
+        models: which there are.
         limits: of requests.
-
-    Raises:
-        UsageError: two models of one name.
+        decoders: threads that decode; None: as many as there are usable cores.
+        fetcher: fetches images from URLs; None: none are fetched.
     """
 
-    def __init__(self, engines: Sequence[Engine], limits: Limits) -> None:
-        self.limits, self.metrics = limits, Metrics()
-        self.batchers = {
-            engine.name: Batcher(engine, self.metrics, limits.waiting_images) for engine in engines
-        }
-        if len(self.batchers) < len(engines):
-            raise UsageError("two models have the same name: serve them from different folders")
-        self._decoders = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
+    def __init__(
+        self,
+        models: Models,
+        limits: Limits,
+        metrics: Metrics,
+        decoders: int | None = None,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self.models, self.limits, self.metrics, self._fetcher = models, limits, metrics, fetcher
+        decoders = usable_cores() if decoders is None else decoders
+        self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
+        self._asked = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        metrics.decoders.set(decoders)
+        metrics.decoders_busy.set_function(lambda: min(self._asked, decoders))
+        metrics.decoders_waiting.set_function(lambda: max(0, self._asked - decoders))
 
     def start(self) -> None:
-        for name, batcher in self.batchers.items():
-            engine = batcher.engine
-            self.metrics.model.labels(name, engine.sha256, engine.provider).set(1)
-            logger.info("serving %s on %s", name, engine.provider)
-            batcher.start()
+        """On the event loop that will answer."""
+        self._loop = asyncio.get_running_loop()
 
     async def stop(self) -> None:
         """Answer what was accepted, within the deadline."""
-        drains = (
-            asyncio.to_thread(b.drain, self.limits.deadline_seconds) for b in self.batchers.values()
-        )
-        await asyncio.gather(*drains)
+        await self.models.stop(self.limits.deadline_seconds)
+        if self._fetcher is not None:
+            await self._fetcher.close()
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
-    @property
-    def ready(self) -> bool:
-        return all(batcher.ready for batcher in self.batchers.values())
-
-    def local(self) -> Local:
-        """The first model for code in this process, through the same queue as everybody's."""
-        batcher = next(iter(self.batchers.values()))
-        return Local(batcher.engine, batcher.features)
-
-    def batcher(self, model: str | None) -> Batcher:
-        """The model a request names. Raises the 404."""
-        name = next(iter(self.batchers)) if model is None else model
-        if name not in self.batchers:
-            raise Problem(404, "model_not_found", "no such model: see GET /v1/models", "model")
-        return self.batchers[name]
+    def locals(self) -> dict[str, Local]:
+        """The models for code in this process, through the same queues as everybody's."""
+        asked = {name: Queued(self, model) for name, model in self.models.all.items()}
+        return {name: Local(each, self.limits, each.features) for name, each in asked.items()}
 
     def text_metrics(self) -> bytes:
-        for name, batcher in self.batchers.items():
-            self.metrics.ready.labels(name).set(batcher.ready)
+        for name, model in self.models.all.items():
+            self.metrics.ready.labels(name).set(model.state == "loaded")
         return self.metrics.text()
 
     async def images(self, items: Sequence[Item], way: Preprocessing) -> list[np.ndarray]:
-        """Decode fully before anything is queued. Raises the problem of the first bad image."""
+        """Fetch and decode fully before anything is queued. Raises the first bad one's problem."""
+        if self._fetcher is not None:
+            items = await self._fetcher.fetched(items)
         work = (self.in_thread(self._image, item, way) for item in items)
         results = await asyncio.gather(*work, return_exceptions=True)
         for result in results:
@@ -104,9 +99,14 @@ class Service:
             raise Problem(503, "worker_lost", str(error)) from error
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
+        """On a decoding thread; what is cancelled before its turn is not done."""
+        self._asked += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
+        finally:
+            self._asked -= 1
 
-    async def answered(self, request: Request, work: Awaitable[Result]) -> Result:
+    async def answered(self, request: Request, model: Model, work: Awaitable[Result]) -> Result:
         """The result of the work, given up when the client leaves or the deadline passes."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
         try:
@@ -119,16 +119,71 @@ class Service:
                 return task.result()
             if gone.done():
                 raise ClientDisconnect
+            if model.loading is not None:
+                raise Problem(503, "loading", "the model is being loaded: try again later")
             raise Problem(504, "deadline", "the answer took too long: send fewer images")
         finally:
             task.cancel()
             gone.cancel()
 
-    def _image(self, item: Item, way: Preprocessing) -> np.ndarray:
+    def on_loop(self, work: Awaitable[Result]) -> Result:
+        """The result of work for a thread that may block; the deadline holds for it too."""
+        assert self._loop is not None, "the server has not started"
+        timed = asyncio.wait_for(work, self.limits.deadline_seconds)
         try:
-            return way.prepare(item.data(), self.limits.pixels)
-        except ImageError as error:
-            raise image_problem(error, item.param) from error
+            return asyncio.run_coroutine_threadsafe(timed, self._loop).result()
+        except TimeoutError:
+            raise AugSelfError("the answer took too long: try again later") from None
+        except Problem as problem:
+            raise AugSelfError(problem.message) from problem
+
+    def _image(self, item: Item, way: Preprocessing) -> np.ndarray:
+        with self.metrics.stage("decode"):
+            try:
+                return way.prepare(item.data(), self.limits.pixels)
+            except ImageError as error:
+                raise image_problem(error, item.param) from error
+
+
+class Queued:
+    """One model for code on other threads: loaded if need be, asked through its queue."""
+
+    def __init__(self, service: Service, model: Model) -> None:
+        self._service, self._model = service, model
+
+    @property
+    def name(self) -> str:
+        return self._model.name
+
+    @property
+    def folder(self) -> Path:
+        return self._model.source.folder
+
+    @property
+    def spec(self) -> Spec:
+        return self._model.source.spec
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._model.source.preprocessing
+
+    @property
+    def sha256(self) -> str:
+        return self._model.source.sha256
+
+    def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        return self._service.on_loop(self._features(list(images)))
+
+    def differences(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
+        return self._service.on_loop(self._differences(features_a, features_b))
+
+    async def _features(self, images: list[np.ndarray]) -> np.ndarray:
+        async with self._service.models.held(self._model) as batcher:
+            return await self._service.features(batcher, images)
+
+    async def _differences(self, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+        async with self._service.models.held(self._model) as batcher:
+            return await self._service.in_thread(batcher.engine.differences, a, b)
 
 
 async def _disconnected(request: Request) -> None:

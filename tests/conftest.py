@@ -43,6 +43,16 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[Pat
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete model folder with graphs: 32 px, 0.7 M weights, crop, color, flip; untrained."""
+    return _untrained(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return _untrained(tmp_path_factory.mktemp("models") / "other", seed=1)
+
+
+def _untrained(folder: Path, seed: int) -> Path:
     import torch
 
     from augself_hub import AugSelfLoss, AugSelfModel
@@ -52,13 +62,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
     from augself_hub.preprocess import Preprocessing
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     encoder = build_encoder("resnet18-w16", 32)
     loss = AugSelfLoss(encoder.dim, {"crop": 1, "color": 1, "flip": 1}, Policy(size=32))
     model = AugSelfModel(
         encoder.network, loss.heads, loss.spec, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD)
     )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     model.save_pretrained(folder)
     export_folder(folder)
     return folder

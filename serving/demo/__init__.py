@@ -1,24 +1,27 @@
 """The Gradio demo: one file a tab, assembled by `build`.
 
 Torch-free, and no request leaves the visitor's machine for anywhere but the server: no analytics,
-no fonts from elsewhere. Gradio takes the looks of a page where it is started, not where it is
-built, so both ways of starting it get them from here:
+no fonts from elsewhere, and the page's own policy forbids the browser all others. Gradio takes the
+looks of a page where it is mounted, not where it is built:
 
-    build(client).launch(**LAUNCH)
-    gradio.mount_gradio_app(app, build(client), path="/", **LAUNCH)
+    gradio.mount_gradio_app(app, build(models), path="/", **looks(limits))
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import gradio as gr
 
-from serving.client import Local
-from serving.demo import two_views
+from serving.demo import features, neighbours, the_model, two_photographs, two_views
+from serving.demo.gallery import of_examples, of_table
+from serving.demo.visitors import FOLDER, Models
+from serving.limits import Limits
 
 TITLE = "AugSelf: features that know how a picture was changed"
 INTRODUCTION = (
-    "Two views of one photograph go through the encoder; from their features alone the model says "
-    "how view b was cropped, mirrored and coloured differently from view a."
+    "Most self-supervised encoders learn to ignore crops and colours. AugSelf lets them keep both."
 )
 THEME = gr.themes.Default(
     primary_hue="teal",
@@ -28,25 +31,70 @@ THEME = gr.themes.Default(
     # Darker than the theme's own, for a contrast of at least 4.5 with what lies behind.
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
+    link_text_color_dark="#60a5fa",
     body_text_color_subdued="*neutral_500",
     block_label_text_color="*neutral_600",
     block_info_text_color="*neutral_600",
 )
-LAUNCH = {
-    "theme": THEME,
-    "footer_links": ["api", "settings"],
-    "run_history": False,
-    "max_file_size": "20mb",
-    "show_error": False,  # ours are shown all the same; a bug's text is not for visitors
-}
+# Whatever a card or a package might ask for, the browser asks this server or nobody.
+HEAD = (
+    '<meta http-equiv="Content-Security-Policy" content="default-src \'self\' data: blob: '
+    "'unsafe-inline' 'unsafe-eval'\">"
+)
+CSS = """
+.block.hide-container > .html-container { padding: 0; }
+.card td, .card th { word-break: normal; overflow-wrap: anywhere; min-width: 90px; }
+.icon-button[aria-label="common.upload"] { display: none; }
+.token.string { color: #3f6212 !important; }
+.token.builtin { color: #3f6212 !important; }
+.dark .token.string { color: #a3c76a !important; }
+.dark .token.builtin { color: #a3c76a !important; }
+"""
+# Gradio names its upload buttons otherwise than they are labelled, and empty fields need no name.
+JS = """() => new MutationObserver(() =>
+  document.querySelectorAll('button.upload-container[aria-label], div.empty[aria-label]')
+    .forEach((element) => element.removeAttribute('aria-label'))
+).observe(document.body, {childList: true, subtree: true})"""
 FREQUENCY, AGE = 600, 3600  # seconds: pictures older than an hour are deleted every ten minutes
 
 
-def build(client: Local) -> gr.Blocks:
-    """The whole page over one model."""
-    gr.set_static_paths(two_views.FOLDER)
+def looks(limits: Limits) -> dict[str, Any]:
+    """How the page is mounted."""
+    return {
+        "theme": THEME,
+        "head": HEAD,
+        "css": CSS,
+        "js": JS,
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "max_file_size": limits.body_bytes,
+        "show_error": False,  # ours are shown all the same; a bug's text is not for visitors
+    }
+
+
+def build(models: Models, table: str | None = None) -> gr.Blocks:
+    """The whole page.
+
+    Args:
+        models: what is served; the first is picked when the page opens.
+        table: a FeatureTable's folder whose pictures are searched; None: the examples.
+
+    Raises:
+        UsageError: the table comes from no served model, or its pictures are not there.
+    """
+    gr.set_static_paths(FOLDER)
+    gallery = of_examples() if table is None else of_table(Path(table), list(models.values()))
+    names = list(models)
     page = gr.Blocks(title="AugSelf Hub", analytics_enabled=False, delete_cache=(FREQUENCY, AGE))
     with page:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
-        two_views.tab(page, client)
+        picker = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
+        with gr.Tabs(overflow_behavior="wrap"):
+            two_views.tab(page, models, picker)
+            two_photographs.tab(models, picker)
+            neighbours.tab(models, picker, gallery)
+            features.tab(models, picker)
+            the_model.tab(models, picker)
     return page

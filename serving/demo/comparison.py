@@ -121,7 +121,7 @@ def _line(row: Row) -> str:
     predicted = f"{row.predicted:.0%}" if row.chance else _number(row.predicted, row)
     true = ("no", "yes")[int(row.true)] if row.chance else _number(row.true, row)
     cells = f"<td>{true}</td><td>{predicted}{error}</td>"
-    return f'<tr>{name}{cells}<td class="bars">{_bars(row.true, row.predicted, row.span)}</td></tr>'
+    return f'<tr>{name}{cells}<td class="bars">{_bars(row)}</td></tr>'
 
 
 def _number(value: float, row: Row) -> str:
@@ -130,19 +130,33 @@ def _number(value: float, row: Row) -> str:
     return f"{rounded:+.{digits}f}" if rounded else f"{0:.{digits}f}"
 
 
-def _bars(true: float, predicted: float, span: float) -> str:
-    """Two bars from a common zero in the middle; what is larger than the span ends at its edge."""
+def _bars(row: Row) -> str:
+    """Two bars from a common zero in the middle, the predicted one with its standard error.
+
+    What is larger than the span ends at its edge.
+    """
     bars = (
         f'<rect class="{name}" x="{100 + min(length, 0):.1f}" y="{y}" '
         f'width="{abs(length):.1f}" height="7"/>'
         for name, y, length in (
-            ("true", 2, _length(true, span)),
-            ("predicted", 11, _length(predicted, span)),
+            ("true", 2, _length(row.true, row.span)),
+            ("predicted", 11, _length(row.predicted, row.span)),
         )
     )
     return (
         '<svg viewBox="0 0 200 20" preserveAspectRatio="none" aria-hidden="true">'
-        f'{"".join(bars)}<rect class="zero" x="99.5" y="0" width="1" height="20"/></svg>'
+        f"{''.join(bars)}{_whisker(row)}"
+        '<rect class="zero" x="99.5" y="0" width="1" height="20"/></svg>'
+    )
+
+
+def _whisker(row: Row) -> str:
+    """One standard error to both sides of the prediction."""
+    if row.error is None:
+        return ""
+    low, high = (_length(row.predicted + side * row.error, row.span) for side in (-1, 1))
+    return (
+        f'<rect class="error" x="{100 + low:.1f}" y="13.7" width="{high - low:.1f}" height="1.6"/>'
     )
 
 
@@ -165,6 +179,7 @@ svg { display: block; width: 100%; height: 22px; }
 i { display: inline-block; width: 10px; height: 10px; margin-right: 6px; border-radius: 2px; }
 i.true { background: #0d9488; } rect.true { fill: #0d9488; }
 i.predicted { background: #a855f7; } rect.predicted { fill: #a855f7; }
+rect.error { fill: var(--body-text-color); }
 rect.zero { fill: var(--body-text-color-subdued); }
 @media (max-width: 480px) { table { font-size: var(--text-sm); } th, td { padding: 4px; } }
 """

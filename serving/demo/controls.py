@@ -6,7 +6,7 @@ augmentation is new rows here and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,6 +71,12 @@ def controls(spec: Spec) -> list[Control]:
         Control("sol", "Solarize from (1: nothing)", "sol", (), 1.0),
     )
     return [control for control in table if control.kind in spec.heads]
+
+
+def labels(specs: Iterable[Spec]) -> list[tuple[str, str]]:
+    """(kind, label) of every control that at least one of several models has, models in order."""
+    rows = (row for spec in specs for row in controls(spec))
+    return list(dict.fromkeys((row.kind, row.label) for row in rows))
 
 
 def _factor(policy: Policy, column: int) -> Control:

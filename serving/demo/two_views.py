@@ -1,97 +1,133 @@
-"""The tab "Two views": augment a photograph twice, and see what the features know about it."""
+"""The tab "Two views": augment a photograph twice, and see what the features know about it.
+
+Every served model may know other augmentations, so the tab has the controls of all of them and
+shows those of the model that is picked.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
 from gradio.events import Dependency
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import Parameters, draw
 from augself_hub.augmentations.spec import Policy, Spec
-from augself_hub.errors import AugSelfError
-from augself_hub.preprocess import Box, crop_resized, decode
-from serving.client import Local
-from serving.demo.comparison import STYLE, TITLES, compare, table
-from serving.demo.controls import Control, Value, controls, parameters, values
+from augself_hub.preprocess import crop_resized
+from serving.demo.comparison import STYLE, TITLES, Row, compare, table
+from serving.demo.controls import Control, Value, controls, labels, parameters, values
+from serving.demo.frames import (
+    FRAME_SIDE,
+    PREDICTED,
+    TRUE,
+    box_in_frame,
+    box_in_pixels,
+    enlarged,
+    in_frame,
+    outlined,
+)
+from serving.demo.picks import picked, picks
+from serving.demo.undo import can_undo, undone
+from serving.demo.visitors import EXAMPLES, PRIVATE, QUIET, Models, given, readable, upload
 from serving.differences import is_gray
 
-FOLDER = Path(__file__).parent / "examples"
-EXAMPLES = tuple(
-    str(FOLDER / f"{name}.jpg")
-    for name in ("fig", "dogs", "brushes", "autumn", "drum", "dandelion")
+SENTENCE = (
+    "Two crops of one photograph, coloured differently. From their **features alone** the model "
+    "guesses what takes view a to view b."
 )
 CAPTIONS = {
     "relative": "What takes view a to view b, as seen in view a.",
     "paper": "View a minus view b, as in the AugSelf paper.",
 }
-COLORS = ("#2563eb", "#ea580c")  # of the boxes of view a and view b
+FRAME_CAPTION = (
+    f'<i style="background:{TRUE}"></i>where view b is <i style="background:{PREDICTED}"></i>'
+    "where the model puts it, drawn over view a"
+)
+FRAME_STYLE = """
+font-size: var(--text-sm); color: var(--body-text-color-subdued);
+i { display: inline-block; width: 10px; height: 10px; margin: 0 6px 0 10px; border-radius: 2px; }
+i:first-child { margin-left: 0; }
+"""
+UNDO_CAPTION = (
+    "Drag the handle: view a on the left; on the right view b with the predicted difference taken "
+    "back. Plain gray is what view b does not show."
+)
 FIRST = 31  # the draw view b starts with: cropped, mirrored and coloured
-LONGEST_SIDE = 640  # of the photograph as it is shown with the two boxes
-SMALLEST_VIEW = 256  # smaller views are shown with larger pixels
-_QUIET = {"concurrency_limit": None, "show_progress": "hidden"}  # the server's own queue limits
+
+TICKS = ("Mirrored", "Gray")
+
+Kinds = Sequence[tuple[str, str]]  # (kind, label) of every control of one view
 
 
 class _Parts(NamedTuple):
     """The components of the tab that events read and write."""
 
-    examples: gr.Dataset
+    examples: gr.HTML
     photograph: gr.File
     pictures: list[gr.Image]
     surprise_me: gr.Button
     reset: gr.Button
+    clicks: gr.State  # a draw's number
+    caption: gr.Markdown
     comparison: gr.HTML
+    in_a: list[Any]  # what is only there for models that say it: view b in a's frame, and undone
     settings: list[gr.Slider | gr.Checkbox]
+    headings: list[tuple[str, gr.Markdown]]
 
 
-def tab(page: gr.Blocks, client: Local) -> None:
+def tab(page: gr.Blocks, models: Models, picker: gr.Dropdown) -> None:
     """Build the tab inside `page`, which is open, and wire it."""
-    rows = controls(client.engine.spec)
+    kinds = labels(model.spec for model in models.values())
     with gr.Tab("Two views"):
-        parts = _layout(rows, client.engine.spec)
-    changes = _changes(parts, rows, client.engine.spec.policy)
+        parts = _layout(kinds, next(iter(models.values())).spec)
+    changes = _changes(parts, models, kinds, picker)
     answer = {
-        "fn": partial(pair, client, rows),
-        "inputs": [parts.photograph, *parts.settings],
-        "outputs": [*parts.pictures, parts.comparison],
-        **_QUIET,
+        "fn": partial(pair, models, kinds),
+        "inputs": [picker, parts.photograph, *parts.settings],
+        "outputs": [*parts.pictures, parts.comparison, *parts.in_a[1:]],
+        **QUIET,
     }
     gr.on([page.load, parts.photograph.upload], api_name="two_views", **answer)
     for change in changes:
-        change.success(api_visibility="private", **answer)
+        change.success(**PRIVATE, **answer)
     # While a slider is dragged only its last position is asked for.
     moved = [setting.input for setting in parts.settings]
-    gr.on(moved, trigger_mode="always_last", api_visibility="private", **answer)
+    gr.on(moved, trigger_mode="always_last", **PRIVATE, **answer)
 
 
-def _changes(parts: _Parts, rows: Sequence[Control], policy: Policy) -> list[Dependency]:
+def _changes(parts: _Parts, models: Models, kinds: Kinds, picker: gr.Dropdown) -> list[Dependency]:
     """What changes the photograph or the controls from elsewhere: new pictures are due after it."""
-    clicks = gr.State(1)
-    drawn = parts.surprise_me.click(
-        partial(surprise, rows, policy),
-        [parts.photograph, clicks],
-        [clicks, *parts.settings],
-        api_name="surprise",
-        **_QUIET,
-    )
-    private = {"api_visibility": "private", **_QUIET}
+    quiet = {**PRIVATE, **QUIET}
+    known = [parts.caption, parts.in_a[0], *(h for _, h in parts.headings), *parts.settings]
     return [
-        drawn,
-        parts.examples.click(EXAMPLES.__getitem__, parts.examples, parts.photograph, **private),
-        parts.reset.click(partial(_neutral, rows), None, parts.settings, **private),
+        parts.surprise_me.click(
+            partial(surprise, models, kinds),
+            [picker, parts.photograph, parts.clicks],
+            [parts.clicks, *parts.settings],
+            api_name="surprise",
+            **QUIET,
+        ),
+        parts.examples.click(_example, None, parts.photograph, **quiet),
+        parts.reset.click(partial(_neutral, models, kinds), picker, parts.settings, **quiet),
+        picker.input(
+            partial(_of_model, models, kinds, [kind for kind, _ in parts.headings]),
+            picker,
+            known,
+            **quiet,
+        ),
     ]
 
 
-def _layout(rows: Sequence[Control], spec: Spec) -> _Parts:
+def _layout(kinds: Kinds, spec: Spec) -> _Parts:
     """On a phone the columns stand below each other: photograph, answer, controls."""
+    gr.Markdown(SENTENCE)
     examples, photograph = _choice()
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -99,33 +135,34 @@ def _layout(rows: Sequence[Control], spec: Spec) -> _Parts:
             with gr.Row():
                 surprise_me = gr.Button("Surprise me", variant="primary", min_width=140)
                 reset = gr.Button("Reset", min_width=140)
-            gr.Markdown(f"### What the features say\n{CAPTIONS[spec.convention]}")
+            in_a = _in_a(spec)
+            gr.Markdown("### What the features say")
+            caption = gr.Markdown(CAPTIONS[spec.convention])
             comparison = gr.HTML(css_template=STYLE, apply_default_css=False)
         with gr.Column(scale=2, min_width=300):
-            settings = _settings(rows, spec.policy)
-    return _Parts(examples, photograph, pictures, surprise_me, reset, comparison, settings)
+            headings, settings = _settings(kinds, spec)
+    return _Parts(
+        examples,
+        photograph,
+        pictures,
+        surprise_me,
+        reset,
+        gr.State(1),
+        caption,
+        comparison,
+        in_a,
+        settings,
+        headings,
+    )
 
 
-def _choice() -> tuple[gr.Dataset, gr.File]:
+def _choice() -> tuple[gr.HTML, gr.File]:
     """The examples and the upload field. The field holds the photograph, chosen or uploaded."""
     with gr.Row():
-        examples = gr.Dataset(
-            components=[gr.Image(visible=False)],
-            samples=[[path] for path in EXAMPLES],
-            type="index",
-            label="Pick a photograph",
-            scale=3,
-            min_width=300,
-        )
-        photograph = gr.File(
-            EXAMPLES[0],
-            type="binary",
-            file_types=["image"],
-            label="or upload your own",
-            height=140,
-            scale=2,
-            min_width=300,
-        )
+        with gr.Column(scale=3, min_width=300):
+            named = [(Path(path).stem, Image.open(path)) for path in EXAMPLES]
+            examples = picks("Pick a photograph", named)
+        photograph = upload("or upload your own", EXAMPLES[0], scale=2)
     return examples, photograph
 
 
@@ -141,95 +178,183 @@ def _pictures() -> list[gr.Image]:
     return [photograph, a, b]
 
 
-def _settings(rows: Sequence[Control], policy: Policy) -> list[gr.Slider | gr.Checkbox]:
+def _in_a(spec: Spec) -> list[Any]:
+    """View b in view a's frame, and taken back to view a."""
+    with gr.Row(visible=can_undo(spec)) as row:
+        with gr.Column(min_width=240):
+            gr.Markdown("### Where view b lies")
+            alt = "view a with two boxes: where view b is, and where the model puts it"
+            frame = gr.Image(
+                interactive=False,
+                buttons=[],
+                show_label=False,
+                alt_text=alt,
+                format="png",
+                image_mode="RGBA",
+            )
+            gr.HTML(FRAME_CAPTION, css_template=FRAME_STYLE, apply_default_css=False)
+        with gr.Column(min_width=240):
+            gr.Markdown("### Undo")
+            slider = gr.ImageSlider(
+                interactive=False, buttons=[], show_label=False, format="png", max_height=480
+            )
+            gr.HTML(UNDO_CAPTION, css_template=FRAME_STYLE, apply_default_css=False)
+    return [row, frame, slider]
+
+
+def _settings(
+    kinds: Kinds, spec: Spec
+) -> tuple[list[tuple[str, gr.Markdown]], list[gr.Slider | gr.Checkbox]]:
     """The controls of view a and of view b, in this order, whatever their place on the page."""
+    rows = controls(spec)
     width, height = Image.open(EXAMPLES[0]).size
-    first = values(rows, draw(policy, (0, 0, FIRST, 1), height, width), height, width)
+    drawn = values(rows, draw(spec.policy, (0, 0, FIRST, 1), height, width), height, width)
+    first = {row.label: value for row, value in zip(rows, drawn, strict=True)}
+    neutral = {row.label: row.neutral for row in rows}
     with gr.Accordion("View b"):
-        b = _controls(rows, first)
+        headings_b, b = _controls(kinds, rows, first)
     with gr.Accordion("View a, the reference", open=False):
-        a = _controls(rows, [row.neutral for row in rows])
-    return a + b
+        headings_a, a = _controls(kinds, rows, neutral)
+    return headings_a + headings_b, a + b
 
 
-def _controls(rows: Sequence[Control], start: Sequence[Value]) -> list[gr.Slider | gr.Checkbox]:
+def _controls(
+    kinds: Kinds, rows: Sequence[Control], start: dict[str, Value]
+) -> tuple[list[tuple[str, gr.Markdown]], list[gr.Slider | gr.Checkbox]]:
     """Sliders under a heading for their kind; tick boxes speak for themselves."""
-    components = []
-    pairs = zip(rows, start, strict=True)
-    for (kind, tick), group in itertools.groupby(pairs, lambda pair: (pair[0].kind, pair[0].tick)):
+    by_label = {row.label: row for row in rows}
+    headings, components = [], []
+    for (kind, tick), group in itertools.groupby(kinds, lambda pair: (pair[0], pair[1] in TICKS)):
         if not tick:
-            gr.Markdown(f"**{TITLES[kind]}**")
+            shown = any(row.kind == kind for row in rows)
+            headings.append((kind, gr.Markdown(f"**{TITLES[kind]}**", visible=shown)))
         with gr.Row():
-            components += [_control(row, value) for row, value in group]
-    return components
+            for _, label in group:
+                components.append(_control(label, by_label.get(label), start.get(label)))
+    return headings, components
 
 
-def _control(row: Control, value: Value) -> gr.Slider | gr.Checkbox:
-    if row.tick:
-        return gr.Checkbox(value, label=row.label)
-    return gr.Slider(row.low, row.high, value, step=row.step, label=row.label, min_width=180)
+def _control(label: str, row: Control | None, value: Value | None) -> gr.Slider | gr.Checkbox:
+    """A control the picked model does not have is hidden, with any range."""
+    if label in TICKS:
+        return gr.Checkbox(bool(value), label=label, visible=row is not None)
+    ranges = {"minimum": 0, "maximum": 1} if row is None else _range(row)
+    return gr.Slider(**ranges, value=value, label=label, min_width=180, visible=row is not None)
 
 
-def _neutral(rows: Sequence[Control]) -> list[Value]:
-    return 2 * [row.neutral for row in rows]
+def _range(row: Control) -> dict[str, float]:
+    return {"minimum": row.low, "maximum": row.high, "step": row.step}
+
+
+def _of_model(models: Models, kinds: Kinds, headings: Sequence[str], name: str) -> list[Any]:
+    """What picking a model changes: the caption, the pictures in a's frame, the controls."""
+    spec = models[name].spec
+    rows = {row.label: row for row in controls(spec)}
+    return [
+        CAPTIONS[spec.convention],
+        gr.update(visible=can_undo(spec)),
+        *(gr.update(visible=kind in spec.heads) for kind in headings),
+        *2 * [_updated(rows.get(label)) for _, label in kinds],
+    ]
+
+
+def _updated(row: Control | None) -> Any:
+    if row is None:
+        return gr.update(visible=False)
+    ranges = {} if row.tick else _range(row)
+    return gr.update(visible=True, value=row.neutral, **ranges)
+
+
+def _example(event: gr.EventData) -> str:
+    return EXAMPLES[picked(event)]
+
+
+def _neutral(models: Models, kinds: Kinds, name: str) -> list[Any]:
+    rows = controls(models[name].spec)
+    return _shown(kinds, rows, [row.neutral for row in rows]) * 2
+
+
+def _shown(kinds: Kinds, rows: Sequence[Control], some: Sequence[Value]) -> list[Any]:
+    """Values of a model's controls -> of all controls; those it does not have stay as they are."""
+    known = {row.label: value for row, value in zip(rows, some, strict=True)}
+    return [known.get(label, gr.skip()) for _, label in kinds]
+
+
+def _chosen(kinds: Kinds, rows: Sequence[Control], some: Sequence[Value]) -> list[Value]:
+    """The inverse of `_shown`."""
+    by_label = {label: value for (_, label), value in zip(kinds, some, strict=True)}
+    return [by_label[row.label] for row in rows]
 
 
 def surprise(
-    rows: Sequence[Control], policy: Policy, photograph: bytes | None, click: int
-) -> list[Value]:
+    models: Models, kinds: Kinds, name: str, photograph: bytes | None, click: int
+) -> list[Any]:
     """Keyed random parameters of two views: the same click draws the same for everybody.
 
     Returns:
         The next click's number, then the values of view a's and view b's controls.
     """
-    with _readable():
-        width, height = _decoded(photograph).size
-    drawn = (draw(policy, (0, 0, click, view), height, width) for view in (0, 1))
-    a, b = (values(rows, view, height, width) for view in drawn)
+    spec = models[name].spec
+    with readable():
+        width, height = models[name].decode(given(photograph)).size
+    rows = controls(spec)
+    drawn = (draw(spec.policy, (0, 0, click, view), height, width) for view in (0, 1))
+    a, b = (_shown(kinds, rows, values(rows, view, height, width)) for view in drawn)
     return [click + 1, *a, *b]
 
 
 def pair(
-    client: Local, rows: Sequence[Control], photograph: bytes | None, *settings: Value
-) -> tuple[Image.Image, np.ndarray, np.ndarray, str]:
+    models: Models, kinds: Kinds, name: str, photograph: bytes | None, *settings: Value
+) -> tuple[Any, ...]:
     """A photograph and the values of both views' controls -> what the tab shows.
 
     Returns:
-        The photograph with the two boxes, view a, view b, and the table as HTML.
+        The photograph with the two boxes, view a, view b, the table as HTML; view b's boxes in view
+        a's frame, and view a beside view b taken back (None where the model does not say).
 
     Raises:
         gr.Error: the upload is no image we read, or the server is full.
     """
-    with _readable():
-        image = _decoded(photograph)
-        half = len(settings) // 2
+    model, half = models[name], len(settings) // 2
+    spec, rows = model.spec, controls(model.spec)
+    with readable():
+        image = model.decode(given(photograph))
         a, b = (
-            parameters(rows, some, image.height, image.width)
+            parameters(rows, _chosen(kinds, rows, some), image.height, image.width)
             for some in (settings[:half], settings[half:])
         )
-        view_a, view_b = two_views(image, a, b, client.engine.spec.policy)
-        features = client.features([view_a, view_b])
-    predicted = client.differences(features[:1], features[1:])
+        views = two_views(image, a, b, spec.policy)
+        features = model.features(list(views))
+        predicted = model.differences(features[:1], features[1:])
     # What counts is what a picture looks like: a photograph may be gray from the start.
-    seen_a, seen_b = ({**p, "gray": np.array([is_gray(v)])} for p, v in ((a, view_a), (b, view_b)))
-    compared = compare(client.engine.spec, seen_a, seen_b, predicted)
+    gray = [is_gray(view) for view in views]
+    seen_a, seen_b = ({**p, "gray": np.array([g])} for p, g in zip((a, b), gray, strict=True))
+    compared = compare(spec, seen_a, seen_b, predicted)
     boxes = [box_in_pixels(view["crop"][0], image) for view in (a, b)]
-    return outlined(image, boxes), enlarged(view_a), enlarged(view_b), table(compared)
+    return (
+        outlined(image, boxes),
+        *(enlarged(view) for view in views),
+        table(compared),
+        *_in_frame_of_a(spec, views, compared, predicted, any(gray)),
+    )
 
 
-def _decoded(photograph: bytes | None) -> Image.Image:
-    if photograph is None:
-        raise AugSelfError("there is no photograph: pick an example or upload one")
-    return decode(photograph)
-
-
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Our errors are one line for people: the page shows them as they are."""
-    try:
-        yield
-    except AugSelfError as error:
-        raise gr.Error(str(error), print_exception=False) from error
+def _in_frame_of_a(
+    spec: Spec,
+    views: np.ndarray,
+    compared: Sequence[Row],
+    predicted: dict[str, np.ndarray],
+    gray: bool,
+) -> tuple[Any, Any]:
+    """View b's boxes over view a, and (view a, view b taken back)."""
+    if not can_undo(spec):
+        return None, None
+    crop = [(row.true, row.predicted) for row in compared if row.kind == "crop"]
+    boxes = [box_in_frame(np.array(numbers)) for numbers in zip(*crop, strict=True)]
+    one = {kind: numbers[0] for kind, numbers in predicted.items()}
+    a = np.asarray(Image.fromarray(views[0]).resize((FRAME_SIDE, FRAME_SIDE)))
+    back = undone(views[1], one, gray, spec.policy, FRAME_SIDE)
+    return in_frame(views[0], list(zip((TRUE, PREDICTED), boxes, strict=False))), (a, back)
 
 
 def two_views(image: Image.Image, a: Parameters, b: Parameters, policy: Policy) -> np.ndarray:
@@ -239,35 +364,3 @@ def two_views(image: Image.Image, a: Parameters, b: Parameters, policy: Policy) 
     both = {name: np.concatenate([a[name], b[name]]) for name in a}
     views = augment(crops.transpose(0, 3, 1, 2).astype(np.float32) / 255, both, policy)
     return np.round(views.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
-
-
-def box_in_pixels(crop: np.ndarray, image: Image.Image) -> Box:
-    """(4,) top, left, height, width as fractions -> left, top, right, bottom, not rounded."""
-    top, left, height, width = (float(v) for v in crop)
-    return (
-        left * image.width,
-        top * image.height,
-        (left + width) * image.width,
-        (top + height) * image.height,
-    )
-
-
-def outlined(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """The image, small enough to show, with the boxes of view a and view b drawn in."""
-    scale = min(1.0, LONGEST_SIDE / max(image.size))
-    shown = image.resize([max(1, round(side * scale)) for side in image.size])
-    pen, font = ImageDraw.Draw(shown), ImageFont.load_default(28)
-    for name, color, box in zip("ab", COLORS, boxes, strict=True):
-        left, top, right, bottom = (v * scale for v in box)
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, color, 5)
-        # a's name stands at its lower left, b's at its lower right: equal boxes show both.
-        corner = (left if name == "a" else right - 30, bottom - 34)
-        pen.rectangle((*corner, corner[0] + 29, corner[1] + 33), color)
-        pen.text((corner[0] + 15, corner[1] + 16), name, "white", font, "mm")
-    return shown
-
-
-def enlarged(view: np.ndarray) -> np.ndarray:
-    """A small view with every pixel repeated: what the model sees, not a smoothed picture."""
-    times = -(-SMALLEST_VIEW // view.shape[0])
-    return view.repeat(times, axis=0).repeat(times, axis=1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -19,7 +22,7 @@ from PIL import Image
 
 SIDE = 32
 LIMITS = {
-    "body_bytes": 1_000_000,
+    "body_bytes": 4_000_000,
     "items": 8,
     "pixels": 1_000_000,
     "waiting_images": 4096,
@@ -27,12 +30,28 @@ LIMITS = {
 }
 
 
-class ServerProcess:
-    """`augself serve` on a free port."""
+SECRETS = ("/", "0x", "Error", "Exception", "Traceback", "object at")
+AUGSELF = ("-m", "augself_hub.cli")
 
-    def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "augself_hub.cli", "serve", "--port", "0", *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+class ServerProcess:
+    """`augself serve` on a free port; `environment` is added to ours.
+
+    Args:
+        program: what Python runs instead of the command.
+    """
+
+    def __init__(
+        self, *options: str, program: tuple[str, ...] = AUGSELF, **environment: str
+    ) -> None:
+        command = [sys.executable, *program, "serve", "--port", "0", *options]
+        self.process = subprocess.Popen(
+            command,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         self.log: list[str] = []
         self.url = self._address()
         threading.Thread(target=self._drain_log, daemon=True).start()
@@ -59,6 +78,18 @@ class ServerProcess:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
+    def megabytes(self, what: str = "VmRSS") -> float:
+        """Its memory now, or the most it had (VmHWM) since `forget_peak`."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(re.findall(rf"{what}:\s+(\d+) kB", status)[0]) / 1024
+
+    def forget_peak(self) -> None:
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+
+    def connect(self) -> socket.socket:
+        """A connection for what no HTTP client would send."""
+        return socket.create_connection(("127.0.0.1", self.port), 20)
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(20)
@@ -69,8 +100,8 @@ def start_server(tiny_model: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts a server of its own for one test; stops it afterwards."""
     started: list[ServerProcess] = []
 
-    def start(*options: str) -> ServerProcess:
-        started.append(ServerProcess("--model", str(tiny_model), *options))
+    def start(*options: str, **more: Any) -> ServerProcess:
+        started.append(ServerProcess("--model", str(tiny_model), *options, **more))
         return started[-1]
 
     yield start
@@ -92,6 +123,34 @@ def server(tiny_model: Path) -> Iterator[ServerProcess]:
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Callable[[httpx.Response], np.ndarray]:
+    """The features (N, D) of an answer, in the order of the request."""
+
+    def read(response: httpx.Response) -> np.ndarray:
+        assert response.status_code == 200, response.text
+        data = response.json()["data"]
+        assert [item["index"] for item in data] == list(range(len(data)))
+        return np.array([item["embedding"] for item in data], np.float32)
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def problem() -> Callable[[httpx.Response], tuple[int, str, str | None]]:
+    """(status, code, param) of an error, whose body must tell nothing of our inside."""
+
+    def read(response: httpx.Response) -> tuple[int, str, str | None]:
+        error = response.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        message = error["message"].replace("application/", "").replace("image/", "")
+        message = message.replace("multipart/", "").replace("/v1/models", "")
+        assert not any(secret in message for secret in SECRETS), error["message"]
+        return response.status_code, error["code"], error["param"]
+
+    return read
 
 
 @pytest.fixture(scope="session")

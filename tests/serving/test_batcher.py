@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from serving import batcher as batching
 from serving.batcher import Batcher, Draining, QueueFull, WorkerLost
 from serving.metrics import Metrics
 
@@ -119,7 +120,6 @@ def test_a_client_that_left_is_dropped_and_counted(engine, busy):
     assert 'augself_dropped_total{model="held"} 1.0' in busy.batcher.metrics.text().decode()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_dead_worker_fails_all_who_wait_and_turns_ready_off(engine, busy):
     running, queued = busy.submit(images(DEADLY)), busy.submit(images(*[3] * 4))
     engine.gate.set()
@@ -129,6 +129,39 @@ def test_a_dead_worker_fails_all_who_wait_and_turns_ready_off(engine, busy):
     with pytest.raises(WorkerLost):
         busy.submit(images(4))
     assert not busy.batcher.ready
+
+
+def test_a_dead_worker_comes_back_on_a_new_engine(engine):
+    """Each failed start is followed by a longer rest, and nothing is accepted before it runs."""
+    renewed, starts = HeldEngine(), []
+    renewed.gate.set()
+
+    def renew() -> HeldEngine:
+        starts.append(time.monotonic())
+        if len(starts) < 3:
+            raise RuntimeError("no memory")
+        return renewed
+
+    batcher = Batcher(engine, Metrics(), renew=renew)
+    batcher.start()
+    engine.gate.set()
+    with pytest.raises(WorkerLost):
+        batcher.features(images(DEADLY))
+    while not batcher.ready:
+        time.sleep(0.01)
+    assert batcher.features(images(7)).tolist() == [[7]] and renewed.runs == [[7]]
+    assert starts[2] - starts[1] > starts[1] - starts[0] > batching.FIRST_REST
+    batcher.drain(5)
+
+
+def test_a_worker_that_rests_can_be_drained(engine):
+    batcher = Batcher(engine, Metrics())
+    batcher.start()
+    engine.gate.set()
+    with pytest.raises(WorkerLost):
+        batcher.features(images(DEADLY))
+    batcher.drain(5)
+    assert not batcher._worker.is_alive()
 
 
 def test_draining_answers_what_was_accepted(engine, busy):

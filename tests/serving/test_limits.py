@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -12,22 +13,27 @@ import pytest
 
 from augself_hub.errors import UsageError
 from serving.api import create_app
-from serving.engine import load
-from serving.limits import Gate, Limits
+from serving.gate import Gate
+from serving.limits import Limits
+from serving.models import Source
+from serving.settings import Settings
 
 
 class Held:
-    """A server whose model waits at `gate` (or does what `fate` says) once it is asked."""
+    """A server whose model waits at `gate` (or does what `fate` says) once it is asked.
 
-    def __init__(self, model: str, **limits: float) -> None:
-        engine = load(model, "cpu", 1)
+    When its worker is started again, it gets an engine that does neither.
+    """
+
+    def __init__(self, model: Path, **limits: float) -> None:
         self.gate, self.asked = threading.Event(), threading.Event()
-        self._run, engine.features = engine.features, self._features
-        self.app: Gate = create_app([engine], Limits(**limits))
-        self.service = self.app.app.state.service
         self.fate = lambda: None
-        self.service.start()
-        while not self.service.ready:
+        settings = Settings(Limits(**limits), max_batch=min(32, limits.get("waiting_images", 32)))
+        self.app: Gate = create_app([Source("tiny", model, "cpu", 1)], settings)
+        self.service = self.app.app.state.service
+        engine = self.service.models.first.batcher.engine
+        self._run, engine.features = engine.features, self._features
+        while not self.service.models.ready:
             time.sleep(0.01)
 
     def _features(self, images: list[np.ndarray]) -> np.ndarray:
@@ -55,7 +61,7 @@ def held(tiny_model):
     servers: list[Held] = []
 
     def start(**limits: float) -> Held:
-        servers.append(Held(str(tiny_model), **limits))
+        servers.append(Held(tiny_model, **limits))
         return servers[-1]
 
     yield start
@@ -118,8 +124,7 @@ def test_the_deadline_is_504(held, image):
     asyncio.run(scenario())
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_lost_worker_is_503_and_not_ready(held, image):
+def test_a_lost_worker_is_503_and_not_ready_until_it_is_back(held, image):
     server = held()
     server.gate.set()
     server.fate = lambda: exit(1)
@@ -131,6 +136,30 @@ def test_a_lost_worker_is_503_and_not_ready(held, image):
                 assert code(answer) == (503, "worker_lost") and answer.headers["retry-after"]
             assert code(await client.get("/health/ready")) == (503, "not_ready")
             assert (await client.get("/health/live")).status_code == 200
+            while (await client.get("/health/ready")).status_code != 200:
+                await asyncio.sleep(0.05)
+            assert (await client.post("/v1/embeddings", files=image)).status_code == 200
+            metrics = (await client.get("/metrics")).text
+        assert 'augself_restarts_total{model="tiny"} 1.0' in metrics
+
+    asyncio.run(scenario())
+
+
+def test_a_poisoned_session_is_replaced(held, image):
+    """Whatever it is asked, the session fails: 503, not 500 for ever, and a new session heals."""
+    server = held()
+    server.gate.set()
+    engine = server.service.models.first.batcher.engine
+    del engine._encoder.session
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            answer = await client.post("/v1/embeddings", files=image)
+            assert code(answer) == (503, "worker_lost")
+            while (await client.get("/health/ready")).status_code != 200:
+                await asyncio.sleep(0.05)
+            assert (await client.post("/v1/embeddings", files=image)).status_code == 200
+        assert server.service.models.first.batcher.engine is not engine
 
     asyncio.run(scenario())
 
@@ -185,6 +214,7 @@ def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
             first = asyncio.create_task(client.post("/v1/embeddings", files=image))
             await server.wait_until_asked()
             await left()
+            await asyncio.sleep(0.05)  # the loop hands the cancelling on
             server.gate.set()
             assert (await first).status_code == 200
             await client.post("/v1/embeddings", files=image)
@@ -203,6 +233,7 @@ def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
         (["items=0"], "must be more than 0"),
         (["upload_seconds=nan"], "must be more than 0"),
         (["items=900"], "allow at least 1800"),
+        (["total_bytes=1000"], "one body may have"),
     ],
 )
 def test_limits_are_checked_against_each_other(settings, message):
@@ -214,6 +245,39 @@ def test_limits_are_set_by_name():
     assert Limits.parse(["items=8", "upload_seconds=2"]) == Limits(items=8, upload_seconds=2.0)
 
 
-def test_an_open_demo_and_a_token_contradict_each_other(tiny_model):
-    with pytest.raises(UsageError, match="without a token"):
-        create_app([load(str(tiny_model), "cpu", 1)], demo=True, token="x")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"demo": True, "tokens": ("x",)}, "without a token"),
+        ({"limits": Limits(items=4, waiting_images=8)}, "no batch could be as large"),
+        (
+            {"limits": Limits(fetch_seconds=30), "url_hosts": ("example.org",)},
+            "allow less for fetching",
+        ),
+    ],
+)
+def test_settings_are_checked_against_each_other(settings, message):
+    with pytest.raises(UsageError, match=message):
+        Settings(**settings)
+
+
+def test_bodies_that_fill_the_memory_are_429(held, image):
+    """One body waits in memory; another of its size is beyond the limit."""
+    size = len(httpx.Request("POST", "http://server", files=image).read())
+    server = held(body_bytes=size + 200, total_bytes=int(size * 1.5) + 200)
+
+    async def scenario() -> None:
+        async with server.client() as client:
+            first = asyncio.create_task(client.post("/v1/embeddings", files=image))
+            await server.wait_until_asked()
+            assert code(await client.post("/v1/embeddings", files=image)) == (429, "busy")
+            held_by_first = server.app.held_bytes
+            claim = {"Content-Length": str(size)}
+            assert (await client.get("/v1/models", headers=claim)).status_code == 200
+            assert server.app.held_bytes == held_by_first == size
+            server.gate.set()
+            assert (await first).status_code == 200
+            assert (await client.post("/v1/embeddings", files=image)).status_code == 200
+        assert server.app.held_bytes == 0
+
+    asyncio.run(scenario())

@@ -1,0 +1,300 @@
+"""The server side by side with LitServe and with batch extraction; load, start-up, memory.
+
+    taskset -c 0,1 python benchmarks/server.py --work DIR [--quick]
+
+Images and models are those of benchmarks/extraction.py: 500 x 375 JPEGs, an untrained ResNet-18 at
+224 px and its int8 graph, made in DIR once. Every request brings one image in a form, the same
+bytes to every server. Servers are started, warmed up, measured with 8 clients and with 1, and
+stopped, in turn; a figure is the median of the rounds.
+
+    ours               `augself serve` as it comes
+    litserve           LitServe as it comes: one worker, an image at a time, all cores
+    litserve batched   one worker, 8 images at a time, at most 5 ms of waiting
+    litserve 2 workers an image at a time, one core each
+
+LitServe gets the same graph in ONNX Runtime and decodes with Pillow as we do. The clients are
+threads of one process on the same cores as the server; the share of a core they take is shown.
+
+Not called serving.py: the scripts beside it would import that instead of the package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import itertools
+import json
+import resource
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from extraction import child, make_images, make_model
+
+from augself_hub.precision import GRAPHS
+from serving.cores import usable_cores
+
+LITSERVE = Path(__file__).with_name("litserve_server.py")
+BOUNDARY = "a-boundary-of-the-benchmark"
+SERVERS: dict[str, list[str]] = {
+    "ours": [],
+    "litserve": [],
+    "litserve batched": ["--batch", "8"],
+    "litserve 2 workers": ["--workers", "2"],
+}
+AUGSELF = [sys.executable, "-m", "augself_hub.cli", "serve"]
+
+
+def main() -> None:
+    options = parsed()
+    if options.load:
+        print(json.dumps(load(options)))
+        return
+    images = make_images(options.work / "images", options.images)
+    folder = make_model(options.work, "resnet18")
+    for precision in options.precisions:
+        make_graph(folder, precision, images)
+        show_speed(options, folder, precision)
+    show_overload(options, folder)
+    show_start(options)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="kept: images and models")
+    parser.add_argument("--images", type=int, default=400)
+    parser.add_argument("--requests", type=int, default=600, help="of 8 clients together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precisions", nargs="*", default=["fp32", "int8"])
+    parser.add_argument("--quick", action="store_true", help="one small round at fp32")
+    parser.add_argument("--load", help=argparse.SUPPRESS)  # an address: be the clients
+    parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.requests, options.rounds = 64, 80, 1
+        options.precisions = ["fp32"]
+    return options
+
+
+def make_graph(folder: Path, precision: str, images: Path) -> None:
+    if not (folder / GRAPHS[precision]).is_file():
+        command = [sys.executable, "-m", "augself_hub.cli", "export", "--model", str(folder)]
+        command += ["--quantize", precision, "--calibration", str(images)]
+        subprocess.run(command, check=True)
+
+
+# -- Servers ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def running(command: list[str], ready: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server on a free port, once `ready` answers 200; (host:port, its process)."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_for(process, port, ready)
+        yield f"127.0.0.1:{port}", process
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for(process: subprocess.Popen, port: int, path: str) -> None:
+    while process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", path)
+            if connection.getresponse().status == 200:
+                return
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.01)
+    raise RuntimeError(f"{process.args} ended with {process.returncode}")
+
+
+@contextmanager
+def started(server: str, folder: Path, precision: str) -> Iterator[str]:
+    if server == "ours":
+        command = [*AUGSELF, "--model", str(folder), "--precision", precision]
+        ready = "/health/ready"
+    else:
+        graph = folder / GRAPHS[precision]
+        command = [sys.executable, str(LITSERVE), "--graph", str(graph), *SERVERS[server]]
+        ready = "/health"
+    with running(command, ready) as (address, _):
+        yield address
+
+
+# -- Clients ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Answers:
+    """What clients saw: seconds of those that were 200, how many of each status."""
+
+    seconds: list[float]
+    codes: dict[str, int]
+    wall: float
+    cpu: float
+
+    @property
+    def rate(self) -> float:
+        return len(self.seconds) / self.wall
+
+    def quantile(self, share: float) -> float:
+        """Milliseconds."""
+        ordered = sorted(self.seconds)
+        return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def asked(options: argparse.Namespace, address: str, clients: int, requests: int) -> Answers:
+    """So many requests by so many clients in a process of their own."""
+    command = [sys.executable, __file__, "--load", address, "--clients", str(clients)]
+    command += ["--requests", str(requests), "--work", str(options.work)]
+    command += ["--images", str(options.images)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Answers(**json.loads(done.stdout))
+
+
+def load(options: argparse.Namespace) -> dict[str, Any]:
+    """Be the clients: each sends its next image when it has the answer to the one before."""
+    paths = sorted((options.work / "images").glob("*.jpg"))[: options.images]
+    forms = [form(path.read_bytes()) for path in paths]
+    numbers, lock = itertools.count(), threading.Lock()
+    seconds: list[float] = []
+    codes: dict[str, int] = {}
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(options.load, timeout=120)
+        while (number := next(numbers)) < options.requests:
+            began = time.perf_counter()
+            status = post(connection, forms[number % len(forms)])
+            took = time.perf_counter() - began
+            with lock:
+                codes[str(status)] = codes.get(str(status), 0) + 1
+                if status == 200:
+                    seconds.append(took)
+            if status == 429:
+                time.sleep(0.05)
+
+    threads = [threading.Thread(target=client) for _ in range(options.clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wall = time.perf_counter() - began
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return vars(Answers(seconds, codes, wall, usage.ru_utime + usage.ru_stime))
+
+
+def form(image: bytes) -> bytes:
+    part = 'Content-Disposition: form-data; name="image"; filename="a.jpg"'
+    head = f"--{BOUNDARY}\r\n{part}\r\nContent-Type: image/jpeg\r\n\r\n"
+    return head.encode() + image + f"\r\n--{BOUNDARY}--\r\n".encode()
+
+
+def post(connection: http.client.HTTPConnection, body: bytes) -> int:
+    headers = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    connection.request("POST", "/v1/embeddings", body, headers)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
+# -- What is shown ---------------------------------------------------------------------------------
+
+
+def show_speed(options: argparse.Namespace, folder: Path, precision: str) -> None:
+    eight: dict[str, list[Answers]] = {server: [] for server in SERVERS}
+    one: dict[str, list[Answers]] = {server: [] for server in SERVERS}
+    extraction = []
+    for _ in range(options.rounds):
+        for server in SERVERS:
+            with started(server, folder, precision) as address:
+                asked(options, address, 8, 32)
+                eight[server].append(asked(options, address, 8, options.requests))
+                one[server].append(asked(options, address, 1, options.requests // 6))
+        arguments = ["--model", str(folder), "--work", str(options.work)]
+        arguments += ["--images", str(options.images), "--precision", precision]
+        extraction.append(child("ours", arguments)["speed"])
+    print(f"\nResNet-18, {precision}; {usable_cores()} cores, {options.rounds} rounds\n")
+    print("| server | 8 clients: images/s (rounds) | ours is | median | p99 | clients' share |")
+    print("|---|---|---|---|---|---|")
+    for server, rounds in eight.items():
+        show_eight(server, rounds, middle(answers.rate for answers in eight["ours"]))
+    mine = middle(answers.rate for answers in eight["ours"])
+    print(
+        f"| batch extraction | {middle(extraction):.1f} | {mine / middle(extraction):.2f} | | | |"
+    )
+    print("\n| server | 1 client: median | ours is | p99 |\n|---|---|---|---|")
+    mine = middle(answers.quantile(0.5) for answers in one["ours"])
+    for server, rounds in one.items():
+        median = middle(answers.quantile(0.5) for answers in rounds)
+        p99 = middle(answers.quantile(0.99) for answers in rounds)
+        print(f"| {server} | {median:.1f} ms | {mine / median:.2f} | {p99:.1f} ms |", flush=True)
+
+
+def show_eight(server: str, rounds: list[Answers], mine: float) -> None:
+    if bad := [answers.codes for answers in rounds if set(answers.codes) != {"200"}]:
+        raise RuntimeError(f"{server} answered {bad}")
+    rate = middle(answers.rate for answers in rounds)
+    every = " ".join(f"{answers.rate:.1f}" for answers in rounds)
+    times = [middle(answers.quantile(share) for answers in rounds) for share in (0.5, 0.99)]
+    share = middle(answers.cpu / answers.wall for answers in rounds)
+    print(
+        f"| {server} | {rate:.1f} ({every}) | {mine / rate:.2f} | {times[0]:.0f} ms "
+        f"| {times[1]:.0f} ms | {share:.0%} |"
+    )
+
+
+def middle(values: Any) -> float:
+    return statistics.median(list(values))
+
+
+def show_overload(options: argparse.Namespace, folder: Path) -> None:
+    limits = ["--limit", "waiting_images=32", "--limit", "items=16"]
+    with running([*AUGSELF, "--model", str(folder), *limits], "/health/ready") as (address, _):
+        answers = asked(options, address, 64, 2 * options.requests)
+    print("\n64 clients, a queue for 32 images, a deadline of 30 s:", answers.codes)
+    print(f"p99 of the answers {answers.quantile(0.99):.0f} ms, {answers.rate:.1f} images/s")
+
+
+def show_start(options: argparse.Namespace) -> None:
+    """The embedded model: from the start of the process; memory after a batch of 32 was run."""
+    print("\n| start | /v1 ready | page | resident |\n|---|---|---|---|")
+    for extra in ([], ["--demo"]):
+        rounds = [one_start(extra) for _ in range(options.rounds)]
+        ready, page, memory = (middle(values) for values in zip(*rounds, strict=True))
+        shown = f"{page:.1f} s" if extra else ""
+        command = " ".join(["augself serve", *extra])
+        print(f"| `{command}` | {ready:.1f} s | {shown} | {memory:.0f} MB |", flush=True)
+
+
+def one_start(extra: list[str]) -> tuple[float, float, float]:
+    """(seconds until ready, until the page or ready, resident megabytes)."""
+    began = time.perf_counter()
+    with running([*AUGSELF, *extra], "/health/ready") as (address, process):
+        ready = time.perf_counter() - began
+        wait_for(process, int(address.rsplit(":")[-1]), "/" if extra else "/health/ready")
+        page = time.perf_counter() - began
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return ready, page, int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()

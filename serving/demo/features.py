@@ -1,0 +1,185 @@
+"""The tab "Features": drop pictures, take their features away, see them on a map."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.route_utils import get_request_origin
+from pyarrow import parquet
+
+from augself_hub.errors import AugSelfError, ImageError
+from augself_hub.features import MODEL_KEY
+from serving.client import Local
+from serving.demo.map import STYLE, drawn, principal
+from serving.demo.visitors import BUSY, EXAMPLES, PRIVATE, Models, data_url, readable
+from serving.extraction.destination import ERRORS_KEY
+from serving.extraction.sources import Item
+from serving.extraction.tables import PLAIN, feature_table
+
+SENTENCE = (
+    "Drop pictures and get their features as a table. The map shows them by the two directions in "
+    "which they differ most: what is close is alike to the model. A frame's colour is the first "
+    "word of the file's name."
+)
+FILE = "features.parquet"
+THUMBNAIL = 96
+PATH = "/gradio_api/queue/join"  # where events arrive; what is before it is this server
+_WORD = re.compile(r"[^\W\d_]+")
+
+LINES = """\
+#### The same without this page
+
+```sh
+curl {files} {url}/v1/embeddings
+```
+
+```python
+import httpx
+
+pictures = [("image", (name, open(name, "rb"))) for name in {names}]
+answer = httpx.post("{url}/v1/embeddings", data={{"model": "{model}"}}, files=pictures)
+features = [row["embedding"] for row in answer.json()["data"]]
+```
+
+Of a whole folder, as the same kind of table: `augself extract PHOTOS --output features`
+"""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was dropped, as far as it can be read.
+
+    Args:
+        names: of the pictures, files' names. images: (S, S, 3) uint8 each. thumbnails: data: URLs.
+        errors: {id, reason} of every file that is no picture.
+    """
+
+    names: list[str]
+    images: list[np.ndarray]
+    thumbnails: list[str]
+    errors: list[dict[str, str]]
+
+
+def tab(models: Models, picker: gr.Dropdown) -> None:
+    """Build the tab inside the page, which is open, and wire it."""
+    with gr.Tab("Features"):
+        gr.Markdown(SENTENCE)
+        with gr.Row():
+            files = gr.File(
+                file_count="multiple",
+                label="Drop pictures here",
+                height=160,
+                scale=3,
+                min_width=280,
+            )
+            with gr.Column(scale=1, min_width=200):
+                examples = gr.Button("Use the examples")
+                table = gr.File(label="The table", interactive=False, height=90)
+        told = gr.Markdown("*No pictures yet: the map, the table and the code appear here.*")
+        shown = gr.HTML(css_template=STYLE, apply_default_css=False)
+        lines = gr.Markdown()
+
+    def asked(name: str, paths: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+        """A function of its own: Gradio looks for the request in its signature."""
+        yield from extract(models, name, paths, str(get_request_origin(request.request, PATH)))
+
+    outputs = [told, shown, table, lines]
+    answer = {"fn": asked, "inputs": [picker, files], "outputs": outputs, **BUSY}
+    files.upload(api_name="features", **answer)
+    taken = examples.click(lambda: list(EXAMPLES), None, files, **PRIVATE, **BUSY)
+    taken.success(**PRIVATE, **answer)
+    gr.on([files.delete, picker.input], **PRIVATE, **answer)
+    files.clear(lambda: (None,) * 4, None, outputs, **PRIVATE, **BUSY)
+
+
+def extract(
+    models: Models, name: str, paths: Sequence[str] | None, url: str
+) -> Iterator[tuple[Any, ...]]:
+    """Dropped files -> what was read, the map, the table's file, and lines of code for `url`.
+
+    Raises:
+        gr.Error: too many files, none is a picture, or the server is full.
+    """
+    if not paths:
+        yield None, None, None, None
+        return
+    model = models[name]
+    with readable():
+        read = read_files(model, [Path(path) for path in paths])
+        features = model.features(read.images)
+    points, share = principal(features)
+    # The page's own copy is made before the generator goes on, and the folder with it.
+    with TemporaryDirectory() as folder:
+        table = Path(folder) / FILE
+        write(table, read, features, model.sha256)
+        shown = drawn(points, read.names, [group(n) for n in read.names], read.thumbnails)
+        lines = code(read.names, model.name, url)
+        yield summary(read, share), shown, str(table), lines
+
+
+def read_files(model: Local, paths: Sequence[Path]) -> Read:
+    """Every file that is a picture, ready for the model; why the others are none.
+
+    Raises:
+        AugSelfError: more files than the limit, or no picture among them.
+    """
+    if len(paths) > model.limits.items:
+        raise AugSelfError(
+            f"{len(paths)} files are more than the {model.limits.items} one request may have: "
+            "drop fewer, or use augself extract"
+        )
+    read = Read([], [], [], [])
+    for path in paths:
+        try:
+            image = model.decode(path.read_bytes())
+        except ImageError as error:
+            read.errors.append({"id": path.name, "reason": str(error)})
+            continue
+        read.names.append(path.name)
+        read.images.append(model.prepare(image))
+        read.thumbnails.append(data_url(image, THUMBNAIL))
+    if not read.names:
+        raise AugSelfError(f"{read.errors[0]['id']}: {read.errors[0]['reason']}")
+    return read
+
+
+def write(path: Path, read: Read, features: np.ndarray, model: str) -> None:
+    """One part of a FeatureTable, as `augself extract` writes it."""
+    items = [Item((name,), ()) for name in read.names]
+    named = {MODEL_KEY: model, ERRORS_KEY: json.dumps(read.errors)}
+    table = feature_table(items, features, PLAIN).replace_schema_metadata(named)
+    parquet.write_table(table, path, write_page_checksum=True)
+
+
+def group(name: str) -> str:
+    """dogs-02.jpg -> dogs: the first word of a name."""
+    word = _WORD.search(Path(name).stem)
+    return word[0].lower() if word else name
+
+
+def summary(read: Read, share: float) -> str:
+    """What was read, and what was not and why, in Markdown."""
+    pictures = "1 picture" if len(read.names) == 1 else f"{len(read.names)} pictures"
+    lines = [f"{pictures}. The map's two directions hold {share:.0%} of their differences."]
+    lines += [f"- `{_bare(e['id'])}` was left out: {e['reason']}" for e in read.errors]
+    return "\n".join(lines)
+
+
+def _bare(name: str) -> str:
+    """A foreign name between backticks stays a name."""
+    return name.replace("`", "'")
+
+
+def code(names: Sequence[str], model: str, url: str) -> str:
+    """The lines that ask the server at `url` for the features of the same files."""
+    some = [_bare(name) for name in names[:2]]
+    files = " ".join(f'-F "image=@{name}"' for name in some)
+    return LINES.format(files=f"-F model={model} {files}", names=some, model=model, url=url)

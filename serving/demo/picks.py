@@ -1,0 +1,54 @@
+"""Pictures to pick from, as buttons with names: reachable by keyboard, told by screen readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import gradio as gr
+from PIL import Image
+
+from serving.demo.visitors import data_url
+
+THUMBNAIL = 128
+_JS = """
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button');
+  if (!button) return;
+  element.querySelectorAll('button').forEach((b) => b.setAttribute('aria-pressed', b === button));
+  trigger('click', {index: Number(button.dataset.index)});
+});
+"""
+_STYLE = """
+display: grid; grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); gap: 8px;
+max-width: 620px;
+button { padding: 0; border: 3px solid transparent; border-radius: 8px; cursor: pointer;
+  background: none; }
+button[aria-pressed="true"] { border-color: #0d9488; }
+button:focus-visible { outline: 3px solid #a855f7; outline-offset: 1px; }
+img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
+"""
+
+
+def picks(
+    title: str, pictures: Sequence[tuple[str, Image.Image]], pressed: int | None = 0
+) -> gr.HTML:
+    """A titled row of (name, picture); its click event brings the place, see `picked`.
+
+    Args:
+        pressed: the one that is picked at first.
+    """
+    gr.Markdown(f"**{title}**")
+    buttons = (
+        f'<button type="button" data-index="{place}" '
+        f'aria-pressed="{"true" if place == pressed else "false"}" '
+        f'aria-label="{escape(name, quote=True)}">'
+        f'<img src="{data_url(picture, THUMBNAIL)}" alt=""></button>'
+        for place, (name, picture) in enumerate(pictures)
+    )
+    return gr.HTML("".join(buttons), css_template=_STYLE, js_on_load=_JS, apply_default_css=False)
+
+
+def picked(event: gr.EventData) -> int:
+    """The place of the picture that was clicked."""
+    return int(event.index)

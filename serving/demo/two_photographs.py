@@ -1,0 +1,116 @@
+"""The tab "Two photographs": what takes one picture to another, in words."""
+
+from __future__ import annotations
+
+import base64
+import io
+from functools import partial
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from serving.demo.picks import picked, picks
+from serving.demo.visitors import FOLDER, PRIVATE, QUIET, Models, readable, upload
+from serving.demo.words import STYLE, listed, sentences
+from serving.differences import is_gray
+
+SENTENCE = (
+    "Give two pictures of one thing. The model compares their features and says, in words, how b "
+    "differs from a, and what it cannot tell."
+)
+NOTE = (
+    "The model sees the middle square of each picture, as shown. It learnt from two views of one "
+    "picture; of two different pictures it says how a would have to change to look like b, and "
+    "nobody has measured how well."
+)
+NOTHING = "<p>The difference appears here once there are two pictures.</p>"
+PAIRS = tuple(
+    (str(FOLDER / f"{name}.jpg"), str(FOLDER / f"pairs/{name}-{change}.jpg"))
+    for name, change in (("dogs", "darker"), ("autumn", "greener"), ("drum", "gray"))
+)
+
+
+def tab(models: Models, picker: gr.Dropdown) -> None:
+    """Build the tab inside the page, which is open, and wire it."""
+    with gr.Tab("Two photographs"):
+        gr.Markdown(SENTENCE)
+        edited = [(Path(b).stem, Image.open(b)) for _, b in PAIRS]
+        examples = picks("Try an edited copy (b) of an example (a)", edited, pressed=None)
+        with gr.Row():
+            with gr.Column(min_width=280):
+                a = upload("Picture a")
+                seen_a = _picture()
+            with gr.Column(min_width=280):
+                b = upload("Picture b")
+                seen_b = _picture()
+        said = gr.HTML(NOTHING, css_template=STYLE, apply_default_css=False)
+        gr.Markdown(NOTE)
+    answer = {
+        "fn": partial(compare, models),
+        "inputs": [picker, a, b],
+        "outputs": [seen_a, seen_b, said],
+        **QUIET,
+    }
+    gr.on([a.upload, b.upload], api_name="two_photographs", **answer)
+    gr.on(
+        [a.clear, b.clear],
+        lambda: ("", "", NOTHING),
+        None,
+        [seen_a, seen_b, said],
+        **PRIVATE,
+        **QUIET,
+    )
+    chosen = examples.click(_example, None, [a, b], **PRIVATE, **QUIET)
+    chosen.success(**PRIVATE, **answer)
+    picker.input(**PRIVATE, **answer)
+
+
+def _picture() -> gr.HTML:
+    return gr.HTML(css_template=PICTURE_STYLE, apply_default_css=False)
+
+
+def _example(event: gr.EventData) -> tuple[str, str]:
+    return PAIRS[picked(event)]
+
+
+def compare(models: Models, name: str, a: bytes | None, b: bytes | None) -> tuple[str, str, str]:
+    """Two uploads -> both as the model sees them, and the difference, as HTML.
+
+    Raises:
+        gr.Error: an upload is no image we read, or the server is full.
+    """
+    model = models[name]
+    with readable():
+        views = {
+            which: model.prepare(model.decode(data))
+            for which, data in (("a", a), ("b", b))
+            if data is not None
+        }
+        seen = [_figure(which, views[which]) if which in views else "" for which in "ab"]
+        if len(views) < 2:
+            return seen[0], seen[1], NOTHING
+        features = model.features(list(views.values()))
+        difference = model.differences(features[:1], features[1:])
+    one = {kind: values[0] for kind, values in difference.items()}
+    said = sentences(model.spec, one, any(is_gray(view) for view in views.values()))
+    return seen[0], seen[1], listed(said)
+
+
+def _figure(which: str, view: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(view).save(file, "PNG")
+    url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return (
+        f'<figure><img src="{url}" alt="picture {which}"><figcaption>Picture {which}, as the model '
+        "sees it</figcaption></figure>"
+    )
+
+
+PICTURE_STYLE = """
+figure { margin: 0; text-align: center; }
+img { width: min(100%, 256px); image-rendering: pixelated; margin: 0 auto 6px;
+  border-radius: var(--block-radius); }
+figcaption { color: var(--body-text-color-subdued); font-size: var(--text-sm); }
+"""

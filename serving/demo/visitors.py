@@ -1,0 +1,60 @@
+"""What a visitor gives and is told: photographs, the model that was picked, errors as messages."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from augself_hub.errors import AugSelfError
+from serving.client import Local
+
+Models = dict[str, Local]  # by name; the first is picked when the page opens
+
+FOLDER = Path(__file__).parent / "examples"
+EXAMPLES = tuple(
+    str(FOLDER / f"{name}.jpg")
+    for name in ("fig", "dogs", "brushes", "autumn", "drum", "dandelion")
+)
+# The server's own queue limits what is worked on at once.
+QUIET: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+BUSY: dict[str, Any] = {**QUIET, "show_progress": "minimal"}  # where one waits a second or more
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Our errors are one line for people: the page shows them as they are."""
+    try:
+        yield
+    except AugSelfError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+
+
+def given(data: bytes | None, what: str = "photograph") -> bytes:
+    """An upload field's bytes. Raises AugSelfError where the field is empty."""
+    if data is None:
+        raise AugSelfError(f"there is no {what}: pick an example or upload one")
+    return data
+
+
+def upload(label: str, value: str | None = None, **place: Any) -> gr.File:
+    """A field for one picture. What is in it is judged by its bytes, by the same code as /v1's."""
+    return gr.File(
+        value, type="binary", file_types=["image"], label=label, height=140, min_width=300, **place
+    )
+
+
+def data_url(image: Image.Image, side: int) -> str:
+    """A thumbnail that needs no request of its own: the longest side at most `side` pixels."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,56 @@
+"""What one server is told at its start, checked as a whole before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from augself_hub.errors import UsageError
+from serving.engine import MAX_BATCH
+from serving.limits import Limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server answers.
+
+    Args:
+        limits: of requests.
+        demo: show the demo at /.
+        table: a FeatureTable's folder whose pictures the demo searches; None: the examples.
+        lazy: load a model when it is first asked for.
+        memory_limit: bytes that loaded models may take; None: any.
+        decoders: threads that decode; None: the usable cores.
+        max_batch: images gathered for one run.
+        tokens: one of them must come with requests to /v1; none: nothing must.
+        url_hosts: hosts that images are fetched from; none: URLs are refused.
+        access_log: a file for a line about each request, `-` for standard output; None: nowhere.
+
+    Raises:
+        UsageError: two settings that contradict each other.
+    """
+
+    limits: Limits = field(default_factory=Limits)
+    demo: bool = False
+    table: str | None = None
+    lazy: bool = False
+    memory_limit: int | None = None
+    decoders: int | None = None
+    max_batch: int = MAX_BATCH
+    tokens: tuple[str, ...] = ()
+    url_hosts: tuple[str, ...] = ()
+    access_log: str | None = None
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        if self.demo and self.tokens:
+            raise UsageError("a demo is open to everybody: serve it without a token, or not at all")
+        if self.max_batch > limits.waiting_images:
+            raise UsageError(
+                f"--max-batch is {self.max_batch}, but only {limits.waiting_images} images may "
+                "wait (waiting_images): no batch could be as large"
+            )
+        if self.url_hosts and limits.fetch_seconds >= limits.deadline_seconds:
+            raise UsageError(
+                f"fetch_seconds is {limits.fetch_seconds:g}, but the answer must be there after "
+                f"{limits.deadline_seconds:g} (deadline_seconds): allow less for fetching"
+            )

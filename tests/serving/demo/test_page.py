@@ -1,0 +1,116 @@
+"""The page as a whole: bad uploads, cards, what it asks of others, what it imports."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from serving.demo.the_model import card
+from serving.demo.two_photographs import PAIRS
+from serving.demo.visitors import EXAMPLES, FOLDER
+
+ROOT = Path(__file__).parents[3]
+NEUTRAL = [0.5, 0.5, 1.0, 1.0, False, 1.0, 1.0, 1.0, 0.0, False]
+
+
+@pytest.fixture(scope="module")
+def page(app) -> Client:
+    return Client(app.url, verbose=False, analytics_enabled=False)
+
+
+def written(folder: Path, images: dict[str, bytes]) -> list[dict]:
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    return [handle_file(str(folder / name)) for name in images]
+
+
+def test_every_bad_image_is_told_by_name_and_every_odd_one_answered(
+    page, bad_images, odd_images, tmp_path
+):
+    """SERVING.md section 3, all image rows in one drop."""
+    bad = {name: data for name, (data, _) in bad_images.items()}
+    files = written(tmp_path, bad | odd_images)
+    told, svg, _, _ = page.predict("tiny", files, api_name="/features")
+    assert told.startswith(f"{len(odd_images)} pictures.")
+    assert svg.count("<image") == len(odd_images)
+    for name, (_, message) in bad_images.items():
+        assert re.search(f"- `{re.escape(name)}` was left out: .*{message}", told), name
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "tiff.jpg", "huge.png"])
+@pytest.mark.parametrize("place", ["/two_views", "/two_photographs", "/neighbours", "/features"])
+def test_every_field_explains_a_bad_upload_and_lives_on(page, bad_images, tmp_path, name, place):
+    data, message = bad_images[name]
+    (bad,) = written(tmp_path, {name: data})
+    good = handle_file(EXAMPLES[1])
+    asked = {
+        "/two_views": lambda file: (file, *NEUTRAL * 2),
+        "/two_photographs": lambda file: (file, good),
+        "/neighbours": lambda file: ("tiny", file),
+        "/features": lambda file: ([file],),
+    }[place]
+    with pytest.raises(AppError, match=message):
+        page.predict("tiny", *asked(bad), api_name=place)
+    assert page.predict("tiny", *asked(good), api_name=place)
+
+
+def test_an_upload_larger_than_the_limit_is_refused(app):
+    answer = httpx.post(
+        f"{app.url}/gradio_api/upload", files={"files": ("a.jpg", bytes(33 * 2**20))}
+    )
+    assert answer.status_code == 413 and httpx.get(app.url).status_code == 200
+
+
+def test_an_unknown_model_is_refused(page):
+    with pytest.raises(AppError, match="nobody"):
+        page.predict("nobody", None, None, api_name="/two_photographs")
+
+
+def test_the_card_asks_nobody_for_pictures(tmp_path):
+    """Its own curves are put into the page, whatever else becomes its description."""
+    (tmp_path / "README.md").write_text(
+        "---\nlicense: mit\n---\n\n# Title\n\n![curves](curves.png) ![far](https://far.example/x.png)"
+    )
+    (tmp_path / "curves.png").write_bytes(b"png")
+    text = card(SimpleNamespace(folder=tmp_path))
+    assert "license" not in text and "# Title" not in text
+    assert "![curves](data:image/png;base64,cG5n)" in text
+    assert "far.example" not in text and "far" in text
+    (tmp_path / "README.md").unlink()
+    assert card(SimpleNamespace(folder=tmp_path)) == "This model has no card."
+
+
+def test_the_page_fetches_nothing_from_elsewhere(page):
+    html = httpx.get(page.src).text
+    theme = httpx.get(f"{page.src}theme.css").text
+    assert not re.findall(r'(?:src|href)="https?://', html)
+    assert "url(http" not in theme and "@import" not in theme
+    assert page.config["stylesheets"] == [] and page.config["analytics_enabled"] is False
+
+
+def test_the_examples_are_small_bare_and_licensed():
+    licenses = (FOLDER / "LICENSES.md").read_text()
+    for path in {Path(name) for pair in PAIRS for name in pair} | set(map(Path, EXAMPLES)):
+        image = Image.open(path)
+        assert path.name in licenses and not image.getexif()
+        assert path.stat().st_size < 100_000 and max(image.size) in (480, 640)
+
+
+def test_the_demo_needs_no_torch():
+    code = "import sys, app, serving.demo; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,141 @@
+"""The difference in words: every sentence from a number given by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gradio")
+
+from gradio_client import Client, handle_file
+
+from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from serving.demo.two_photographs import PAIRS
+from serving.demo.words import listed, sentences
+
+POLICY = Policy(size=32).with_kinds(("rot", "sol"))
+
+
+def spec_of(*kinds: str, error: float = 0.1, convention: str = "relative") -> Spec:
+    heads = heads_for(kinds, POLICY, convention)
+    measured = {
+        kind: replace(
+            head, dimensions=tuple(replace(d, standard_error=error) for d in head.dimensions)
+        )
+        for kind, head in heads.items()
+    }
+    return Spec(convention, POLICY, measured, features=8)
+
+
+def said(kind: str, *values: float, gray: bool = False, **of: object) -> list[str]:
+    return [s.text for s in sentences(spec_of(kind, **of), {kind: np.array(values)}, gray)]
+
+
+def test_places_and_sizes_are_said_as_parts_of_a():
+    assert said("crop", -0.21, 0.32, np.log(0.5), np.log(1.6)) == [
+        "B is framed higher, by about a fifth of a's height",
+        "B is framed further right, by about a third of a's width",
+        "B shows less from top to bottom: 0.5 times what a shows",
+        "B shows more from side to side: 1.6 times what a shows",
+    ]
+
+
+def test_colours_are_said_as_factors_and_degrees():
+    assert said("color", np.log(1.4), -0.3, 0.5, -0.125) == [
+        "B is brighter: 1.4 times a's brightness",
+        "B has less contrast: 0.74 times a's",
+        "B is more colourful: 1.6 times a's saturation",
+        "B's hues are turned by 45 degrees, from red towards violet",
+    ]
+
+
+def test_what_is_within_the_error_is_no_difference():
+    assert said("color", 0.05, -0.3, 0.09, 0.0) == [
+        "No clear difference in brightness",
+        "B has less contrast: 0.74 times a's",
+        "No clear difference in saturation",
+        "No clear difference in hue",
+    ]
+
+
+def test_what_gray_pictures_cannot_show_is_said_without_a_number():
+    found = sentences(spec_of("color"), {"color": np.full(4, 0.5)}, gray=True)
+    assert [s.text for s in found[2:]] == [
+        f"{name}: the pictures cannot show it, at least one of them is gray"
+        for name in ("Saturation", "Hue")
+    ]
+    assert [(s.number, s.told) for s in found[2:]] == [("", False)] * 2
+
+
+def test_a_head_no_better_than_guessing_says_so():
+    """The spec's standard deviation is 1 here, so is guessing's error."""
+    assert said("blur", 3.0, error=0.97) == ["Sharpness: this model cannot tell"]
+    assert said("blur", 3.0, error=0.5) == ["B is more blurred, by 3.0 pixels"]
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [
+        (0.9, "B is mirrored"),
+        (0.1, "B is not mirrored"),
+        (0.5, "The model cannot tell whether b is mirrored"),
+    ],
+)
+def test_yes_no_and_cannot_tell(probability, text):
+    assert said("flip", probability) == [text]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "text"),
+    [
+        ((0.9, 0.1, 0, 0), "B is not turned"),
+        ((0, 0.9, 0, 0.1), "B is turned a quarter to the left"),
+        ((0, 0, 0.8, 0.2), "B is upside down"),
+        ((0, 0, 0.1, 0.9), "B is turned a quarter to the right"),
+        ((0.4, 0.6, 0, 0), "The model cannot tell how b is turned"),
+    ],
+)
+def test_turns_have_names(probabilities, text):
+    assert said("rot", *probabilities) == [text]
+
+
+def test_solarization_is_a_share_of_the_range():
+    assert said("sol", -0.4) == ["Less of b is inverted, by 40% of the range"]
+
+
+def test_the_paper_s_convention_keeps_its_own_terms():
+    assert said("color", 0.2, 0, 0, 0, convention="paper")[0] == "brightness, a minus b"
+    assert said("flip", 0.9, convention="paper") == ["Neither or both are mirrored"]
+
+
+def test_a_model_without_heads_says_so():
+    assert "no AugSelf heads" in listed(sentences(spec_of(), {}, gray=False))
+
+
+@pytest.fixture(scope="module")
+def page(app) -> Client:
+    return Client(app.url, verbose=False, analytics_enabled=False)
+
+
+def ask(page: Client, a: str, b: str) -> tuple:
+    files = (handle_file(a), handle_file(b))
+    return page.predict("pretrained", *files, api_name="/two_photographs")
+
+
+def test_the_darker_copy_is_darker(page):
+    """It was made by brightness times 0.7."""
+    a, b, said = ask(page, *PAIRS[0])
+    assert all(f'alt="picture {name}"' in html for name, html in (("a", a), ("b", b)))
+    assert "B is darker: 0.7" in said
+
+
+def test_the_gray_copy_hides_saturation_and_hue(page):
+    html = ask(page, *PAIRS[2])[2]
+    assert html.count("the pictures cannot show it") == 2
+
+
+def test_one_picture_waits_for_the_other(page):
+    a, b, html = page.predict("tiny", handle_file(PAIRS[0][0]), None, api_name="/two_photographs")
+    assert a and not b and "once there are two pictures" in html

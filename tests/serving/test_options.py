@@ -1,0 +1,116 @@
+"""`augself serve`: every option has an effect, and its help shows them in groups."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from serving.commands import serve
+from serving.engine import MAX_BATCH
+from serving.settings import Settings
+
+GROUPS = ("Models", "Limits", "Performance", "Security", "Logs")
+
+
+def started(monkeypatch, *options: str) -> dict:
+    """What the command hands on: settings, sources, host, port. Nothing is served."""
+    seen: dict = {}
+
+    def create_app(sources, settings):
+        seen.update(vars(settings), sources=sources)
+
+    monkeypatch.setattr("serving.api.create_app", create_app)
+    monkeypatch.setattr(
+        "serving.server.run", lambda app, host, port: seen.update(host=host, port=port)
+    )
+    done = CliRunner().invoke(serve, options)
+    assert done.exit_code == 0, done.exception
+    return seen
+
+
+# Option -> what to give and what comes of it in the server's settings, its sources, or its address.
+# That those do what they say is shown where they live: test_models, test_keys, test_urls ...
+EFFECTS = {
+    "model": ("{model}", lambda s: s["sources"][0].name == "tiny"),
+    "device": ("cpu", lambda s: s["sources"][0].device == "cpu"),
+    "precision": ("fp32", lambda s: s["sources"][0].precision == "fp32"),
+    "decode": ("fast", lambda s: s["sources"][0].decode == "fast"),
+    "threads": ("1", lambda s: s["sources"][0].threads == 1),
+    "lazy": (None, lambda s: s["lazy"]),
+    "memory-limit": ("123", lambda s: s["memory_limit"] == 123),
+    "demo": (None, lambda s: s["demo"]),
+    "demo-table": ("{folder}", lambda s: s["demo"] and s["table"]),
+    "limit": ("items=3", lambda s: s["limits"].items == 3),
+    "decoders": ("3", lambda s: s["decoders"] == 3),
+    "max-batch": ("3", lambda s: s["max_batch"] == 3),
+    "host": ("127.0.0.2", lambda s: s["host"] == "127.0.0.2"),
+    "port": ("123", lambda s: s["port"] == 123),
+    "token": ("abc", lambda s: s["tokens"] == ("abc",)),
+    "tokens-file": ("{tokens}", lambda s: s["tokens"] == ("one", "two")),
+    "allow-url-host": ("a.org", lambda s: s["url_hosts"] == ("a.org",)),
+    "access-log": ("-", lambda s: s["access_log"] == "-"),
+}
+
+
+def test_no_option_is_without_its_effect():
+    options = {option.opts[0].removeprefix("--") for option in serve.params}
+    assert options == set(EFFECTS)
+
+
+@pytest.mark.parametrize("option", EFFECTS)
+def test_an_option_reaches_the_server(monkeypatch, tiny_model, tmp_path, option):
+    (tmp_path / "tokens").write_text("one\ntwo\n")
+    names = {"model": tiny_model, "folder": tmp_path, "tokens": tmp_path / "tokens"}
+    value, effect = EFFECTS[option]
+    given = [f"--{option}", *([] if value is None else [value.format(**names)])]
+    assert effect(started(monkeypatch, *given))
+    if option != "precision":  # fp32 is all that this model has
+        assert not effect(started(monkeypatch))
+
+
+def test_every_setting_is_read_by_the_server():
+    """No field of the settings that only the command line knows."""
+    from inspect import getsource
+
+    from serving import api
+
+    source = getsource(api.create_app)
+    unread = [name for name in vars(Settings()) if not re.search(rf"settings\.{name}\b", source)]
+    assert unread == []
+
+
+def test_help_shows_the_options_in_groups():
+    text = CliRunner().invoke(serve, ["--help"]).output
+    headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
+    assert headings == [*GROUPS, "Help"]
+    assert all(f"--{option}" in text for option in EFFECTS)
+
+
+def test_the_default_batch_is_the_largest():
+    (option,) = (option for option in serve.params if option.name == "max_batch")
+    assert option.default == option.type.max == MAX_BATCH == Settings().max_batch
+
+
+def test_decoders_and_batches_have_the_size_asked_for(start_server, pixels, encoded):
+    server = start_server("--decoders", "3", "--max-batch", "2")
+    files = [("image", encoded(pixels(n))) for n in range(4)]
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(4):
+            assert client.post("/v1/embeddings", files=files[:1]).status_code == 200
+        metrics = client.get("/metrics").text
+    assert "augself_decoders 3.0" in metrics
+    for stage in ("read", "decode", "queue", "model", "encode"):
+        (count,) = re.findall(rf'augself_stage_seconds_count{{stage="{stage}"}} (\S+)', metrics)
+        assert float(count) == 4
+
+
+def test_int8_that_is_not_there_is_refused_before_anything_is_served(tiny_model):
+    command = [sys.executable, "-m", "augself_hub.cli", "serve", "--lazy", "--precision", "int8"]
+    command += ["--model", str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "augself export" in done.stderr.splitlines()[-1]
