@@ -39,7 +39,7 @@ ROWS = 4096  # of features in float64 at a time
 
 @dataclass(frozen=True)
 class Solution:
-    """theta (D + 1, C), the bias last; f_w / N, and a bound on its excess over the optimum."""
+    """theta (D + 1, C) float64, bias last; f_w / N, and a bound on its excess over the optimum."""
 
     strength: float
     theta: Tensor
@@ -85,19 +85,25 @@ class SoftmaxRegression:
         """Solve strong to weak, whatever the order given.
 
         Args:
-            start: (D + 1, C) near the strongest solution; zeros by default.
+            start: (D + 1, C) float64, near the strongest solution; zeros by default.
 
         Raises:
             AugSelfError: a solution cannot be certified.
         """
         zero = self.axes.new_zeros(self.axes.shape[1], self.classes)
-        before = theta = zero if start is None else balanced(self.axes.T @ start.double())
+        before = theta = zero if start is None else balanced(self.axes.T @ start)
         for strength in sorted(map(float, strengths), reverse=True):
+            if self.x.dtype == torch.float32 and self._too_rough(strength):
+                self.x = self._turned(torch.float64)
             point, gap = self._solve(2 * theta - before, strength)
             before, theta = theta, point.theta.double()
             value = self._value(point.loss, theta, strength)
-            original = (self.axes @ theta).float()
-            yield Solution(strength, original, value / len(self.x), gap / len(self.x))
+            yield Solution(strength, self.axes @ theta, value / len(self.x), gap / len(self.x))
+
+    def _too_rough(self, w: float) -> bool:
+        """Whether float32's rounding of p alone puts more than a quarter into the certificate."""
+        rounding = torch.finfo(torch.float32).eps ** 2 * float(self.spread.sum())  # |gradient|^2
+        return rounding > w * TOLERANCE * len(self.x)
 
     def _value(self, loss: float, theta: Tensor, w: float) -> float:
         return loss + w * dot(theta, theta)
