@@ -121,7 +121,7 @@ def fetch():
     """URLs, allowed hosts, resolver -> what is fetched, or the problem of the first bad one."""
 
     def run(urls: list[str], hosts: list[str], resolve=None) -> list[bytes]:
-        limits = Limits(body_bytes=LIMIT, fetch_seconds=0.5)
+        limits = Limits(body_bytes=LIMIT, fetch_seconds=3)
 
         async def fetched() -> list[bytes]:
             fetcher = Fetcher(AllowedHosts.parse(hosts), limits, Metrics(), resolve)
@@ -188,7 +188,7 @@ def test_what_a_host_may_not_do(fetch, images, path, status, code):
         fetch([images.url("good"), images.url(path)], [images.host])
     assert (caught.value.status, caught.value.code) == (status, code)
     assert caught.value.param == "input[1]"
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # the drip would take 50
     assert fetch([images.url("good")], [images.host]) == [images.image]
 
 
