@@ -24,7 +24,7 @@ from augself_hub.folder import HEADS_GRAPH, read_manifest, read_spec
 from augself_hub.precision import GRAPHS, PRECISIONS
 from augself_hub.preprocess import Preprocessing
 from serving.cores import usable_cores
-from serving.providers import BUCKETS, Graph, open_graphs
+from serving.providers import BUCKETS, CPU, Graph, open_graphs
 
 MAX_BATCH = BUCKETS[
     -1
@@ -42,12 +42,14 @@ class Engine:
         name: what the model is called in answers; None: the folder's name.
         precision: of the encoder: fp32, int8 (CPUs) or fp16 (GPUs).
         decode: exact or fast (see `Preprocessing`).
+        in_lanes: on a CPU, also open a session for runs of one thread each, side by side.
 
     Attributes:
         folder: where it is. spec: the augmentations and heads.
         preprocessing: side, mean, std and decode.
         sha256, heads_sha256: of the encoder's graph and of the heads' (None: no heads).
         provider: what the sessions run on, ONNX Runtime's name.
+        lanes: how many runs of one thread make use of all threads; 1: there are no such runs.
 
     Raises:
         ModelFolderError: a graph is missing or is not the one the folder describes.
@@ -63,6 +65,7 @@ class Engine:
         name: str | None = None,
         precision: str = "fp32",
         decode: str = "exact",
+        in_lanes: bool = False,
     ) -> None:
         threads = usable_cores() if threads is None else threads
         _refuse_unknown(precision, threads)
@@ -77,6 +80,9 @@ class Engine:
         self._encoder, *heads = open_graphs(graphs, device, threads)
         self._heads = heads[0] if heads else None
         self.provider: str = self._encoder.session.get_providers()[0]
+        self.lanes = threads if in_lanes and self.provider == CPU else 1
+        if self.lanes > 1:
+            self._lane = open_graphs(graphs[:1], "cpu", 1)[0]
         self._check(folder)
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -85,23 +91,34 @@ class Engine:
         runs = [self._encoder.run({"images": np.stack(chunk)})[0] for chunk in chunks]
         return np.concatenate(runs)
 
+    def features_in_lane(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """The same on one thread, for `lanes` > 1: so many at once lose nothing to waiting for each
+        other, as the threads of one run do at every layer.
+        """
+        return self._lane.run({"images": np.stack(images)})[0]
+
     def differences(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
         """What takes a to b: features (N, D) of N pairs -> kind -> (N, outputs), physical units.
 
         Both orders of a pair are run and averaged for the antisymmetric dimensions. Empty where the
         model has no heads.
         """
+        n = len(features_a)
+        there, back = (features_a, features_b), (features_b, features_a)
+        raw = self.heads(*(np.concatenate(sides) for sides in zip(there, back, strict=True)))
+        heads = self.spec.heads.items()
+        physical = {kind: to_physical(head, raw[kind]) for kind, head in heads}
+        return {k: both_orders(head, physical[k][:n], physical[k][n:]) for k, head in heads}
+
+    def heads(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
+        """Features (N, D) of N pairs -> kind -> (N, outputs) as the graph gives them, raw.
+
+        Empty where the model has no heads.
+        """
         if self._heads is None:
             return {}
-        n = len(features_a)
-        there_and_back = {
-            "features_a": np.concatenate([features_a, features_b]),
-            "features_b": np.concatenate([features_b, features_a]),
-        }
-        raw = self._heads.run(there_and_back)
-        heads = self.spec.heads.items()
-        physical = {k: to_physical(head, r) for (k, head), r in zip(heads, raw, strict=True)}
-        return {k: both_orders(head, physical[k][:n], physical[k][n:]) for k, head in heads}
+        raw = self._heads.run({"features_a": features_a, "features_b": features_b})
+        return dict(zip(self.spec.heads, raw, strict=True))
 
     def _check(self, folder: Path) -> None:
         """The graphs must be those the folder's other files describe."""

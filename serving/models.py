@@ -30,7 +30,7 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import read_spec, verify
 from augself_hub.preprocess import Preprocessing
-from serving.batcher import Batcher
+from serving.batcher import LANE_IMAGES, Batcher
 from serving.engine import Engine, graphs_of, name_of
 from serving.metrics import Metrics
 from serving.problems import Problem
@@ -79,7 +79,13 @@ class Source:
         if graphs_of(verify(self.folder), self.precision) != self.graphs:
             raise AugSelfError(f"{self.folder} has changed: start the server again")
         return Engine(
-            self.folder, self.device, self.threads, self.name, self.precision, self.decode
+            self.folder,
+            self.device,
+            self.threads,
+            self.name,
+            self.precision,
+            self.decode,
+            in_lanes=True,
         )
 
     @cached_property
@@ -286,11 +292,15 @@ class Models:
                 grant.set_result(None)
 
     def _open(self, model: Model) -> Batcher:
-        """Load and run a full batch, since the arena keeps its memory; measure what that took."""
+        """Load and run all at once that may, since arenas keep their memory; measure it."""
         before = resident()
         engine = model.source.load()
         side = engine.preprocessing.size
-        engine.features([np.zeros((side, side, 3), np.uint8)] * self._max_batch)
+        black = np.zeros((side, side, 3), np.uint8)
+        engine.features([black] * self._max_batch)
+        if engine.lanes > 1:
+            with ThreadPoolExecutor(engine.lanes) as pool:
+                list(pool.map(engine.features_in_lane, [[black] * LANE_IMAGES] * engine.lanes))
         model.bytes = max(model.bytes, resident() - before)
         return self._batcher(engine, renew=model.source.load)
 

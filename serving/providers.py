@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
 BUCKETS = (1, 4, 16, 32)  # rows of a run on a GPU; the last is the most anywhere
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+CPU = "CPUExecutionProvider"
 _PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
+    "cpu": CPU,
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }

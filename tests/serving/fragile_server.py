@@ -1,4 +1,4 @@
-"""The `augself` command, but the thread that runs a model dies of an all-white image.
+"""The `augself` command, but a thread that runs a model dies of an all-white image.
 
 Started by test_faults: no input kills the real one, so that this stands for what could.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 from augself_hub.cli import main
 from serving.engine import Engine
 
-_run = Engine.features
 
+def fragile(run):
+    def features(self: Engine, images):
+        if any((image == 255).all() for image in images):
+            raise SystemExit
+        return run(self, images)
 
-def _fragile(self: Engine, images):
-    if any((image == 255).all() for image in images):
-        raise SystemExit
-    return _run(self, images)
+    return features
 
 
 if __name__ == "__main__":
-    Engine.features = _fragile
+    Engine.features = fragile(Engine.features)
+    Engine.features_in_lane = fragile(Engine.features_in_lane)
     main()

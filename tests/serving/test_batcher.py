@@ -20,7 +20,7 @@ BAD, DEADLY = 254, 255
 class HeldEngine:
     """Features are the first pixel. Runs wait at `gate`; BAD fails, DEADLY kills the thread."""
 
-    name = "held"
+    name, lanes = "held", 1
     preprocessing = SimpleNamespace(size=2)
 
     def __init__(self) -> None:
@@ -39,6 +39,26 @@ class HeldEngine:
             raise SystemExit
         if BAD in values:
             raise ValueError("bad image")
+        return np.array(values, np.float32)[:, None]
+
+
+class LanedEngine(HeldEngine):
+    """With two lanes: what runs there is in `lane_runs`, and waits at `lane_gate` or dies."""
+
+    lanes = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lane_gate, self.lane_runs = threading.Event(), []
+
+    def features_in_lane(self, images) -> np.ndarray:
+        values = [int(image[0, 0, 0]) for image in images]
+        if values != [0]:
+            self.lane_runs.append(values)
+        if DEADLY in values:
+            raise SystemExit
+        if values != [0]:
+            self.lane_gate.wait(10)
         return np.array(values, np.float32)[:, None]
 
 
@@ -129,6 +149,71 @@ def test_a_dead_worker_fails_all_who_wait_and_turns_ready_off(engine, busy):
     with pytest.raises(WorkerLost):
         busy.submit(images(4))
     assert not busy.batcher.ready
+
+
+@pytest.fixture
+def laned():
+    """A batcher with two lanes, held in a run of image 1 that has all threads to itself."""
+    engine = LanedEngine()
+    batcher = Batcher(engine, Metrics(), max_batch=8)
+    batcher.start()
+    first = batcher.submit(images(1))
+    assert engine.entered.wait(5)
+    yield SimpleNamespace(engine=engine, submit=batcher.submit, batcher=batcher, first=first)
+    engine.gate.set(), engine.lane_gate.set()
+    batcher.drain(5)
+
+
+def test_requests_that_can_fill_the_lanes_share_them_out(laned):
+    futures = [laned.submit(images(*v)) for v in ([2], [3, 4], [5])]
+    laned.engine.gate.set()
+    while len(laned.engine.lane_runs) < 2:
+        time.sleep(0.01)
+    assert laned.engine.lane_runs == [[2], [3, 4]] or laned.engine.lane_runs == [[3, 4], [2]]
+    laned.engine.lane_gate.set()
+    assert [f.result(5)[:, 0].tolist() for f in futures] == [[2], [3, 4], [5]]
+    assert laned.first.result(0).tolist() == [[1]] and laned.engine.runs[0] == [1]
+
+
+def test_a_large_request_waits_for_the_lanes_and_gets_all_threads(laned):
+    small = [laned.submit(images(v)) for v in (2, 3)]  # one lane takes both
+    large, late = laned.submit(images(*range(4, 10))), laned.submit(images(10))
+    laned.engine.gate.set()
+    while not laned.engine.lane_runs:
+        time.sleep(0.01)
+    time.sleep(0.1)  # enough to use the free lane, if that were allowed
+    laned.engine.lane_gate.set()
+    wait([*small, large, late], 5)
+    assert laned.engine.lane_runs == [[2, 3]]
+    assert laned.engine.runs == [[1], [4, 5, 6, 7, 8, 9, 10]]
+
+
+def test_a_lane_that_dies_takes_its_own_and_those_who_wait(laned):
+    """What another lane has begun is answered."""
+    good, deadly, queued = (laned.submit(images(*v)) for v in ([2, 2], [DEADLY], [3]))
+    laned.engine.gate.set()
+    while len(laned.engine.lane_runs) < 2:
+        time.sleep(0.01)
+    laned.engine.lane_gate.set()
+    assert good.result(5).tolist() == [[2], [2]]
+    for future in (deadly, queued):
+        with pytest.raises(WorkerLost):
+            future.result(5)
+    while not laned.batcher.ready:
+        time.sleep(0.01)
+    assert laned.batcher.features(images(4)).tolist() == [[4]]
+
+
+def test_draining_answers_what_is_in_the_lanes(laned):
+    futures = [laned.submit(images(v)) for v in (2, 3)]
+    laned.engine.gate.set()
+    while len(laned.engine.lane_runs) < 2:
+        time.sleep(0.01)
+    drain = threading.Thread(target=laned.batcher.drain, args=(5,))
+    drain.start()
+    laned.engine.lane_gate.set()
+    drain.join(5)
+    assert [future.result(0).tolist() for future in futures] == [[[2]], [[3]]]
 
 
 def test_a_dead_worker_comes_back_on_a_new_engine(engine):
