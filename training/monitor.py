@@ -26,7 +26,7 @@ from training.awareness import TASK, Result, held_out_pairs
 from training.data import ViewsDataset
 from training.methods.layers import processes, reduced
 from training.sources import UNLABELED, Images
-from training.streams import Stream
+from training.streams import Stream, labelled_images
 from training.transfer.examples import Examples
 from training.transfer.knn import knn
 
@@ -151,12 +151,14 @@ def _batches(images: Images, size: int, most: int = 100) -> Iterator[tuple[np.nd
 
 
 def known_images(images: Images | Stream, held_out: Images, seed: int) -> Images | None:
-    """A keyed choice of labelled training images.
+    """A keyed choice of labelled training images; of a stream, the first ones.
 
-    None of a stream, which is not listed, and none whose classes are not the held-out images'.
+    None where there are none, and where their classes are not the held-out images'.
     """
-    if isinstance(images, Stream) or list(images.classes) != list(held_out.classes):
+    if list(images.classes) != list(held_out.classes):
         return None
+    if isinstance(images, Stream):
+        return labelled_images(images, KNOWN) or None
     labelled = [i for i, label in enumerate(images.labels) if label != UNLABELED]
     chosen = np.random.default_rng(seed).permutation(labelled)[:KNOWN]
     return images.at([int(i) for i in chosen]) if labelled else None

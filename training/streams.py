@@ -78,13 +78,15 @@ class Stream:
         shards: what there is to read.
         classes: label names; empty where they are not known before all is read.
         images: how many make an epoch.
-        held_out: leave out the images that `held_out` takes, one in twenty by their names.
+        held_out: leave out one image in twenty, by their names (`held_out_images` takes them).
+        labelled: leave out the images without a label.
     """
 
     shards: Sequence[Shard]
     classes: Sequence[str]
     images: int
     held_out: bool
+    labelled: bool = False
 
     def __len__(self) -> int:
         return self.images
@@ -102,14 +104,20 @@ class Stream:
     def lanes(self) -> int:
         return min(LANES, 1 << (len(self.shards).bit_length() - 1))
 
+    def trains_on(self, sample: Sample) -> bool:
+        if self.labelled and sample.label == UNLABELED:
+            return False
+        return not (self.held_out and is_held_out(sample))
 
-def open_stream(source: str, images: int | None, held_out: bool) -> Stream:
+
+def open_stream(source: str, images: int | None, held_out: bool, labelled: bool = False) -> Stream:
     """A stream by name; nothing but what tells its shards is read yet.
 
     Args:
         source: as above.
         images: how many make an epoch.
         held_out: whether images are to be held out of it.
+        labelled: whether images without a label are of no use.
 
     Raises:
         UsageError: an unknown kind, or no epoch length.
@@ -121,7 +129,7 @@ def open_stream(source: str, images: int | None, held_out: bool) -> Stream:
     if not images:
         raise UsageError(f"{source} does not say how long an epoch is: give --epoch-images")
     shards, classes = _KINDS[kind](place)
-    return Stream(shards, classes, images, held_out)
+    return Stream(shards, classes, images, held_out, labelled)
 
 
 # -- What is read ----------------------------------------------------------------------------------
@@ -270,12 +278,9 @@ class Lane:
         order = np.random.default_rng((self.seed, self.epoch, turn)).permutation(len(shards))
         for number in order[self.number :: self.stream.lanes]:
             try:
-                yield from (s for s in shards[number].samples() if not self._left_out(s))
+                yield from filter(self.stream.trains_on, shards[number].samples())
             except ShardError:
                 self.damaged.append(shards[number].name)
-
-    def _left_out(self, sample: Sample) -> bool:
-        return self.stream.held_out and is_held_out(sample)
 
     def _shuffled(self, samples: Iterable[Sample], turn: int) -> Iterator[Sample]:
         """A buffer from which a keyed choice is drawn whenever it is full."""
@@ -365,9 +370,24 @@ def held_out_images(stream: Stream, most: int) -> Images:
 
     At most an epoch of images is read for it.
     """
-    read = itertools.chain.from_iterable(_whole(shard) for shard in stream.shards)
-    some = filter(is_held_out, itertools.islice(read, len(stream)))
-    samples = list(itertools.islice(some, most))
+    some = filter(is_held_out, itertools.islice(_in_order(stream), len(stream)))
+    return _listed(stream, list(itertools.islice(some, most)))
+
+
+def labelled_images(stream: Stream, most: int) -> Images:
+    """Those with a label among the first so many that the stream trains on, in the shards' order.
+
+    They are undecoded in memory.
+    """
+    some = itertools.islice(filter(stream.trains_on, _in_order(stream)), most)
+    return _listed(stream, [sample for sample in some if sample.label != UNLABELED])
+
+
+def _in_order(stream: Stream) -> Iterator[Sample]:
+    return itertools.chain.from_iterable(_whole(shard) for shard in stream.shards)
+
+
+def _listed(stream: Stream, samples: list[Sample]) -> Images:
     names, labels = [s.name for s in samples], [s.label for s in samples]
     keys = [key_of(name) for name in names]
     return Images(names, labels, stream.classes, _Bytes([s.data for s in samples]), keys)

@@ -72,6 +72,7 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         "logging_nan_inf_filter": False,
         "max_grad_norm": 0.0,
         "disable_tqdm": True,
+        "report_to": list(settings.report_to),
     }
     changeable: dict[str, Any] = {
         "use_cpu": not torch.cuda.is_available(),
@@ -82,7 +83,6 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         "save_strategy": "steps",
         "save_steps": steps,
         "save_total_limit": 2,
-        "report_to": list(settings.report_to),
     }
     for name in settings.arguments:
         if name in own or name not in TrainingArguments.__dataclass_fields__:
@@ -228,7 +228,12 @@ class AugSelfTrainer(Trainer):
         return self.lr_scheduler
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """Weights only: contiguous (a channels_last weight cannot be saved), and no pickle."""
+        """Weights only: contiguous (a channels_last weight cannot be saved), and no pickle.
+
+        Every process is asked; BN's statistics are each one's own, and the first one's are kept.
+        """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         state = {k: v.contiguous() for k, v in (state_dict or self.model.state_dict()).items()}

@@ -105,7 +105,8 @@ def tiny(photo_folder, tmp_path):
         epochs=3,
         batch_size=4,
         workers=0,
-        arguments={"report_to": [], "logging_steps": 4, "save_steps": 2},
+        report_to=(),
+        arguments={"logging_steps": 4, "save_steps": 2},
     )
 
 
@@ -187,7 +188,7 @@ def watched(tiny, monkeypatch):
 
     def run(**others):
         arguments = {"logging_steps": 1, "save_strategy": "no"}
-        pretrain(dataclasses.replace(tiny, arguments=arguments, report_to=(), **others))
+        pretrain(dataclasses.replace(tiny, arguments=arguments, **others))
         return done[-1]
 
     return run

@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
-from datasets import Dataset, Features, Image, Value
+from datasets import ClassLabel, Dataset, Features, Image, Value
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, DataLoader
 
@@ -29,6 +29,7 @@ from training.streams import (
     Lane,
     StreamViews,
     held_out_images,
+    labelled_images,
     open_stream,
 )
 from training.tars import key_of
@@ -198,6 +199,16 @@ def test_one_in_twenty_is_held_out_by_name(place):
     assert len(held_out_images(stream, 1)) == 1
 
 
+def test_labelled_images_of_a_stream(place):
+    """The nearest neighbours know none of those they are asked about."""
+    stream = open_stream(place("stream:hf"), 40, held_out=True)
+    known, asked = labelled_images(stream, 1000), held_out_images(stream, 500)
+    assert set(known.labels) == {0, 1}
+    assert not set(known.names) & set(asked.names)
+    assert len(known) + len(asked) == 40
+    assert len(labelled_images(stream, 3)) == 3
+
+
 def test_labels_of_streams(place):
     tars = open_stream(place("stream:wds"), 40, held_out=False)
     assert {sample.label for sample in tars.shards[0].samples()} <= {0, 1}
@@ -283,7 +294,8 @@ def settings(place, tmp_path, monkeypatch) -> Callable[..., Settings]:
             "batch_size": 8,
             "workers": 0,
             "epoch_images": 32 if source.startswith("stream") else None,
-            "arguments": {"report_to": [], "save_steps": 100},
+            "report_to": (),
+            "arguments": {"save_steps": 100},
         }
         return Settings(**given | others)
 
@@ -346,3 +358,17 @@ def test_unlabelled_rows_have_no_label(tmp_path, photographs):
     data.to_parquet(tmp_path / "train.parquet")
     stream = open_stream(f"stream:hf:{tmp_path}", 1, held_out=False)
     assert [s.label for s in stream.shards[0].samples()] == [UNLABELED]
+    assert not labelled_images(stream, 10)
+
+
+@pytest.mark.forks
+def test_supervised_learning_leaves_out_the_rows_without_a_label(settings, tmp_path, photographs):
+    images = [str(photographs[n % len(photographs)]) for n in range(30)]
+    data = Dataset.from_dict({"image": images, "label": [0, 1, None] * 10})
+    data = data.cast_column("image", Image())
+    data.cast_column("label", ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "train.parquet")
+    stream = open_stream(f"stream:hf:{tmp_path}", 16, held_out=False, labelled=True)
+    views = StreamViews(stream, Policy(size=16), seed=3)
+    assert {views[key]["label"] for key in views.sampler(3, 8, 8)} == {0, 1}
+    run = settings(f"stream:hf:{tmp_path}", method="supervised", epochs=1, epoch_images=16)
+    assert pretrain(run) == run.output / "model"

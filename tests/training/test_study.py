@@ -238,14 +238,14 @@ def test_the_report_keeps_what_stands_around_it(tmp_path):
 
 
 def test_a_histogram_counts_colours():
-    """Half black and half white: two of 125 bins, each with the square root of eight pixels."""
+    """Half black and half white: two of 125 bins, each with the square root of a half."""
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[:2] = 255
     for gray in (False, True):
         found = histogram(pixels, gray)
         assert found.shape == (125,)
-        assert found[[0, -1]] == pytest.approx([8**0.5] * 2)
-        assert found.sum() == pytest.approx(2 * 8**0.5)
+        assert found[[0, -1]] == pytest.approx([0.5**0.5] * 2)
+        assert found.sum() == pytest.approx(2 * 0.5**0.5)
 
 
 @pytest.fixture

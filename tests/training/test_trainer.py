@@ -31,7 +31,8 @@ def settings(photo_folder, tmp_path):
         base_lr=0.64,
         weight_decay=0.01,
         workers=0,
-        arguments={"report_to": [], "logging_steps": 1, "save_strategy": "no"},
+        report_to=(),
+        arguments={"logging_steps": 1, "save_strategy": "no"},
     )
 
 

@@ -2,7 +2,7 @@
 
     [settings]                  fields of training.settings.Settings that all runs share
     [arms.NAME]                 kind, rate_of, and `settings` of its own
-    [measures.NAME]             a list of {tasks, sets}
+    [measures.NAME]             a list of {tasks, sets, queries}
     [[phases]]                  name, arms, seeds, measures, and `rates` where it is a tuning
     [[comparisons]]             title, and (phase, arm) `without` and `with`
 
@@ -49,10 +49,15 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """Tasks of `augself evaluate`, on sets below the corpus (shell patterns)."""
+    """Tasks of `augself evaluate`, on sets below the corpus (shell patterns).
+
+    Args:
+        queries: of a class in a few-shot task, beside its shots.
+    """
 
     tasks: list[str]
     sets: list[str]
+    queries: int = 16
 
 
 @dataclass(frozen=True)

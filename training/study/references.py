@@ -61,7 +61,7 @@ class Histograms(Tables):
 
 
 def histogram(pixels: np.ndarray, gray: bool) -> np.ndarray:
-    """(S, S, 3) uint8 -> (125,) float32 square roots of how many pixels are in each bin.
+    """(S, S, 3) uint8 -> (125,) float32 square roots of the share of pixels in each bin.
 
     The square root makes Euclidean distance the Hellinger distance of the histograms.
     """
@@ -71,4 +71,4 @@ def histogram(pixels: np.ndarray, gray: bool) -> np.ndarray:
     else:
         bins = pixels.reshape(-1, 3).astype(int) * BINS // 256
         counts = np.bincount(bins @ np.array([BINS**2, BINS, 1]), minlength=BINS**3)
-    return np.sqrt(counts).astype(np.float32)
+    return np.sqrt(counts / counts.sum()).astype(np.float32)

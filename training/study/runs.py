@@ -97,7 +97,8 @@ def _measured(plan: Plan, run: Run, tables: Tables, corpus: Path) -> list[Record
     for measure in plan.measures[plan.phase(run.phase).measures]:
         places = {path.name: path for path in _sets(corpus, measure.sets)}
         names = [f"folder:{path}" for path in places.values()]
-        evaluation = Evaluation(measure.tasks, names, None, TaskSettings())
+        settings = TaskSettings(queries=measure.queries)
+        evaluation = Evaluation(measure.tasks, names, None, settings)
         for result in evaluate(tables, evaluation, evaluation.open()):
             found.append(_short(result, places[result.dataset].relative_to(corpus).as_posix()))
     return found
