@@ -3,6 +3,7 @@
 POST /v1/embeddings        images -> features, in OpenAI's shape
 POST /v1/augmentations     pairs of images -> how their augmentations differ
 GET  /v1/models            what is served
+/v2/...                    the open inference protocol, see `kserve`
 GET  /health/live, /health/ready, /metrics, /docs
 /                          the demo, where it was asked for
 """
@@ -27,10 +28,11 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
+from serving import kserve
 from serving.access_log import AccessLog, note
 from serving.bodies import Item, read_embeddings, read_pairs
 from serving.differences import describe, is_gray
-from serving.gate import Gate
+from serving.gate import Gate, inner_path
 from serving.keys import Keys
 from serving.late_demo import LateDemo
 from serving.limits import Limits
@@ -68,7 +70,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
 
     Raises:
         MissingExtra: the demo was asked for without Gradio.
-        UsageError: two models of one name, or settings that cannot be.
+        UsageError: two models of one name, there or under /v2, or settings that cannot be.
         AugSelfError: a model cannot be loaded, the access log cannot be written.
     """
     settings = settings or Settings()
@@ -76,6 +78,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     models = Models(
         sources, metrics, limits.waiting_images, settings.max_batch, settings.memory_limit
     )
+    kserve.refuse_shared_names(models)
     hosts = AllowedHosts.parse(settings.url_hosts)
     fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
     service = Service(models, limits, metrics, settings.decoders, fetcher)
@@ -127,9 +130,10 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/health/live")(live)
     app.get("/health/ready", responses={503: {"model": ErrorAnswer}})(ready)
     app.get("/metrics", response_class=PlainTextResponse)(metrics)
+    kserve.add_routes(app)
     # Before the demo, which would answer every path.
-    app.router.routes.append(Route("/v1", Unrouted(), include_in_schema=False))
-    app.mount("/v1", Unrouted())
+    for rest in ("/v1", "/v1/{rest:path}", "/v2", "/v2/{rest:path}"):
+        app.router.routes.append(Route(rest, Unrouted(), include_in_schema=False))
 
 
 async def embeddings(request: Request) -> Response:
@@ -187,14 +191,13 @@ async def metrics(request: Request) -> Response:
 
 
 class Unrouted:
-    """Whatever else is under /v1: 405 where another method would do, else 404."""
+    """Whatever else is under /v1 or /v2: 405 where another method would do, else 404."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        outer = {**scope, "root_path": ""}
         allowed = sorted(
             method
             for route in scope["app"].routes
-            if route.matches(outer)[0] is Match.PARTIAL
+            if route.matches(scope)[0] is Match.PARTIAL
             for method in route.methods
         )
         if allowed:
@@ -274,7 +277,7 @@ def _record(model: Model, limits: Limits) -> ModelRecord:
 
 async def _on_problem(request: Request, problem: Problem) -> JSONResponse:
     note(request.scope, error=problem.code)
-    return problem.response()
+    return problem.response(inner_path(request.scope))
 
 
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:

@@ -25,6 +25,7 @@ from serving.schemas import (
 
 Record = TypeVar("Record", bound=BaseModel)
 Asked = TypeVar("Asked")
+_MARKS, _ITEM_MARKS = 100_000, 8  # [, { and commas: more than a request has, and than an item
 _OPTION_FIELDS = 8  # more form fields than the options there are
 _UNNAMED = ("", "application/octet-stream")  # such a body is taken for an image and sniffed
 
@@ -56,9 +57,9 @@ class Item:
 
 async def read_embeddings(request: Request, limits: Limits) -> tuple[EmbeddingOptions, list[Item]]:
     """The body of POST /v1/embeddings -> its options and 1 to `limits.items` images."""
-    kind, body = await _body(request)
+    kind, body = await read_body(request)
     if kind == "application/json":
-        asked = _validated(EmbeddingRequest, body)
+        asked = _validated(EmbeddingRequest, body, limits)
         items = [Item(f"input[{i}]", url) for i, url in enumerate(asked.input)]
         return asked, _counted(items, limits, "input")
     if kind == "multipart/form-data":
@@ -74,9 +75,9 @@ async def read_pairs(
     request: Request, limits: Limits
 ) -> tuple[AugmentationOptions, list[tuple[Item, Item]]]:
     """The body of POST /v1/augmentations -> its options and 1 to `limits.items` pairs."""
-    kind, body = await _body(request)
+    kind, body = await read_body(request)
     if kind == "application/json":
-        asked = _validated(AugmentationRequest, body)
+        asked = _validated(AugmentationRequest, body, limits)
         pairs = [
             (Item(f"pairs[{i}].a", pair.a), Item(f"pairs[{i}].b", pair.b))
             for i, pair in enumerate(asked.pairs)
@@ -89,7 +90,7 @@ async def read_pairs(
     raise _unsupported()
 
 
-async def _body(request: Request) -> tuple[str, bytes]:
+async def read_body(request: Request) -> tuple[str, bytes]:
     """(media type, body). Compressed bodies are refused: their size says nothing."""
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Problem(415, "unsupported_encoding", "compressed bodies are not read: send it plain")
@@ -111,27 +112,35 @@ def _counted(items: list[Asked], limits: Limits, param: str) -> list[Asked]:
     return items
 
 
-def _validated(record: type[Record], body: bytes) -> Record:
-    """JSON -> a request. 400 where it is not JSON, 422 where it is not this request."""
+def _validated(record: type[Record], body: bytes, limits: Limits) -> Record:
+    """JSON -> a request. 400 where it is not JSON, 422 where it is not this request.
+
+    413 where it has more values than any request: parsed, a list takes 150 times its text.
+    """
+    if sum(map(body.count, (b"[", b"{", b","))) > _MARKS + _ITEM_MARKS * limits.items:
+        raise Problem(413, "too_many_values", "the JSON has more values than any request")
     try:
         return record.model_validate_json(body)
     except ValidationError as error:
-        raise _schema_problem(error) from None
+        raise schema_problem(error) from None
 
 
 def _from_strings(record: type[Record], fields: dict[str, str]) -> Record:
     try:
         return record.model_validate_strings(fields)
     except ValidationError as error:
-        raise _schema_problem(error) from None
+        raise schema_problem(error) from None
 
 
-def _schema_problem(error: ValidationError) -> Problem:
+def schema_problem(error: ValidationError, status: int = 422) -> Problem:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     if first["type"] == "json_invalid":
         return Problem(400, "bad_json", "the body is not JSON")
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
-    return Problem(422, first["type"], first["msg"], "".join(steps).lstrip(".")[:100] or None)
+    param = "".join(steps).lstrip(".")[:100] or None
+    # The library's own sentence names our class.
+    message = "this must be an object" if first["type"] == "model_type" else first["msg"]
+    return Problem(status, first["type"], message, param)
 
 
 @dataclass

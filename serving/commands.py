@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from augself_hub.errors import AugSelfError, ImageError, MissingExtra, UsageError
-from serving.options import GroupedCommand, grouped, running
+from augself_hub.errors import AugSelfError, ImageError, UsageError
+from serving.options import GroupedCommand, grouped, needs, running
 
 if TYPE_CHECKING:
     from serving.engine import Engine
-    from serving.extract import Summary
+    from serving.extract import Summary, Work
+    from serving.extraction.destination import Counts
+    from serving.settings import Settings
 
 _DEVICE, _PRECISION, _DECODE = running(click.option)
 _WORKERS = click.option(
     "--threads",
     "workers",
     type=click.IntRange(1),
-    help="Batches computed at once, a core each. Default: the usable cores.",
+    help="Batches computed at once, a core each. Default: the usable cores, of a cluster all.",
 )
 _MODEL = click.option(
     "--model", help="A model folder or a Hub id (org/name@revision). Default: the embedded model."
@@ -48,7 +49,7 @@ def predict(
     a: Path, b: Path, model: str | None, device: str, precision: str, decode: str, as_json: bool
 ) -> None:
     """Predict what takes picture A to picture B."""
-    with _needs("serve"):
+    with needs("serve"):
         from serving.engine import load
     engine = load(model, device, None, precision, decode)
     if not engine.spec.heads:
@@ -89,6 +90,14 @@ def predict(
 @_PRECISION
 @_DECODE
 @_WORKERS
+@click.option(
+    "--engine",
+    "where",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="Who computes: this process, or the workers of a Ray cluster.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def extract(
     source: str,
@@ -98,6 +107,7 @@ def extract(
     precision: str,
     decode: str,
     allowed: str | None,
+    where: str,
     as_json: bool,
     columns: tuple[str, ...],
     **options: Any,
@@ -108,22 +118,33 @@ def extract(
     WebDataset tars, parquet files (also as URLs), or a Hugging Face dataset. The same command goes
     on with what an interrupted one has left.
     """
-    with _needs("serve"):
+    with needs("serve"):
         from serving.engine import load
         from serving.extract import Settings
         from serving.extract import extract as write_table
         from serving.extraction.sources import Columns
     limit = None if allowed is None else _limit(allowed)
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
-    named = Columns.parse(columns)
+    options |= {"columns": Columns.parse(columns), "fill": _filler(where)}
     engine = load(model, device, 1, precision, decode)
-    summary = write_table(source, output, engine, settings, columns=named, **options)
+    summary = write_table(source, output, engine, settings, **options)
     click.echo(_summary(output, summary, as_json))
     if limit is not None and summary.counts.errors > limit(summary.counts.images):
         raise AugSelfError(
             f"{summary.counts.errors} of {summary.counts.images} images cannot be read, more than "
             f"--max-errors {allowed}: {output / 'errors.jsonl'} says why"
         )
+
+
+def _filler(where: str) -> Callable[[Work], Counts]:
+    """Who makes the parts of a table: local or ray."""
+    if where == "local":
+        from serving.extract import fill_here
+
+        return fill_here
+    with needs("fleet"):
+        from serving.extraction.ray_engine import fill
+    return fill
 
 
 def extract_list(listing: Path, destination: Path, model: str, device: str) -> None:
@@ -133,7 +154,7 @@ def extract_list(listing: Path, destination: Path, model: str, device: str) -> N
         listing: a CSV or parquet file as `augself extract` takes it. destination: a new folder.
         model: a model folder.
     """
-    with _needs("serve"):
+    with needs("serve"):
         from serving.extract import extract as write_table
     write_table(listing, destination, _engine(model, device))
 
@@ -141,7 +162,7 @@ def extract_list(listing: Path, destination: Path, model: str, device: str) -> N
 @lru_cache(maxsize=1)
 def _engine(model: str, device: str) -> Engine:
     """One engine for the many lists of an evaluation."""
-    with _needs("serve"):
+    with needs("serve"):
         from serving.engine import load
     return load(model, device, 1)
 
@@ -197,25 +218,30 @@ def _engine(model: str, device: str) -> Engine:
     help="Repeatable: images may be given as URLs of this host.",
 )
 @_LOGS("--access-log", metavar="FILE|-", help="A JSON line about each request; - prints them.")
-def serve(
-    models: tuple[str, ...],
+def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
+    """Answer over HTTP: /v1/embeddings, /v1/augmentations, /v2; /docs describes them."""
+    with needs("serve"):
+        from serving.api import create_app
+        from serving.models import Source
+        from serving.server import run
+    run_as, settings = told(**options)
+    sources = [Source.find(model, *run_as) for model in models or (None,)]
+    run(create_app(sources, settings), host, port)
+
+
+def told(
     limits: tuple[str, ...],
     tokens: tuple[str, ...],
     tokens_file: Path | None,
-    host: str,
-    port: int,
     demo: bool,
     table: str | None,
     **options: Any,
-) -> None:
-    """Answer over HTTP: /v1/embeddings, /v1/augmentations; /docs describes them."""
-    with _needs("serve"):
-        from serving.api import create_app
-        from serving.keys import read_tokens
-        from serving.limits import Limits
-        from serving.models import Source
-        from serving.server import run
-        from serving.settings import Settings
+) -> tuple[list[Any], Settings]:
+    """The options of `augself serve` -> how models are run, see `Source.find`, and the settings."""
+    from serving.keys import read_tokens
+    from serving.limits import Limits
+    from serving.settings import Settings
+
     run_as = [options.pop(name) for name in ("device", "threads", "precision", "decode")]
     settings = Settings(
         Limits.parse(limits),
@@ -224,8 +250,7 @@ def serve(
         tokens=(*tokens, *(read_tokens(tokens_file) if tokens_file else ())),
         **options,
     )
-    sources = [Source.find(model, *run_as) for model in models or (None,)]
-    run(create_app(sources, settings), host, port)
+    return run_as, settings
 
 
 def _limit(text: str) -> Callable[[int], float]:
@@ -249,14 +274,6 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
     if not summary.computed:
         return f"{table}; already complete"
     return f"{table}; {summary.images_per_second:.0f} images/s"
-
-
-@contextlib.contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "a package", extra) from error
 
 
 def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:

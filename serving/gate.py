@@ -22,7 +22,6 @@ from serving.problems import Problem
 
 _WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
-_READY = "/health/ready"
 _LINGER_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
@@ -35,7 +34,7 @@ class Gate:
 
     Attributes:
         active: requests that hold a slot now. held_bytes: of their bodies.
-        draining: new ones, and /health/ready, get 503.
+        draining: new ones, and whoever asks for readiness, get 503.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class Gate:
             if not exchange.status:
                 raise
         finally:
-            self._count(visit, scope["path"], exchange)
+            self._count(visit, inner_path(scope), exchange)
 
     def _count(self, visit: Visit, path: str, exchange: _Exchange) -> None:
-        label = path if path in _COUNTED else "other"
+        label = _label(path)
         self.metrics.requests.labels(label, exchange.status).inc()
         self.metrics.seconds.labels(label).observe(visit.seconds)
         if self.log is not None:
@@ -87,16 +86,15 @@ class Gate:
 
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         """What is known before the body is read."""
-        if scope["path"].startswith("/v1") and not self.keys.admit(
-            headers.get("authorization", "")
-        ):
+        path = inner_path(scope)
+        if _kept(path) and not self.keys.admit(headers.get("authorization", "")):
             return _unauthorized()
         length = _length(headers)
         if length is None:
             return Problem(400, "bad_length", "Content-Length is not a number")
         if length > self.limits.body_bytes:
             return _too_large(self.limits)
-        if self.draining and (scope["path"] == _READY or scope["method"] not in _WITHOUT_SLOT):
+        if self.draining and (path.endswith("/ready") or scope["method"] not in _WITHOUT_SLOT):
             return Problem(503, "draining", "the server is shutting down: try again later")
         if scope["method"] in _WITHOUT_SLOT:
             return None
@@ -138,7 +136,7 @@ class _Exchange:
     async def refuse(self, scope: Scope, problem: Problem) -> None:
         """Answer, then read on a little: a client that still sends would miss the answer."""
         note(scope, error=problem.code)
-        response = problem.response()
+        response = problem.response(inner_path(scope))
         response.headers["Connection"] = "close"
         await response(scope, self._receive, self._linger)
         self.status = problem.status
@@ -189,6 +187,25 @@ class _Exchange:
             return  # the application's own answer to its interrupted read
         self.status = message.get("status", self.status)
         await self._send(message)
+
+
+def inner_path(scope: Scope) -> str:
+    """The path as our routes have it, wherever the whole application was mounted."""
+    root: str = scope.get("root_path", "").rstrip("/")
+    path: str = scope["path"]
+    return path[len(root) :] if path.startswith(f"{root}/") else path
+
+
+def _kept(path: str) -> bool:
+    """Whether a key opens it. Probes have none."""
+    return path.startswith(("/v1", "/v2")) and not path.startswith("/v2/health/")
+
+
+def _label(path: str) -> str:
+    """What it is counted as: a name of ours."""
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        return "/v2/infer"
+    return path if path in _COUNTED else "other"
 
 
 def _length(headers: Headers) -> int | None:

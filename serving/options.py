@@ -1,12 +1,14 @@
-"""The options that commands of this part share, and help that shows options in groups."""
+"""What commands of this part share: options, help that shows them in groups, missing extras."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
 
+from augself_hub.errors import MissingExtra
 from augself_hub.precision import PRECISIONS
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -68,3 +70,12 @@ def running(option: Callable[..., Any]) -> list[Callable[[Decorated], Decorated]
             help="fast decodes large JPEGs smaller: quicker, and features differ a little.",
         ),
     ]
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Around imports: what is not installed is an error that names the extra it comes with."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "a package", extra) from error

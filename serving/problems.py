@@ -1,7 +1,7 @@
 """Errors as HTTP answers: {"error": {"message", "type", "param", "code"}}, OpenAI's shape.
 
-No message carries a path, an address or a class name: they are all written here, or by errors.py
-for images.
+Under /v2 they are {"error": "message"}, as the open inference protocol has it. No message carries a
+path, an address or a class name: they are all written here, or by errors.py for images.
 """
 
 from __future__ import annotations
@@ -52,8 +52,13 @@ class Problem(Exception):
         if status in _RETRY:
             self.headers["Retry-After"] = str(RETRY_SECONDS)
 
-    def response(self) -> JSONResponse:
-        return JSONResponse({"error": self.body()}, self.status, self.headers)
+    def response(self, path: str) -> JSONResponse:
+        """The answer to a request for this path."""
+        error = self.sentence() if path.startswith("/v2") else self.body()
+        return JSONResponse({"error": error}, self.status, self.headers)
+
+    def sentence(self) -> str:
+        return self.message if self.param is None else f"{self.param}: {self.message}"
 
     def body(self) -> dict[str, Any]:
         kind = "server_error" if self.status >= 500 else "invalid_request_error"

@@ -1,14 +1,15 @@
 """The bodies of requests and answers, as /docs shows them and as they are checked.
 
 /v1/embeddings has OpenAI's shape and ignores fields it does not know, as clients of that API send
-some; /v1/augmentations is ours and refuses them.
+some; /v1/augmentations is ours and refuses them; /v2 is the open inference protocol, whose clients
+may add fields, but no parameters of a tensor that we do not know: they say what its data mean.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator
 
 DATA_URL = "data:image/<type>;base64,<bytes>"
 
@@ -130,6 +131,77 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+class InferInput(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    datatype: str
+    shape: Annotated[list[int], FailFast()]
+    parameters: dict[str, Any] = Field(
+        default={}, description="binary_data_size: bytes of this input that follow the JSON."
+    )
+    data: list[Any] | None = Field(
+        default=None, description="Numbers, flat or nested like the shape, or binary_data_size."
+    )
+
+
+class InferOutput(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: str
+    parameters: dict[str, Any] = Field(default={}, description="binary_data: true or false.")
+
+
+class InferRequest(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    id: str | None = Field(default=None, description="Comes back in the answer.")
+    parameters: dict[str, Any] = Field(
+        default={}, description="binary_data_output: what outputs are that do not say it."
+    )
+    inputs: Annotated[list[InferInput], FailFast()]
+    outputs: Annotated[list[InferOutput], FailFast()] = Field(
+        default=[], description="None: all of them."
+    )
+
+
+class InferredOutput(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] = {}
+    data: list[float] | None = Field(default=None, description="Absent: binary.")
+
+
+class InferAnswer(BaseModel):
+    model_name: str
+    id: str | None = None
+    outputs: list[InferredOutput]
+
+
+class TensorRecord(BaseModel):
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1: as many as are sent.")
+
+
+class GraphRecord(BaseModel):
+    name: str
+    platform: str
+    inputs: list[TensorRecord]
+    outputs: list[TensorRecord]
+
+
+class ServerRecord(BaseModel):
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class SentenceAnswer(BaseModel):
+    error: str
+
+
 def request_body(json_model: type[BaseModel], *fields: str, raw: bool) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads its body itself.
 
@@ -138,10 +210,9 @@ def request_body(json_model: type[BaseModel], *fields: str, raw: bool) -> dict[s
         raw: whether the body may be one image as it is.
     """
     image = {"type": "string", "format": "binary"}
-    schema = json_model.model_json_schema()
     form = {"type": "object", "properties": dict.fromkeys(fields, image)}
     content: dict[str, Any] = {
-        "application/json": {"schema": _inlined(schema, schema.pop("$defs", {}))},
+        "application/json": {"schema": inlined(json_model)},
         "multipart/form-data": {"schema": form},
     }
     if raw:
@@ -149,8 +220,13 @@ def request_body(json_model: type[BaseModel], *fields: str, raw: bool) -> dict[s
     return {"requestBody": {"required": True, "content": content}}
 
 
+def inlined(model: type[BaseModel]) -> dict[str, Any]:
+    """Its JSON schema without references: into a model's own $defs they mean nothing in /docs."""
+    schema = model.model_json_schema()
+    return _inlined(schema, schema.pop("$defs", {}))
+
+
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """References into a model's own $defs mean nothing inside an OpenAPI document."""
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from augself_hub.precision import GRAPHS, QUANTIZED
+from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
 
 
 @click.command()
@@ -25,11 +25,32 @@ from augself_hub.precision import GRAPHS, QUANTIZED
 @click.option(
     "--require-speedup", type=float, help="With --quantize int8: refused below, times fp32."
 )
+@click.option(
+    "--triton",
+    "repository",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Add the graphs that are there to a model repository for NVIDIA Triton.",
+)
+@click.option(
+    "--precision",
+    "packed",
+    type=click.Choice(PRECISIONS),
+    help="With --triton: of the encoder's graph. Default: fp32.",
+)
 def export(
-    model: Path, precision: str | None, calibration: Path | None, require_speedup: float | None
+    model: Path,
+    precision: str | None,
+    calibration: Path | None,
+    require_speedup: float | None,
+    repository: Path | None,
+    packed: str | None,
 ) -> None:
     """Write the ONNX graphs of a model folder; refused where they differ from torch."""
+    _refuse_misplaced(repository, packed, precision)
     _refuse_useless(precision, calibration, require_speedup)
+    if repository is not None:
+        _pack(model, repository, packed or "fp32")
+        return
     if precision is not None and calibration is not None:
         _quantize(model, precision, calibration, require_speedup)
         return
@@ -56,6 +77,24 @@ def _refuse_useless(
         raise click.UsageError("--calibration is read with --quantize only")
     if precision != "int8" and require_speedup is not None:
         raise click.UsageError("--require-speedup is measured with --quantize int8 only")
+
+
+def _refuse_misplaced(repository: Path | None, packed: str | None, precision: str | None) -> None:
+    """What goes with --triton, and what does not."""
+    if repository is None and packed is not None:
+        raise click.UsageError("--precision is read with --triton only")
+    if repository is not None and precision is not None:
+        raise click.UsageError(
+            f"--triton takes the graphs that are there: --quantize {precision} first, "
+            f"then --triton {repository} --precision {precision}"
+        )
+
+
+def _pack(model: Path, repository: Path, precision: str) -> None:
+    from augself_hub.modeling.triton import write_repository
+
+    written = write_repository(str(model), repository, precision)
+    click.echo(f"wrote {' and '.join(map(str, written))}")
 
 
 def _quantize(

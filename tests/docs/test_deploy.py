@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import configparser
+import importlib
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -17,11 +19,32 @@ from serving.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs/deploy"
+SERVED = (  # in words, by Docker, on Ray
+    r"augself serve ([^`#]*)|docker run .* augself\S* (.*)|serve run .* options=\"([^\"]*)\""
+)
 OPTIONS = {name for option in serve.params for name in option.opts} | {"--help"}
 
 
 def compose() -> dict:
     return yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+
+
+def manifests() -> dict[str, dict]:
+    """Kind -> what kubernetes.yaml says of it."""
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    return {document["kind"]: document for document in documents}
+
+
+def pod() -> dict:
+    return manifests()["Deployment"]["spec"]["template"]
+
+
+def container() -> dict:
+    return pod()["spec"]["containers"][0]
+
+
+def ray_application() -> dict:
+    return yaml.safe_load((DEPLOY / "ray-serve.yaml").read_text())["applications"][0]
 
 
 def unit() -> configparser.SectionProxy:
@@ -44,11 +67,14 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         entry = next(given for word, given in instructions(name) if word == "ENTRYPOINT")
         yield name, yaml.safe_load(entry)[2:]
     yield "compose.yaml", compose()["services"]["augself"]["command"]
+    yield "kubernetes.yaml", container()["args"]
+    yield "ray-serve.yaml", shlex.split(ray_application()["args"]["options"])
     yield "augself.service", shlex.split(unit()["ExecStart"])[2:]
-    for path in (DEPLOY / "README.md", ROOT / "docs/serve.md", ROOT / "README.md"):
+    pages = ("docs/deploy/README.md", "docs/serve.md", "docs/fleet-serving.md", "README.md")
+    for path in (ROOT / page for page in pages):
         for line in path.read_text().splitlines():
-            if found := re.search(r"augself serve ([^`#]*)|docker run .* augself\S* (.*)", line):
-                yield f"{path.name}: {line}", shlex.split(found[1] or found[2] or "")
+            if found := re.search(SERVED, line):
+                yield f"{path.name}: {line}", shlex.split(next(filter(None, found.groups()), ""))
 
 
 COMMANDS = dict(commands())
@@ -61,7 +87,9 @@ def test_every_option_given_exists(where):
 
 
 def test_the_commands_were_found():
-    assert len(COMMANDS) > 8 and all(COMMANDS[f] for f in ("compose.yaml", "augself.service"))
+    files = ("compose.yaml", "augself.service", "kubernetes.yaml", "ray-serve.yaml")
+    assert len(COMMANDS) > 10 and all(COMMANDS[file] for file in files)
+    assert any("serve run" in where for where in COMMANDS)
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.cuda"])
@@ -118,6 +146,79 @@ def test_there_is_time_to_answer_what_was_accepted():
     longest = Limits().deadline_seconds + 5
     assert int(unit()["TimeoutStopSec"]) > longest
     assert int(compose()["services"]["augself"]["stop_grace_period"].rstrip("s")) > longest
+    asleep = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod()["spec"]["terminationGracePeriodSeconds"] > asleep + longest
+
+
+# -- Kubernetes and Ray ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.35"])
+@pytest.mark.parametrize("kind", manifests())
+def test_a_manifest_is_what_kubernetes_reads(kind, version):
+    reason = "no schemas here: pip install 'augself-hub[dev]'"
+    kubernetes = pytest.importorskip("kubernetes_validate", reason=reason)
+    kubernetes.validate(manifests()[kind], version, strict=True)
+    broken = {**manifests()[kind], "spek": {}}
+    with pytest.raises(kubernetes.ValidationError):
+        kubernetes.validate(broken, version, strict=True)
+
+
+def test_the_manifests_belong_together():
+    found = manifests()
+    labels = pod()["metadata"]["labels"]
+    assert found["Service"]["spec"]["selector"].items() <= labels.items()
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert found[kind]["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    target = found["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]
+    deployment = found["Deployment"]
+    assert target == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+    }
+    assert "replicas" not in deployment["spec"]  # two hands on one number
+    volumes = {volume["name"] for volume in pod()["spec"]["volumes"]}
+    assert {mount["name"] for mount in container()["volumeMounts"]} == volumes
+    words = dict(instructions("Dockerfile"))
+    ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
+    assert ports == {"http": int(words["EXPOSE"])}
+    assert pod()["metadata"]["annotations"]["prometheus.io/port"] == words["EXPOSE"]
+    mounts = [mount["mountPath"] for mount in container()["volumeMounts"]]
+    assert words["VOLUME"] in mounts
+
+
+def test_probes_ask_for_what_the_server_says():
+    """By routes that need no key, and patiently enough for a process that is busy decoding."""
+    routes = {"startupProbe": "ready", "readinessProbe": "ready", "livenessProbe": "live"}
+    for probe, route in routes.items():
+        asked = container()[probe]
+        assert asked["httpGet"] == {"path": f"/health/{route}", "port": "http"}
+    assert container()["livenessProbe"]["failureThreshold"] * 10 >= Limits().deadline_seconds
+    start = container()["startupProbe"]
+    assert start["failureThreshold"] * start["periodSeconds"] >= 300  # a model from the Hub
+
+
+def test_the_memory_allowed_holds_the_bodies():
+    limit = container()["resources"]["limits"]["memory"]
+    assert int(limit.removesuffix("Gi")) * 2**30 > 4 * Limits().total_bytes
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="no Ray here: augself-hub[fleet]"
+)
+def test_ray_reads_its_file():
+    from ray.serve.schema import ServeDeploySchema
+
+    from serving.ray_serve import Arguments
+
+    schema = ServeDeploySchema.model_validate(
+        yaml.safe_load((DEPLOY / "ray-serve.yaml").read_text())
+    )
+    (application,) = schema.applications
+    module, _, name = application.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert Arguments.model_validate(application.args).min_replicas == 2
 
 
 def test_the_arithmetic_of_cores_is_the_measured_figure_times_the_rate():

@@ -244,6 +244,17 @@ def test_an_unnamed_field_of_a_gigabyte_is_413_at_the_limit(client, problem):
     assert problem(answer)[:2] == (413, "body_too_large")
 
 
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'""'])
+@pytest.mark.parametrize("field", [b"input", b"other"])
+def test_json_of_very_many_values_is_413_before_it_is_parsed(client, problem, field, value):
+    """Parsed, 4 MB of empty lists are 600 MB."""
+    values = b",".join([value] * (3_900_000 // (len(value) + 1)))
+    body = b'{"input": "x", "%b": [%b]}' % (field, values)
+    headers = {"Content-Type": "application/json"}
+    answer = client.post(EMBEDDINGS, content=body, headers=headers)
+    assert problem(answer) == (413, "too_many_values", None)
+
+
 def test_json_of_200_megabytes_is_413_at_the_limit(client, problem):
     body = (b'{"input": "' if i == 0 else b"A" * 1_000_000 for i in range(200))
     headers = {"Content-Type": "application/json"}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from augself_hub.cli import main
+from serving import server
 
 
 @pytest.fixture
@@ -99,6 +100,13 @@ def test_a_taken_port_is_named(augself, tiny_model):
         done = augself("serve", "--model", tiny_model, "--port", port)
     assert done.status == 1
     assert f"cannot listen on 127.0.0.1 port {port}" in done.err
+
+
+def test_an_answers_body_does_not_wait_for_its_head():
+    """Connections send at once; else a body waits until the client has acknowledged the head."""
+    listener = server._listen("127.0.0.1", 0)
+    with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as taken:
+        assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @pytest.mark.parametrize(

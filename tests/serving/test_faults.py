@@ -6,12 +6,9 @@ import json
 import re
 import signal
 import socket
-import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,74 +18,6 @@ import pytest
 EMBEDDINGS = "/v1/embeddings"
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
 FRAGILE = (str(Path(__file__).with_name("fragile_server.py")),)
-NO_CONNECTION = 0  # refused or closed before a byte of an answer: nothing was accepted
-
-
-class Load:
-    """Clients that post unique images one after the other, and what became of every one.
-
-    Attributes:
-        codes: status -> how many. wrong: numbers of images whose features were not theirs.
-        broken: answers that were begun and not ended.
-    """
-
-    def __init__(self, url: str, pixels, encoded, expected, images: int = 40) -> None:
-        self.url, self.images = url, images
-        self.files = [encoded(pixels(number)) for number in range(images)]
-        self.wanted = [expected(pixels(number)) for number in range(images)]
-        self.codes: Counter[int] = Counter()
-        self.wrong: list[int] = []
-        self.broken: list[str] = []
-
-    @contextmanager
-    def running(self, clients: int = 8) -> Iterator[None]:
-        """So many clients, until the `with` ends."""
-        over = threading.Event()
-        threads = [
-            threading.Thread(target=self._client, args=(first, over)) for first in range(clients)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            for thread in threads:
-                thread.join()
-
-    def wait_for(self, code: int, count: int = 1) -> None:
-        """Until so many answers of this kind have come."""
-        until = time.monotonic() + 60
-        while self.codes[code] < count:
-            assert time.monotonic() < until, self.codes
-            time.sleep(0.01)
-
-    def _client(self, number: int, over: threading.Event) -> None:
-        with httpx.Client(base_url=self.url, timeout=30) as client:
-            while not over.is_set():
-                self.codes[self._ask(client, number % self.images)] += 1
-                number += 7
-
-    def _ask(self, client: httpx.Client, number: int) -> int:
-        try:
-            answer = client.post(EMBEDDINGS, content=self.files[number])
-        except httpx.NetworkError:
-            time.sleep(0.01)
-            return NO_CONNECTION
-        except httpx.RemoteProtocolError as error:
-            if "without sending a response" not in str(error):
-                self.broken.append(str(error))
-            return NO_CONNECTION
-        if answer.status_code == 200:
-            found = np.array(answer.json()["data"][0]["embedding"], np.float32)
-            if not np.allclose(found, self.wanted[number], rtol=1e-4, atol=1e-5):
-                self.wrong.append(number)
-        return answer.status_code
-
-
-@pytest.fixture
-def load(pixels, encoded, expected):
-    return lambda url: Load(url, pixels, encoded, expected)
 
 
 def metric(client: httpx.Client, name: str) -> float:
@@ -129,7 +58,7 @@ def test_sigterm_under_load_loses_no_answer(start_server, load, tmp_path):
     assert not clients.wrong and not clients.broken
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     seen = Counter(line["status"] for line in lines if line["method"] == "POST")
-    del clients.codes[NO_CONNECTION]
+    del clients.codes[clients.NO_CONNECTION]
     assert seen == clients.codes and set(seen) <= {200, 503}
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
 from augself_hub.errors import UsageError
+from serving.api import create_app
 from serving.keys import MAX_LENGTH, Keys, read_tokens
+from serving.models import Source
+from serving.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -87,3 +92,21 @@ def test_the_environment_holds_several_tokens(start_server):
     for token, status in (("one", 200), ("two", 200), ("one two", 401)):
         headers = {"Authorization": f"Bearer {token}"}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == status
+
+
+def test_a_key_is_wanted_wherever_the_application_is_mounted(tiny_model):
+    """Another server may put all of it below a path of its own."""
+    gate = create_app([Source("tiny", tiny_model, "cpu")], Settings(tokens=("one",)))
+
+    async def ask(root: str, path: str, **headers: str) -> int:
+        transport = httpx.ASGITransport(gate, root_path=root)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get(root + path, headers=headers)).status_code
+
+    for root in ("", "/below"):
+        for path in ("/v1/models", "/v2", "/v2/models/tiny", "/v2/nothing"):
+            assert asyncio.run(ask(root, path)) == 401
+            known = path != "/v2/nothing"
+            answer = asyncio.run(ask(root, path, Authorization="Bearer one"))
+            assert answer == (200 if known else 404)
+        assert asyncio.run(ask(root, "/v2/health/live")) == 200
