@@ -30,6 +30,8 @@ COMMANDS = {
     "verify": "augself_hub.commands:verify",
     "predict": "serving.commands:predict",
     "extract": "serving.commands:extract",
+    "index": "serving.search.commands:index",
+    "search": "serving.search.commands:search",
     "serve": "serving.commands:serve",
 }
 EXTRACT = "serving.commands:extract_list"  # what evaluate needs of serving, which it may not import

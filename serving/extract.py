@@ -3,9 +3,10 @@
     a source cuts itself into shards; shard k of the source becomes part k of the table
 
 `extract_shard` is the whole inner loop. It depends on nothing but its arguments, so any shard may
-be computed at any time, anywhere. Here one thread a core takes a batch from bytes to rows: no core
-waits for another, and while one decodes, another may run the model. Order, and so the output,
-depends on the source alone.
+be computed at any time, anywhere: in this process (`fill_here`) or on a cluster
+(`extraction.ray_engine`). Here one thread a core takes a batch from bytes to rows: no core waits
+for another, and while one decodes, another may run the model. Order, and so the output, depends on
+the source alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -34,7 +34,7 @@ from augself_hub.preprocess import Preprocessing
 from serving.cores import usable_cores
 from serving.differences import is_gray
 from serving.engine import Engine
-from serving.extraction.destination import ERRORS_KEY, Counts, Destination
+from serving.extraction.destination import ERRORS_KEY, Counts, Destination, refuse_too_many
 from serving.extraction.opening import open_source
 from serving.extraction.progress import Progress
 from serving.extraction.sources import USUAL, Columns, Item, Shard, ShardError, Source
@@ -61,6 +61,67 @@ class Summary:
     images_per_second: float
 
 
+@dataclass(frozen=True)
+class Work:
+    """A destination to be filled: what `extract` hands to whoever makes the parts.
+
+    Args:
+        there: open. shards: shard k becomes part k.
+        engine: in this process, with one thread of its own.
+        progress: told of what is done.
+        workers: at once; None: as many as there are cores for.
+    """
+
+    there: Destination
+    shards: Sequence[Shard]
+    engine: Engine
+    settings: Settings
+    progress: Progress
+    workers: int | None
+
+
+class PartMaker:
+    """Makes parts of a destination with one engine, `workers` batches at once.
+
+    Leaving it drops what waits: a run that has failed does not finish.
+    """
+
+    def __init__(
+        self, there: Destination, engine: Engine, settings: Settings, workers: int
+    ) -> None:
+        self.there, self.engine, self.settings, self.workers = there, engine, settings, workers
+        self._pool = ThreadPoolExecutor(workers)
+
+    def __enter__(self) -> PartMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def make(
+        self, number: int, shard: Shard, done: Callable[[int, int], None]
+    ) -> tuple[Counts, bool]:
+        """The part of one shard, and whether it was there already, whole."""
+        part = self.there.part(number, shard.digest)
+        if part is not None:
+            return part, True
+        table = extract_shard(shard, self.engine, self.settings, self._pool, self.workers, done)
+        return self.there.write_part(number, table, shard.digest, self.engine.sha256), False
+
+
+def fill_here(work: Work) -> Counts:
+    """Make the parts one after the other in this process, a batch a core."""
+    total = Counts()
+    workers = work.workers or usable_cores()
+    with PartMaker(work.there, work.engine, work.settings, workers) as maker:
+        for number, shard in enumerate(work.shards):
+            part, kept = maker.make(number, shard, work.progress.add)
+            if kept:
+                work.progress.keep(part.images, part.errors)
+            total = total.plus(part)
+    return total
+
+
 def extract(
     source: str | Path | Sequence[str | Path] | Source,
     destination: str | Path,
@@ -72,6 +133,7 @@ def extract(
     layout: str = "parquet",
     shard_rows: int = SHARD_ROWS,
     workers: int | None = None,
+    fill: Callable[[Work], Counts] = fill_here,
 ) -> Summary:
     """Write the features of every image of a source (see `augself_hub.features`).
 
@@ -86,21 +148,25 @@ def extract(
         layout: parquet, or npy: one features.npy beside ids.parquet.
         shard_rows: images in one part, where the source lets itself be cut.
         workers: threads; None: the usable cores.
+        fill: makes the parts; `extraction.ray_engine.fill` does so on a Ray cluster.
 
     Raises:
+        UsageError: the source has more shards than a table may have parts.
         AugSelfError: no image can be read, the input is not what it was when the destination was
             begun, somebody else writes there, or the disk is full.
     """
     images = open_source(source, columns, split, settings.pairs)
     shards = images.shards(shard_rows)
+    refuse_too_many(shards)
     plan = _plan(images, shards, engine, settings, layout, shard_rows)
+    plan["source"] |= {"columns": dataclasses.asdict(columns), "split": split}
     with Destination(Path(destination)) as there, _progress(shards) as progress:
         finished = there.adopt(plan)
         if finished:
             there.clean(layout == "parquet")
             counts = Counts(**there.manifest()["counts"])
             return Summary(counts, progress.seconds, 0, 0.0)
-        counts = _fill(there, shards, engine, settings, progress, workers or usable_cores())
+        counts = fill(Work(there, shards, engine, settings, progress, workers))
         _finish(there, images, plan, counts)
         computed = progress.done - progress.kept
         return Summary(counts, progress.seconds, computed, progress.rate)
@@ -200,38 +266,6 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _fill(
-    there: Destination,
-    shards: Sequence[Shard],
-    engine: Engine,
-    settings: Settings,
-    progress: Progress,
-    workers: int,
-) -> Counts:
-    """Make the parts that are not there yet."""
-    total = Counts()
-    with _pool(workers) as pool:
-        for number, shard in enumerate(shards):
-            part = there.part(number, shard.digest)
-            if part is None:
-                table = extract_shard(shard, engine, settings, pool, workers, progress.add)
-                part = there.write_part(number, table, shard.digest, engine.sha256)
-            else:
-                progress.keep(part.images, part.errors)
-            total = total.plus(part)
-    return total
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Executor]:
-    """Threads that do not finish what waits when the run has failed."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _progress(shards: Sequence[Shard]) -> Progress:

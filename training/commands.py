@@ -109,7 +109,9 @@ _SEED = click.option(
 _OUTPUT = click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run."
 )
-_RESUME = click.option("--resume", is_flag=True, help="Continue from the newest valid checkpoint.")
+_RESUME = click.option(
+    "--resume", is_flag=True, help="Continue from the newest valid checkpoint, or begin."
+)
 _MONITOR = click.option(
     "--monitor-every",
     type=click.FloatRange(0),

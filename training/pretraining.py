@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,8 @@ def pretrain(
     """Run a pretraining and write its model folder.
 
     Args:
-        resume: continue from the newest valid checkpoint in `settings.output`.
+        resume: continue from the newest valid checkpoint in `settings.output`; what has none yet
+            is begun, so that whoever starts a run again need not know how far it came.
         loss: what makes the AugSelf loss; a study puts its control here.
 
     Returns:
@@ -106,14 +108,15 @@ def pretrain(
 
     Raises:
         UsageError: an unknown method, encoder, augmentation or argument.
-        AugSelfError: no usable images, an output that exists, other settings than those of the
-            run to resume, a run that diverged or collapsed.
+        AugSelfError: no usable images, an output that exists or that not every process sees, other
+            settings than those of the run to resume, a run that diverged or collapsed.
     """
     checkpoint = _check_output(settings, resume)
+    begun = (settings.output / SETTINGS).exists()
     policy = policy_of(settings)
     set_seed(settings.seed)
     train, held_out = _datasets(settings, policy)
-    if resume:
+    if begun:
         _check_settings(settings, train)
     model = _build(settings, policy, train.images, loss)
     arguments = training_arguments(settings, settings.output, len(train))
@@ -125,8 +128,10 @@ def pretrain(
     known = known_images(train.images, held_out.images, settings.seed)
     if settings.monitor_every:
         trainer.add_callback(_monitor(settings, trainer, held_out, known))
-    if arguments.should_save and not resume:
+    if arguments.should_save and not begun:
         write_json(settings.output / SETTINGS, _decisive(settings, train))
+    arguments.distributed_state.wait_for_everyone()
+    _refuse_split_output(settings.output)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
@@ -137,17 +142,29 @@ def pretrain(
 
 
 def _check_output(settings: Settings, resume: bool) -> str | None:
+    """The checkpoint to continue from."""
     output = settings.output
-    if resume:
-        checkpoint = checkpoints.newest_valid(output)
-        if checkpoint is None:
-            raise AugSelfError(
-                f"no valid checkpoint in {output}: remove it and start without --resume"
-            )
-        return str(checkpoint)
-    if output.exists():
+    if not resume and output.exists():
         raise AugSelfError(f"{output} exists: choose another --output, or continue with --resume")
+    if not (output / SETTINGS).exists() and any(output.glob("[!.]*")):
+        raise AugSelfError(f"{output} exists and is no run: choose another --output")
+    checkpoint = checkpoints.newest_valid(output)
+    if checkpoint is not None:
+        return str(checkpoint)
+    if any(output.glob("checkpoint-*")):
+        raise AugSelfError(f"no valid checkpoint in {output}: remove it and start without --resume")
+    if resume:
+        log.info("nothing to continue in %s: the run begins", output)
     return None
+
+
+def _refuse_split_output(output: Path) -> None:
+    """What the first process has written, every process must see: checkpoints are shared."""
+    if not (output / SETTINGS).exists():
+        raise AugSelfError(
+            f"{output} on {platform.node()} is not the folder that the first process writes: put "
+            "--output on a file system that every node shares"
+        )
 
 
 def _datasets(
@@ -158,7 +175,7 @@ def _datasets(
     if settings.epoch_images is not None:
         raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")
     images = _images(settings.data, settings.classes)
-    if settings.method in METHODS and METHODS[settings.method].needs_labels:
+    if _needs_labels(settings):
         images = _labelled(images)
     if settings.held_out:
         held_out = _images(settings.held_out, settings.classes)
@@ -177,7 +194,12 @@ def _datasets(
 def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDataset]:
     if settings.classes is not None:
         raise UsageError(f"--classes cannot choose from {settings.data}: a stream is not listed")
-    stream = open_stream(settings.data, settings.epoch_images, held_out=not settings.held_out)
+    stream = open_stream(
+        settings.data,
+        settings.epoch_images,
+        held_out=not settings.held_out,
+        labelled=_needs_labels(settings),
+    )
     if len(stream) < settings.batch_size:
         raise UsageError(
             f"--epoch-images {len(stream)} is less than one batch of {settings.batch_size}: "
@@ -190,6 +212,10 @@ def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDat
     train = StreamViews(stream, policy, settings.seed)
     train.check_readable()
     return train, ViewsDataset(held_out, policy, settings.seed)
+
+
+def _needs_labels(settings: Settings) -> bool:
+    return settings.method in METHODS and METHODS[settings.method].needs_labels
 
 
 def _images(source: str, classes: Path | None) -> Images:

@@ -106,4 +106,7 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
 
 
 def write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    """A file that is there whole or not at all."""
+    hidden = path.with_name(f".{path.name}.new")
+    hidden.write_text(json.dumps(data, indent=2) + "\n")
+    hidden.replace(path)

@@ -7,6 +7,10 @@
 
 Every file appears by one rename, whole, so whatever kills a run, the next one finds whole parts and
 nothing else that counts. A part is kept if its checksums hold and it is of the shard it should be.
+
+The process that holds the lock writes all but the parts. These any process may write, on any
+machine that sees the folder, and two may write the same one: each under a name of its own until it
+is whole.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,10 +32,11 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import ARRAY, ERRORS, IDS, MANIFEST, MODEL_KEY, PARTS, read_manifest
 
 ERRORS_KEY, SHARD_KEY = b"augself.errors", b"augself.shard"
+MOST_PARTS = 100_000  # part-00000 to part-99999: names that sort as their numbers do
 _PLAN = ".plan.json"
 _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -58,7 +64,7 @@ class Counts:
 
 
 class Destination:
-    """One folder, locked while it is open.
+    """One folder, locked while it is open. Parts can be read and written without opening it.
 
     Args:
         folder: need not exist.
@@ -129,7 +135,7 @@ class Destination:
     def _tidy(self) -> None:
         """Remove what a killed run was writing."""
         for path in (*self.folder.glob(".*.new"), *self.data.glob(".*.new")):
-            path.unlink()
+            path.unlink(missing_ok=True)  # its writer may be alive, on a machine that was cut off
 
     def part(self, number: int, shard: str) -> Counts | None:
         """What is in a part, or None where it is missing, damaged or of another shard."""
@@ -155,8 +161,13 @@ class Destination:
             lambda file: parquet.write_table(
                 table, file, use_dictionary=texts, write_page_checksum=True
             ),
+            writer=uuid.uuid4().hex,
         )
         return Counts.of(table.schema, table.num_rows)
+
+    def has_part(self, number: int) -> bool:
+        """Whether a part is there; not whether it is whole."""
+        return self._part(number).is_file()
 
     def _part(self, number: int) -> Path:
         return self.data / f"part-{number:05}.parquet"
@@ -164,13 +175,16 @@ class Destination:
     def write(self, name: str, text: str) -> None:
         self._write_file(self.folder / name, lambda file: file.write(text.encode()))
 
-    def _write_file(self, path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    def _write_file(self, path: Path, write: Callable[[BinaryIO], Any], writer: str = "") -> None:
         """A file that is there whole or not at all, also after a power cut.
+
+        Args:
+            writer: names what is written until it is whole, where several may write it at once.
 
         Raises:
             AugSelfError: the disk is full.
         """
-        hidden = path.with_name(_hidden(path.name))
+        hidden = path.with_name(_hidden(path.name + writer))
         try:
             with hidden.open("wb") as file:
                 write(file)
@@ -219,6 +233,7 @@ class Destination:
 
     def clean(self, keep_parts: bool) -> None:
         """The plan goes last: parts without one would be taken for something foreign."""
+        self._tidy()
         if not keep_parts:
             shutil.rmtree(self.data, ignore_errors=True)
         (self.folder / _PLAN).unlink(missing_ok=True)
@@ -280,3 +295,15 @@ def _changed_input(begun: list[dict[str, Any]], now: list[dict[str, Any]]) -> st
             there = (new or old)["name"]
             break
     return f"the input, first in {there} ({len(begun)} shards then, {len(now)} now)"
+
+
+def refuse_too_many(shards: Sequence[Any]) -> None:
+    """
+    Raises:
+        UsageError: more shards than a table may have parts.
+    """
+    if len(shards) > MOST_PARTS:
+        raise UsageError(
+            f"{len(shards)} shards are more than the {MOST_PARTS} parts of a table: raise "
+            "--shard-rows, or extract the source as several tables"
+        )

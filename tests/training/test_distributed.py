@@ -116,7 +116,7 @@ def test_two_processes_stop_together_on_sigterm_and_resume(photo_folder, tmp_pat
     command = [
         *("-m", "augself_hub.cli", "pretrain", "--data", photo_folder, "--output", output),
         *("--encoder", "resnet18-w16", "--size", "16", "--batch-size", "8", "--epochs", "20"),
-        *("--workers", "0", "--set", "save_steps=1000", "--set", "report_to=[]"),
+        *("--workers", "0", "--set", "save_steps=1000", "--report-to", "none"),
     ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     running = subprocess.Popen([*launcher, *map(str, command)])
