@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
 
-.PHONY: serve test test-all lint clean
+.PHONY: serve test test-all lint docs bench clean
 
 serve: .venv/.serve
 	$(BIN)/augself serve --demo --port $(PORT)
@@ -19,6 +19,14 @@ lint: .venv/.all
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# The site, in site/.
+docs: .venv/.all
+	$(BIN)/mkdocs build --strict
+
+# Beside other tools; hours on a quiet machine. QUICK=1 only tries it, in minutes.
+bench: .venv/.all
+	$(BIN)/python benchmarks/bench.py $(if $(QUICK),--quick)
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -31,4 +39,4 @@ lint: .venv/.all
 	touch $@ .venv/.serve
 
 clean:
-	rm -rf .venv dist .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv dist site bench .pytest_cache .ruff_cache .mypy_cache

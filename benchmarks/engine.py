@@ -1,6 +1,6 @@
 """The engine's cost: preprocessing, int8 against fp32, and what it adds to a bare session.
 
-    python benchmarks/engine.py [--rounds 30] [--encoders resnet18,resnet50] [--threads N]
+    python benchmarks/engine.py [--rounds 30] [--encoders resnet18,resnet50] [--threads N] [--quick]
 
 Prints one markdown table: medians, and the quartiles between which half of the rounds lie. What is
 compared runs in turn, round by round, so that whatever else the machine does hits all of it.
@@ -13,7 +13,6 @@ included.
 from __future__ import annotations
 
 import io
-import platform
 import statistics
 import tempfile
 import time
@@ -24,9 +23,9 @@ from typing import Any
 import click
 import numpy as np
 import onnxruntime
-from PIL import Image, features
+from findings import Findings, machine, spread
+from PIL import Image
 
-from augself_hub.folder import versions
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import decode, preprocess
 from serving.cores import usable_cores
@@ -37,26 +36,32 @@ SIDE, WIDTH, HEIGHT = 224, 500, 375
 RESIZED = WIDTH * SIDE // HEIGHT, SIDE
 LEFT = (RESIZED[0] - SIDE) // 2
 PHOTOGRAPHS, BATCH = 36, 16
-Row = tuple[str, str, str, str]
+Row = tuple[str, str, list[float], str]  # what, unit, the figure of every round, compared
 
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(3), default=30, show_default=True)
 @click.option("--encoders", default="resnet18,resnet50", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Of a model. Default: the usable cores.")
-def main(rounds: int, encoders: str, threads: int | None) -> None:
+@click.option("--quick", is_flag=True, help="ResNet-18, three rounds: a look, no result.")
+@click.option("--json", "path", type=Path, help="Keep what was found for bench.py.")
+def main(rounds: int, encoders: str, threads: int | None, quick: bool, path: Path | None) -> None:
     """Measure and print the table."""
     threads = threads or usable_cores()
+    if quick:
+        rounds, encoders = 3, "resnet18"
     with tempfile.TemporaryDirectory() as folder:
         photographs = cut_photographs(Path(folder) / "photographs")
         rows = preprocessing(photographs, rounds)
         for name in filter(None, encoders.split(",")):
             model = export(name, Path(folder) / name, photographs[0].parent)
             rows += inference(name, model, photographs, threads, rounds)
-    print(f"{machine()}; models on {threads} thread(s), preprocessing on one; {rounds} rounds\n")
-    print("| what | median | quartiles | compared |\n|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    found = Findings("images a second")
+    found.say(f"{machine()}; models on {threads} thread(s), preprocessing on one; {rounds} rounds")
+    cells = [(name, *spread(values, unit), compared) for name, unit, values, compared in rows]
+    found.table(["what", "median", "quartiles", "compared"], cells)
+    found.chart({name: values for name, unit, values, _ in rows if unit == "images/s"})
+    found.write(path)
 
 
 def cut_photographs(folder: Path) -> list[Path]:
@@ -98,7 +103,8 @@ def preprocessing(photographs: list[Path], rounds: int) -> list[Row]:
     return [
         (
             f"{name}, 500x375 to {SIDE}",
-            *spread([1000 * s / len(files) for s in seconds[name]], "ms"),
+            "ms",
+            [1000 * s / len(files) for s in seconds[name]],
             differences(ways[name], images) if name in ways else "",
         )
         for name in jobs
@@ -186,8 +192,7 @@ def inference(
         "engine": f"{100 * (median['engine'] / median['fp32'] - 1):+.1f}% time over bare fp32",
     }
     return [
-        (f"{name}, {job}, batch {BATCH}", *spread(speeds[job], "images/s"), compared[job])
-        for job in jobs
+        (f"{name}, {job}, batch {BATCH}", "images/s", speeds[job], compared[job]) for job in jobs
     ]
 
 
@@ -214,26 +219,6 @@ def in_turn(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[f
             job()
             seconds[name].append(time.perf_counter() - started)
     return {name: values[1:] for name, values in seconds.items()}
-
-
-def spread(values: list[float], unit: str) -> tuple[str, str]:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.3g} {unit}", f"{low:.3g} to {high:.3g}"
-
-
-def machine() -> str:
-    """Processor, what it can do in 8 bits, cores, versions."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    known = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = known.get("flags", "").split()
-    sets = [s for s in ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8") if s in flags]
-    libraries = {**versions(), "Pillow": Image.__version__}
-    libraries["libjpeg-turbo"] = str(features.version("libjpeg_turbo"))
-    named = ", ".join(f"{name} {version}" for name, version in libraries.items())
-    processor = known.get("model name", platform.machine())
-    return f"{processor} ({' '.join(sets)}), {usable_cores()} cores; {named}"
 
 
 if __name__ == "__main__":

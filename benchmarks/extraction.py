@@ -1,6 +1,6 @@
 """Batch extraction side by side with its peers, and its memory as the number of images grows.
 
-    taskset -c 0,1 python benchmarks/extraction.py --work DIR
+    taskset -c 0,1 python benchmarks/extraction.py [--work DIR] [--quick]
 
 Images are 500 x 375 JPEGs cut from the demo's photographs; the models are untrained exports at
 224 px, made in DIR once. Every measurement runs in a process of its own, after a warm-up; the
@@ -29,11 +29,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from findings import Findings, machine, spread
+
 from augself_hub.precision import GRAPHS
 
 ROOT = Path(__file__).parents[1]
+WORK = ROOT / "bench"
 PHOTOGRAPHS = ROOT / "serving/demo/examples"
-SIDE, BATCH, WORKERS = 224, 32, 2
+SIDE, BATCH, WORKERS, UNIT = 224, 32, 2, "images a second"
 
 
 def main() -> None:
@@ -41,16 +44,20 @@ def main() -> None:
     if options.row:
         print(json.dumps(ROWS[options.row](options)))
         return
-    images = make_images(options.work / "images", options.images)
+    images, found = make_images(options.work / "images", options.images), Findings(UNIT)
+    found.say(f"{machine()}; {options.images} images, {options.rounds} rounds")
     for encoder in options.encoders:
         folder = make_model(options.work, encoder)
-        show_speed(encoder, measured(options, folder, images))
-    show_memory(options, images)
+        show_speed(found, encoder, measured(options, folder, images))
+    show_memory(found, options, images)
+    found.write(options.json)
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="kept: images and models")
+    parser.add_argument("--work", type=Path, default=WORK, help="kept: images and models")
+    parser.add_argument("--quick", action="store_true", help="a look, no result")
+    parser.add_argument("--json", type=Path, help="keep what was found for bench.py")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encoders", nargs="*", default=["resnet18", "resnet50"])
@@ -59,7 +66,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     parser.add_argument("--count", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.quick:
+        options.images, options.rounds, options.memory = 64, 1, [200]
+        options.encoders = ["resnet18"]
+    return options
 
 
 def make_images(folder: Path, count: int) -> Path:
@@ -236,25 +247,26 @@ def peak_megabytes() -> float:
     return int(line.split()[1]) / 1024
 
 
-def show_speed(encoder: str, speeds: dict[str, list[float]]) -> None:
-    print(f"\n{encoder}: images a second (rounds), and ours as a multiple")
+def show_speed(found: Findings, encoder: str, speeds: dict[str, list[float]]) -> None:
+    cells = []
     for row, rounds in speeds.items():
-        mine = speeds["ours int8" if row.endswith("int8") else "ours"]
-        median = statistics.median(rounds)
-        every = " ".join(f"{speed:.1f}" for speed in rounds)
-        print(f"{row:16} {median:7.1f}  ({every})  {statistics.median(mine) / median:.2f}")
+        mine = statistics.median(speeds["ours int8" if row.endswith("int8") else "ours"])
+        cells.append((row, *spread(rounds), f"{mine / statistics.median(rounds):.2f}"))
+    found.table([encoder, UNIT, "quartiles", "ours to it"], cells)
+    found.chart({f"{encoder}, {row}": rounds for row, rounds in speeds.items()})
     if "ours int8" in speeds:
         factor = statistics.median(speeds["ours int8"]) / statistics.median(speeds["pipeline"])
-        print(f"ours int8 is {factor:.2f} times the pipeline")
+        found.say(f"ours int8 is {factor:.2f} times the pipeline")
 
 
-def show_memory(options: argparse.Namespace, images: Path) -> None:
-    print("\nembedded model: peak memory and cost as the number of images grows")
+def show_memory(found: Findings, options: argparse.Namespace, images: Path) -> None:
+    cells = []
     for count in options.memory:
         arguments = ["--work", str(images.parent), "--images", str(options.images)]
-        found = child("grow", [*arguments, "--count", str(count)])
-        cost = 1000 * found["seconds"] / count
-        print(f"{count:9} images  {found['peak']:7.0f} MB  {cost:.3f} ms an image", flush=True)
+        grown = child("grow", [*arguments, "--count", str(count)])
+        cost = 1000 * grown["seconds"] / count
+        cells.append((f"{count:,}", f"{grown['peak']:.0f} MB", f"{cost:.3f} ms"))
+    found.table(["images, embedded model", "peak memory", "an image"], cells)
 
 
 ROWS = {

@@ -21,7 +21,6 @@ Nothing starts anew between steps on either side: an epoch is as long as the mea
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,16 +28,16 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
+from findings import Findings, machine, quartiles, spread
 from PIL import Image
 from torch import nn
 
 from augself_hub import AugSelfLoss, Policy
-from augself_hub.folder import versions
 from augself_hub.modeling.encoders import build_encoder, preprocessing_of
 from training.data import ViewsDataset, collate
 from training.methods.simsiam import SimSiam
@@ -48,10 +47,17 @@ from training.sources import UNLABELED, Images, folder_images
 from training.trainer import AugSelfTrainer, TrainerCallback, training_arguments
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
-SIDE, BATCH, WORKERS, PHOTOGRAPHS, PIXELS = 96, 128, 2, 600, 256
+SIDE, WORKERS, PHOTOGRAPHS, PIXELS = 96, 2, 600, 256
 WEIGHTS = {"crop": 1.0, "color": 1.0}
 WARM_UP = 3
 ROWS = ("ours", "plain", "lightly", "bare", "ours jpeg", "lightly jpeg")
+
+
+class Size(NamedTuple):
+    """Of one row: steps (or pairs of steps), and images a step."""
+
+    steps: int
+    batch: int
 
 
 @click.command()
@@ -59,38 +65,44 @@ ROWS = ("ours", "plain", "lightly", "bare", "ours jpeg", "lightly jpeg")
 @click.option("--steps", type=click.IntRange(1), default=12, show_default=True, help="A row.")
 @click.option("--pairs", type=click.IntRange(2), default=30, show_default=True)
 @click.option("--memory", type=click.IntRange(100), default=300, show_default=True, help="Steps.")
+@click.option("--batch", type=click.IntRange(2), default=128, show_default=True)
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32")
 @click.option("--compile", "compiled", is_flag=True, help="A row with torch.compile, too.")
-@click.option("--quick", is_flag=True, help="Three rounds of three steps: a look, no result.")
+@click.option("--quick", is_flag=True, help="Batch 16, two rounds of two steps: a look, no result.")
+@click.option("--json", "path", type=Path, help="Keep what was found for bench.py.")
 @click.option("--row", hidden=True, help="What a measuring process is asked for.")
 @click.option("--work", type=Path, hidden=True)
-def main(quick: bool, row: str | None, work: Path | None, **options: Any) -> None:
+def main(
+    quick: bool, path: Path | None, row: str | None, work: Path | None, **options: Any
+) -> None:
     """Measure and print the tables."""
     if quick:
-        options |= {"rounds": 3, "steps": 3, "pairs": 3, "memory": 100}
+        options |= {"rounds": 2, "steps": 2, "pairs": 2, "memory": 100, "batch": 16}
     if row and work:
         print(json.dumps(measured(row, work, **options)))
         return
     with tempfile.TemporaryDirectory() as folder:
         cut_photographs(Path(folder))
-        report(Path(folder), options)
+        report(Path(folder), options).write(path)
 
 
-def report(work: Path, options: dict[str, Any]) -> None:
+def report(work: Path, options: dict[str, Any]) -> Findings:
     rows = [*ROWS, "compiled"] if options["compiled"] else ROWS
     speeds: dict[str, list[float]] = {row: [] for row in rows}
     for _ in range(options["rounds"]):
         for row in rows:
             speeds[row].append(child(row, work, options))
-    print(f"{machine()}; {options['precision']}; {options['rounds']} rounds of", end=" ")
-    print(f"{options['steps']} steps\n")
-    print("| row | images/s | quartiles | ours to it |\n|---|---|---|---|")
+    found, cells = Findings("images a second"), []
+    sizes = "{precision}, batch {batch}; {rounds} rounds of {steps} steps".format(**options)
+    found.say(f"{machine()}; {torch.get_num_threads()} threads; {sizes}")
     for row, values in speeds.items():
-        mine = speeds["ours jpeg" if "jpeg" in row else "ours"]
-        ratio = statistics.median(mine) / statistics.median(values)
-        print(f"| {row} | {spread(values, 1)} | {ratio:.2f} |")
-    print_parts(child("parts", work, options))
-    print_memory(child("memory", work, options))
+        mine = statistics.median(speeds["ours jpeg" if "jpeg" in row else "ours"])
+        cells.append((row, *spread(values), f"{mine / statistics.median(values):.2f}"))
+    found.table(["row", "images/s", "quartiles", "ours to it"], cells)
+    found.chart(speeds)
+    show_parts(found, child("parts", work, options))
+    show_memory(found, child("memory", work, options))
+    return found
 
 
 def child(row: str, work: Path, options: dict[str, Any]) -> Any:
@@ -100,22 +112,24 @@ def child(row: str, work: Path, options: dict[str, Any]) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measured(row: str, work: Path, steps: int, pairs: int, memory: int, **others: Any) -> Any:
+def measured(
+    row: str, work: Path, steps: int, pairs: int, memory: int, batch: int, **others: Any
+) -> Any:
     """What the process of one row answers: images a second, or what its function gives."""
     torch.manual_seed(0)
-    precision = others["precision"]
+    precision, size = others["precision"], Size(steps, batch)
     jobs: dict[str, Callable[[], Any]] = {
-        "ours": lambda: ours(in_memory(work), WEIGHTS, steps, precision),
-        "plain": lambda: ours(in_memory(work), {}, steps, precision),
+        "ours": lambda: ours(in_memory(work), WEIGHTS, size, precision),
+        "plain": lambda: ours(in_memory(work), {}, size, precision),
         "compiled": lambda: ours(
-            in_memory(work), WEIGHTS, steps, precision, {"torch_compile": True}
+            in_memory(work), WEIGHTS, size, precision, {"torch_compile": True}
         ),
-        "ours jpeg": lambda: ours(folder_images(work / "jpeg"), WEIGHTS, steps, precision),
-        "lightly": lambda: with_lightly(in_memory(work), steps),
-        "lightly jpeg": lambda: with_lightly(work / "jpeg", steps),
-        "bare": lambda: bare(steps, precision),
-        "parts": lambda: parts(in_memory(work), pairs, precision),
-        "memory": lambda: grow(in_memory(work), memory),
+        "ours jpeg": lambda: ours(folder_images(work / "jpeg"), WEIGHTS, size, precision),
+        "lightly": lambda: with_lightly(in_memory(work), size),
+        "lightly jpeg": lambda: with_lightly(work / "jpeg", size),
+        "bare": lambda: bare(size, precision),
+        "parts": lambda: parts(in_memory(work), Size(pairs, batch), precision),
+        "memory": lambda: grow(in_memory(work), Size(memory - WARM_UP, batch)),
     }
     return jobs[row]()
 
@@ -165,33 +179,34 @@ class _Decoded(torch.utils.data.Dataset):
 def ours(
     images: Images,
     weights: dict[str, float],
-    steps: int,
+    size: Size,
     precision: str,
     arguments: dict[str, Any] | None = None,
 ) -> float:
     clock = _Clock()
-    train(images, pretraining(weights), steps, precision, clock, arguments or {})
-    return BATCH * steps / (clock.at[WARM_UP + steps] - clock.at[WARM_UP])
+    train(images, pretraining(weights), size, precision, clock, arguments or {})
+    return size.batch * size.steps / (clock.at[WARM_UP + size.steps] - clock.at[WARM_UP])
 
 
 def train(
     images: Images,
     model: Pretraining,
-    steps: int,
+    size: Size,
     precision: str,
     callback: TrainerCallback,
     arguments: dict[str, Any],
 ) -> None:
     """WARM_UP + steps steps by the project's own trainer, set up as `augself pretrain` does."""
-    many = images.at([i % len(images) for i in range(BATCH * (WARM_UP + steps))])
-    given = {"bf16": precision == "bf16", "report_to": [], "save_strategy": "no", **arguments}
+    many = images.at([i % len(images) for i in range(size.batch * (WARM_UP + size.steps))])
+    given = {"bf16": precision == "bf16", "save_strategy": "no", **arguments}
     with tempfile.TemporaryDirectory() as output:
         settings = Settings(
             data="",
             output=Path(output),
             epochs=1,
-            batch_size=BATCH,
+            batch_size=size.batch,
             workers=WORKERS,
+            report_to=(),
             arguments=given,
         )
         trainer = AugSelfTrainer(
@@ -223,7 +238,7 @@ def pretraining(
     return Pretraining(SimSiam(built, layers=3), loss, preprocessing_of(encoder, side))
 
 
-def with_lightly(data: Images | Path, steps: int) -> float:
+def with_lightly(data: Images | Path, size: Size) -> float:
     """lightly's SimSiam as its documentation builds it, with the paper's widths."""
     from lightly.data import LightlyDataset
     from lightly.loss import NegativeCosineSimilarity
@@ -234,10 +249,10 @@ def with_lightly(data: Images | Path, steps: int) -> float:
         dataset = LightlyDataset(str(data), transform=transform)
     else:
         dataset = _Decoded(data, transform)
-    count = BATCH * (WARM_UP + steps)
+    count = size.batch * (WARM_UP + size.steps)
     order = torch.utils.data.RandomSampler(dataset, replacement=True, num_samples=count)
     loader = torch.utils.data.DataLoader(
-        dataset, BATCH, sampler=order, drop_last=True, num_workers=WORKERS
+        dataset, size.batch, sampler=order, drop_last=True, num_workers=WORKERS
     )
     model, loss_of = lightly_model(), NegativeCosineSimilarity()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.06)
@@ -250,7 +265,7 @@ def with_lightly(data: Images | Path, steps: int) -> float:
         optimizer.step()
         optimizer.zero_grad()
         at.append(time.perf_counter())
-    return BATCH * steps / (at[-1] - at[WARM_UP])
+    return size.batch * size.steps / (at[-1] - at[WARM_UP])
 
 
 def lightly_model() -> Any:
@@ -264,15 +279,16 @@ def lightly_model() -> Any:
     return model
 
 
-def bare(steps: int, precision: str) -> float:
+def bare(size: Size, precision: str) -> float:
     """Forward, backward and optimizer of the network alone."""
     method = SimSiam(build_encoder("resnet18", SIDE), layers=3)
     method.to(memory_format=torch.channels_last)
-    x1, x2 = torch.randn(2 * BATCH, 3, SIDE, SIDE).to(memory_format=torch.channels_last).chunk(2)
+    views = torch.randn(2 * size.batch, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
+    x1, x2 = views.chunk(2)
     step = stepper(method, lambda: method(x1, x2).loss, precision)
     for _ in range(WARM_UP):
         step()
-    return BATCH * steps / seconds(lambda: [step() for _ in range(steps)])
+    return size.batch * size.steps / seconds(lambda: [step() for _ in range(size.steps)])
 
 
 def stepper(model: nn.Module, loss: Callable[[], Any], precision: str) -> Callable[[], None]:
@@ -291,7 +307,7 @@ def stepper(model: nn.Module, loss: Callable[[], Any], precision: str) -> Callab
 # -- Where the time of a step goes -----------------------------------------------------------------
 
 
-def parts(images: Images, pairs: int, precision: str) -> dict[str, list[float]]:
+def parts(images: Images, size: Size, precision: str) -> dict[str, list[float]]:
     """Seconds of each part of a step, by turns and without workers; steps with and without AugSelf.
 
     The two steps of a pair see the same batch, one straight after the other.
@@ -301,13 +317,13 @@ def parts(images: Images, pairs: int, precision: str) -> dict[str, list[float]]:
         model.to(memory_format=torch.channels_last)
     policy = both.augself.spec.policy
     data = ViewsDataset(images, policy, 0)
-    items = [data[0, i] for i in range(BATCH)]
+    items = [data[0, i] for i in range(size.batch)]
     batch = collate(items)
     inputs = {name: value for name, value in batch.items() if name != "skipped"}
     crops = (inputs["crops"], inputs["w1"], inputs["w2"])
     x1, x2 = both._views(*crops)
     jobs: dict[str, Callable[[], Any]] = {
-        "crops": lambda: [data[0, i] for i in range(BATCH)],
+        "crops": lambda: [data[0, i] for i in range(size.batch)],
         "collate": lambda: collate(items),
         "views": lambda: both._views(*crops),
         "network": stepper(plain.method, lambda: plain.method(x1, x2).loss, precision),
@@ -315,34 +331,34 @@ def parts(images: Images, pairs: int, precision: str) -> dict[str, list[float]]:
         "step without": stepper(plain, lambda: plain(**inputs)["loss"], precision),
     }
     found: dict[str, list[float]] = {name: [] for name in jobs}
-    for _ in range(pairs + 1):
+    for _ in range(size.steps + 1):
         for name, job in jobs.items():
             found[name].append(seconds(job))
     return {name: values[1:] for name, values in found.items()}
 
 
-def print_parts(found: dict[str, list[float]]) -> None:
-    print("\n| part of a step | ms | quartiles |\n|---|---|---|")
-    for name, values in found.items():
-        print(f"| {name} | {spread([1000 * v for v in values], 1)} |")
-    pairs = zip(found["step with AugSelf"], found["step without"], strict=True)
+def show_parts(found: Findings, parts: dict[str, list[float]]) -> None:
+    cells = [(name, *spread([1000 * v for v in values])) for name, values in parts.items()]
+    found.table(["part of a step", "ms", "quartiles"], cells)
+    pairs = zip(parts["step with AugSelf"], parts["step without"], strict=True)
     shares = [100 * (a / b - 1) for a, b in pairs]
-    low, middle, high = statistics.quantiles(shares, n=4)
-    print(f"\nAugSelf costs {middle:+.1f}% of a step", end=" ")
-    print(f"({low:+.1f}% to {high:+.1f}%, {len(shares)} pairs)")
+    low, middle, high = quartiles(shares)
+    found.say(
+        f"AugSelf costs {middle:+.1f}% of a step ({low:+.1f}% to {high:+.1f}%, {len(shares)} pairs)"
+    )
 
 
 # -- Memory ----------------------------------------------------------------------------------------
 
 
-def grow(images: Images, steps: int) -> dict[int, float]:
+def grow(images: Images, size: Size) -> dict[int, float]:
     """Megabytes of the training process and its workers, every fiftieth step.
 
     A small encoder: what could grow (loader, log, trainer) does not depend on the network.
     """
     scale = _Scale()
     model = pretraining(WEIGHTS, "resnet18-w16", 32)
-    train(images, model, steps - WARM_UP, "fp32", scale, {})
+    train(images, model, size, "fp32", scale, {})
     return scale.megabytes
 
 
@@ -364,10 +380,9 @@ def resident(process: str) -> float:
     return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
-def print_memory(found: dict[str, float]) -> None:
-    print("\n| step | memory, with workers |\n|---|---|")
-    for step, megabytes in found.items():
-        print(f"| {step} | {megabytes:.0f} MB |")
+def show_memory(found: Findings, scale: dict[str, float]) -> None:
+    cells = [(step, f"{megabytes:.0f} MB") for step, megabytes in scale.items()]
+    found.table(["step", "memory, with workers"], cells)
 
 
 # -- Measuring -------------------------------------------------------------------------------------
@@ -377,25 +392,6 @@ def seconds(job: Callable[[], Any]) -> float:
     started = time.perf_counter()
     job()
     return time.perf_counter() - started
-
-
-def spread(values: list[float], digits: int) -> str:
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.{digits}f} | {low:.{digits}f} to {high:.{digits}f}"
-
-
-def machine() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    known = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    sets = [
-        s
-        for s in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-        if s in known.get("flags", "").split()
-    ]
-    named = ", ".join(f"{name} {version}" for name, version in versions().items())
-    processor = known.get("model name", platform.machine())
-    return f"{processor} ({' '.join(sets)}), {torch.get_num_threads()} threads; {named}"
 
 
 if __name__ == "__main__":

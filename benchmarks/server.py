@@ -1,6 +1,6 @@
 """The server side by side with LitServe and with batch extraction; load, start-up, memory.
 
-    taskset -c 0,1 python benchmarks/server.py --work DIR [--quick]
+    taskset -c 0,1 python benchmarks/server.py [--work DIR] [--quick]
 
 Images and models are those of benchmarks/extraction.py: 500 x 375 JPEGs, an untrained ResNet-18 at
 224 px and its int8 graph, made in DIR once. Every request brings one image in a form, the same
@@ -24,7 +24,9 @@ import argparse
 import http.client
 import itertools
 import json
+import os
 import resource
+import signal
 import socket
 import statistics
 import subprocess
@@ -32,18 +34,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extraction import child, make_images, make_model
+from extraction import WORK, child, make_images, make_model
+from findings import Findings, machine, spread
 
 from augself_hub.precision import GRAPHS
-from serving.cores import usable_cores
 
 LITSERVE = Path(__file__).with_name("litserve_server.py")
 BOUNDARY = "a-boundary-of-the-benchmark"
+UNIT = "images a second, 8 clients"
 SERVERS: dict[str, list[str]] = {
     "ours": [],
     "litserve": [],
@@ -58,18 +61,21 @@ def main() -> None:
     if options.load:
         print(json.dumps(load(options)))
         return
-    images = make_images(options.work / "images", options.images)
+    images, found = make_images(options.work / "images", options.images), Findings(UNIT)
     folder = make_model(options.work, "resnet18")
+    found.say(f"{machine()}; ResNet-18, {options.rounds} rounds")
     for precision in options.precisions:
         make_graph(folder, precision, images)
-        show_speed(options, folder, precision)
-    show_overload(options, folder)
-    show_start(options)
+        show_speed(found, options, folder, precision)
+    show_overload(found, options, folder)
+    show_start(found, options)
+    found.write(options.json)
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="kept: images and models")
+    parser.add_argument("--work", type=Path, default=WORK, help="kept: images and models")
+    parser.add_argument("--json", type=Path, help="keep what was found for bench.py")
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--requests", type=int, default=600, help="of 8 clients together")
     parser.add_argument("--rounds", type=int, default=3)
@@ -100,7 +106,10 @@ def running(command: list[str], ready: str) -> Iterator[tuple[str, subprocess.Po
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     process = subprocess.Popen(
-        [*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         wait_for(process, port, ready)
@@ -108,6 +117,8 @@ def running(command: list[str], ready: str) -> Iterator[tuple[str, subprocess.Po
     finally:
         process.terminate()
         process.wait(60)
+        with suppress(ProcessLookupError):  # LitServe leaves workers that poll
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_for(process: subprocess.Popen, port: int, path: str) -> None:
@@ -218,7 +229,7 @@ def post(connection: http.client.HTTPConnection, body: bytes) -> int:
 # -- What is shown ---------------------------------------------------------------------------------
 
 
-def show_speed(options: argparse.Namespace, folder: Path, precision: str) -> None:
+def show_speed(found: Findings, options: argparse.Namespace, folder: Path, precision: str) -> None:
     eight: dict[str, list[Answers]] = {server: [] for server in SERVERS}
     one: dict[str, list[Answers]] = {server: [] for server in SERVERS}
     extraction = []
@@ -231,57 +242,66 @@ def show_speed(options: argparse.Namespace, folder: Path, precision: str) -> Non
         arguments = ["--model", str(folder), "--work", str(options.work)]
         arguments += ["--images", str(options.images), "--precision", precision]
         extraction.append(child("ours", arguments)["speed"])
-    print(f"\nResNet-18, {precision}; {usable_cores()} cores, {options.rounds} rounds\n")
-    print("| server | 8 clients: images/s (rounds) | ours is | median | p99 | clients' share |")
-    print("|---|---|---|---|---|---|")
-    for server, rounds in eight.items():
-        show_eight(server, rounds, middle(answers.rate for answers in eight["ours"]))
-    mine = middle(answers.rate for answers in eight["ours"])
-    print(
-        f"| batch extraction | {middle(extraction):.1f} | {mine / middle(extraction):.2f} | | | |"
-    )
-    print("\n| server | 1 client: median | ours is | p99 |\n|---|---|---|---|")
+    show_eight(found, precision, eight, extraction)
     mine = middle(answers.quantile(0.5) for answers in one["ours"])
+    cells = []
     for server, rounds in one.items():
         median = middle(answers.quantile(0.5) for answers in rounds)
         p99 = middle(answers.quantile(0.99) for answers in rounds)
-        print(f"| {server} | {median:.1f} ms | {mine / median:.2f} | {p99:.1f} ms |", flush=True)
+        cells.append((server, f"{median:.1f} ms", f"{mine / median:.2f}", f"{p99:.1f} ms"))
+    found.table([f"{precision}, 1 client", "median", "ours to it", "p99"], cells)
 
 
-def show_eight(server: str, rounds: list[Answers], mine: float) -> None:
+def show_eight(
+    found: Findings, precision: str, eight: dict[str, list[Answers]], extraction: list[float]
+) -> None:
+    rates = {server: [answers.rate for answers in rounds] for server, rounds in eight.items()}
+    rates["batch extraction"] = extraction
+    cells = []
+    for server, rate in rates.items():
+        ratio = f"{middle(rates['ours']) / middle(rate):.2f}"
+        cells.append((server, *spread(rate), ratio, *latencies(server, eight.get(server, []))))
+    heads = [f"{precision}, 8 clients", "images/s", "quartiles", "ours to it", "median", "p99"]
+    found.table([*heads, "clients' share of a core"], cells)
+    found.chart({f"{precision}, {server}": rate for server, rate in rates.items()})
+
+
+def latencies(server: str, rounds: list[Answers]) -> list[str]:
+    """Three cells: median and p99 of an answer, and the clients' share; empty without rounds."""
     if bad := [answers.codes for answers in rounds if set(answers.codes) != {"200"}]:
         raise RuntimeError(f"{server} answered {bad}")
-    rate = middle(answers.rate for answers in rounds)
-    every = " ".join(f"{answers.rate:.1f}" for answers in rounds)
+    if not rounds:
+        return [""] * 3
     times = [middle(answers.quantile(share) for answers in rounds) for share in (0.5, 0.99)]
     share = middle(answers.cpu / answers.wall for answers in rounds)
-    print(
-        f"| {server} | {rate:.1f} ({every}) | {mine / rate:.2f} | {times[0]:.0f} ms "
-        f"| {times[1]:.0f} ms | {share:.0%} |"
-    )
+    return [*(f"{time:.0f} ms" for time in times), f"{share:.0%}"]
 
 
 def middle(values: Any) -> float:
     return statistics.median(list(values))
 
 
-def show_overload(options: argparse.Namespace, folder: Path) -> None:
+def show_overload(found: Findings, options: argparse.Namespace, folder: Path) -> None:
     limits = ["--limit", "waiting_images=32", "--limit", "items=16"]
     with running([*AUGSELF, "--model", str(folder), *limits], "/health/ready") as (address, _):
         answers = asked(options, address, 64, 2 * options.requests)
-    print("\n64 clients, a queue for 32 images, a deadline of 30 s:", answers.codes)
-    print(f"p99 of the answers {answers.quantile(0.99):.0f} ms, {answers.rate:.1f} images/s")
+    codes = ", ".join(f"{count} answers {code}" for code, count in sorted(answers.codes.items()))
+    found.say(
+        f"64 clients, a queue for 32 images, a deadline of 30 s: {codes}; p99 of the 200s "
+        f"{answers.quantile(0.99):.0f} ms, {answers.rate:.1f} images/s"
+    )
 
 
-def show_start(options: argparse.Namespace) -> None:
+def show_start(found: Findings, options: argparse.Namespace) -> None:
     """The embedded model: from the start of the process; memory after a batch of 32 was run."""
-    print("\n| start | /v1 ready | page | resident |\n|---|---|---|---|")
+    cells = []
     for extra in ([], ["--demo"]):
         rounds = [one_start(extra) for _ in range(options.rounds)]
         ready, page, memory = (middle(values) for values in zip(*rounds, strict=True))
         shown = f"{page:.1f} s" if extra else ""
         command = " ".join(["augself serve", *extra])
-        print(f"| `{command}` | {ready:.1f} s | {shown} | {memory:.0f} MB |", flush=True)
+        cells.append((f"`{command}`", f"{ready:.1f} s", shown, f"{memory:.0f} MB"))
+    found.table(["start, embedded model", "/v1 ready", "page", "resident"], cells)
 
 
 def one_start(extra: list[str]) -> tuple[float, float, float]:

@@ -13,7 +13,6 @@ as an encoder's last ReLU leaves them.
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ import numpy as np
 import sklearn
 import torch
 import torch.nn.functional as F
+from findings import Findings, machine
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
@@ -33,22 +33,32 @@ from training.transfer.fewshot import draw_tasks, few_shot
 from training.transfer.linear import STRENGTHS, linear_probe
 from training.transfer.softmax import SoftmaxRegression
 
-Row = tuple[str, str, str, str, str]
+Row = tuple[str, float, float, str]  # what, our seconds, the plain way's, compared
 
 
 @click.command()
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Of ours.")
 @click.option("--quick", is_flag=True, help="A small problem: does it run at all?")
-def main(rounds: int, quick: bool) -> None:
+@click.option("--json", "path", type=Path, help="Keep what was found for bench.py.")
+def main(rounds: int, quick: bool, path: Path | None) -> None:
     """Measure and print the table."""
-    n, width, classes, tasks = (600, 64, 12, 100) if quick else (4000, 512, 80, 2000)
+    n, width, classes, tasks = (200, 32, 6, 50) if quick else (4000, 512, 80, 2000)
     splits = [drawn(size, width, classes, name) for name, size in sizes(n)]
     rows = [linear(splits, rounds)]
     rows += [few(splits[2], shots, tasks, rounds) for shots in (1, 5)]
-    print(f"{machine()}; ours: median of {rounds} rounds, plain: once\n")
-    print("| what | ours | plain | times faster | compared |\n|---|---|---|---|---|")
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
+    found = Findings("times faster than the plain way")
+    threads, version = torch.get_num_threads(), sklearn.__version__
+    found.say(
+        f"{machine()}, scikit-learn {version}; {threads} threads; ours: median of {rounds} "
+        "rounds, plain: once"
+    )
+    cells = [
+        (name, f"{ours:.2f} s", f"{plain:.1f} s", f"{plain / ours:.1f}", compared)
+        for name, ours, plain, compared in rows
+    ]
+    found.table(["what", "ours", "plain", "times faster", "compared"], cells)
+    found.chart({f"ours, {name}": [plain / ours] for name, ours, plain, _ in rows})
+    found.write(path)
 
 
 def sizes(n: int) -> list[tuple[str, int]]:
@@ -86,7 +96,7 @@ def linear(splits: list[Examples], rounds: int) -> Row:
     )
     n, d = train.features.shape
     name = f"linear probe, {len(STRENGTHS)} strengths, N={n} D={d} C={classes}"
-    return name, f"{seconds:.2f} s", f"{slow:.1f} s", f"{slow / seconds:.1f}", compared
+    return name, seconds, slow, compared
 
 
 def objective(examples: Examples, theta: torch.Tensor, strength: float) -> float:
@@ -152,7 +162,7 @@ def few(examples: Examples, shots: int, tasks: int, rounds: int) -> Row:
         f"{int((ours.accuracies != plain).sum())} tasks differ"
     )
     name = f"{tasks} tasks of 5-way {shots}-shot, D={examples.features.shape[1]}"
-    return name, f"{seconds:.2f} s", f"{slow:.1f} s", f"{slow / seconds:.1f}", compared
+    return name, seconds, slow, compared
 
 
 def liblinear(examples: Examples, task: np.ndarray, shots: int) -> float:
@@ -174,15 +184,6 @@ def timed(job: Callable[[], Any], rounds: int) -> tuple[float, Any]:
         result = job()
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds), result
-
-
-def machine() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    processor = (names or [platform.machine()])[0]
-    libraries = f"torch {torch.__version__}, scikit-learn {sklearn.__version__}"
-    return f"{processor}, {torch.get_num_threads()} threads; {libraries}"
 
 
 if __name__ == "__main__":

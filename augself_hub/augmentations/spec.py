@@ -181,12 +181,13 @@ def heads_for(kinds: Any, policy: Policy, convention: str = "relative") -> dict[
     """
     if convention not in HEADS:
         raise UsageError(f"unknown convention {convention!r}: use one of {', '.join(HEADS)}")
+    known = HEADS[convention]
     for kind in kinds:
-        if kind not in KINDS:
-            raise UsageError(f"unknown augmentation {kind!r}: use {', '.join(KINDS)}")
+        if kind not in known:
+            raise UsageError(f"unknown augmentation {kind!r}: use {', '.join(known)}")
         if policy.probability(kind) == 0:
             raise UsageError(f"augmentation {kind!r} is never applied: its probability is 0")
-    heads = {kind: head for kind, head in HEADS[convention].items() if kind in kinds}
+    heads = {kind: head for kind, head in known.items() if kind in kinds}
     if convention == "relative" and policy.rot and "crop" in heads:
         heads["crop"] = _turned(heads["crop"])
     return heads

@@ -85,7 +85,6 @@ def settings(photos, tmp_path) -> Callable[..., Settings]:
         arguments = {
             "save_steps": EVERY,
             "logging_steps": 5,
-            "report_to": [],
             "gradient_accumulation_steps": accumulation,
         }
         return Settings(
@@ -99,6 +98,7 @@ def settings(photos, tmp_path) -> Callable[..., Settings]:
                 "batch_size": 4,
                 "workers": 0,
                 "monitor_every": 1,
+                "report_to": (),
                 "arguments": arguments,
             }
             | others
