@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, ResNetConfig
 
 from augself_hub import card
-from augself_hub.augmentations.spec import KINDS, Policy, Spec, heads_for
+from augself_hub.augmentations.spec import HEADS, Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, CheckpointError, UsageError
 from augself_hub.folder import file_sha256, new_folder, write_manifest
 from augself_hub.modeling.checkpoint import State, read_checkpoint, state_of
@@ -221,7 +221,7 @@ def _heads_in(content: dict[str, Any], checkpoint: Path) -> dict[str, State]:
     heads = content.get("ss_predictor", {})
     if not isinstance(heads, dict):
         raise CheckpointError(f"{checkpoint} has no dictionary of heads at 'ss_predictor'")
-    if unknown := [kind for kind in heads if kind not in KINDS]:
+    if unknown := [kind for kind in heads if kind not in HEADS["paper"]]:
         raise CheckpointError(f"{checkpoint} has a head of the unknown kind {unknown[0]!r}")
     return {kind: state_of(state, checkpoint) for kind, state in heads.items()}
 

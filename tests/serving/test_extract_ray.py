@@ -72,6 +72,7 @@ def cluster() -> Iterator[None]:
         ray.shutdown()
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_table(cluster, source, engine, tmp_path, whole):
     """Byte for byte, errors and manifest too; and a finished table is left alone."""
     summary = extract(source, tmp_path / "out", engine, shard_rows=SHARD, fill=fill)

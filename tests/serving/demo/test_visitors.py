@@ -29,7 +29,7 @@ def test_ten_visitors_at_once_for_a_minute_are_all_answered(app):
         lambda client, file: client.predict("tiny", COLORLESS, file, api_name="/neighbours"),
         lambda client, file: client.predict("pretrained", [file], api_name="/features"),
     ]  # fmt: skip
-    until = time.monotonic() + 60
+    until, before = time.monotonic() + 60, len(app.log)
 
     def visitor(number: int) -> int:
         patient = {"timeout": 60}  # the client alone would give a file five seconds
@@ -43,4 +43,4 @@ def test_ten_visitors_at_once_for_a_minute_are_all_answered(app):
     with ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(visitor, range(10)))
     print("answers of each visitor:", answers)
-    assert min(answers) > 0 and "Traceback" not in "".join(app.log)
+    assert min(answers) > 0 and "Traceback" not in "".join(app.log[before:])
