@@ -35,7 +35,7 @@ from serving.demo.frames import (
 )
 from serving.demo.picks import picked, picks
 from serving.demo.undo import can_undo, undone
-from serving.demo.visitors import EXAMPLES, PRIVATE, QUIET, Models, given, readable, upload
+from serving.demo.visitors import EXAMPLES, PRIVATE, QUIET, Models, given, kept, readable, upload
 from serving.differences import is_gray
 
 SENTENCE = (
@@ -168,7 +168,7 @@ def _choice() -> tuple[gr.HTML, gr.File]:
 
 def _pictures() -> list[gr.Image]:
     """The photograph with both boxes, view a, view b. The views stay side by side on a phone."""
-    picture = partial(gr.Image, interactive=False, buttons=[], min_width=130, format="png")
+    picture = partial(gr.Image, interactive=False, buttons=[], min_width=130)
     with gr.Row():
         alt = "the photograph with the boxes of both views"
         photograph = picture(label="Photograph", alt_text=alt)
@@ -189,15 +189,11 @@ def _in_a(spec: Spec) -> list[Any]:
                 buttons=[],
                 show_label=False,
                 alt_text=alt,
-                format="png",
-                image_mode="RGBA",
             )
             gr.HTML(FRAME_CAPTION, css_template=FRAME_STYLE, apply_default_css=False)
         with gr.Column(min_width=240):
             gr.Markdown("### Undo")
-            slider = gr.ImageSlider(
-                interactive=False, buttons=[], show_label=False, format="png", max_height=480
-            )
+            slider = gr.ImageSlider(interactive=False, buttons=[], show_label=False, max_height=480)
             gr.HTML(UNDO_CAPTION, css_template=FRAME_STYLE, apply_default_css=False)
     return [row, frame, slider]
 
@@ -310,7 +306,8 @@ def pair(
 
     Returns:
         The photograph with the two boxes, view a, view b, the table as HTML; view b's boxes in view
-        a's frame, and view a beside view b taken back (None where the model does not say).
+        a's frame, and view a beside view b taken back (None where the model does not say). Pictures
+        are files.
 
     Raises:
         gr.Error: the upload is no image we read, or the server is full.
@@ -332,8 +329,8 @@ def pair(
     compared = compare(spec, seen_a, seen_b, predicted)
     boxes = [box_in_pixels(view["crop"][0], image) for view in (a, b)]
     return (
-        outlined(image, boxes),
-        *(enlarged(view) for view in views),
+        kept(outlined(image, boxes)),
+        *(kept(enlarged(view)) for view in views),
         table(compared),
         *_in_frame_of_a(spec, views, compared, predicted, any(gray)),
     )
@@ -354,7 +351,8 @@ def _in_frame_of_a(
     one = {kind: numbers[0] for kind, numbers in predicted.items()}
     a = np.asarray(Image.fromarray(views[0]).resize((FRAME_SIDE, FRAME_SIDE)))
     back = undone(views[1], one, gray, spec.policy, FRAME_SIDE)
-    return in_frame(views[0], list(zip((TRUE, PREDICTED), boxes, strict=False))), (a, back)
+    frame = in_frame(views[0], list(zip((TRUE, PREDICTED), boxes, strict=False)))
+    return kept(frame), (kept(a), kept(back))
 
 
 def two_views(image: Image.Image, a: Parameters, b: Parameters, policy: Policy) -> np.ndarray:

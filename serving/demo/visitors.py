@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 from PIL import Image
 
 from augself_hub.errors import AugSelfError
@@ -49,6 +53,17 @@ def upload(label: str, value: str | None = None, **place: Any) -> gr.File:
     return gr.File(
         value, type="binary", file_types=["image"], label=label, height=140, min_width=300, **place
     )
+
+
+def kept(picture: Image.Image | np.ndarray) -> str:
+    """A PNG among Gradio's files, written once and as a whole, by a name made of what it holds.
+
+    Given a picture, Gradio writes it again each time, also while another visitor reads it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        Image.fromarray(np.asarray(picture)).save(path)
+        return save_file_to_cache(path, get_upload_folder())
 
 
 def data_url(image: Image.Image, side: int) -> str:

@@ -23,6 +23,7 @@ from serving.demo.comparison import HIDDEN, compare, table
 from serving.demo.controls import box, controls, labels, parameters, place, values
 from serving.demo.frames import enlarged, outlined
 from serving.demo.two_views import EXAMPLES, _of_model, two_views
+from serving.demo.visitors import kept
 from serving.limits import Limits
 
 POLICY = Policy(size=32).with_kinds(("rot", "sol"))
@@ -222,3 +223,13 @@ def test_surprise_draws_both_views_from_the_key(page):
 def test_no_photograph_is_explained(page):
     with pytest.raises(AppError, match="there is no photograph: pick an example"):
         page.predict("tiny", None, *NEUTRAL, *CHANGED, api_name="/two_views")
+
+
+def test_a_picture_that_is_shown_again_is_not_written_again():
+    """Another visitor may be reading it."""
+    picture = np.full((8, 8, 3), 77, np.uint8)
+    path = Path(kept(picture))
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
+    path.write_bytes(b"as it was")
+    assert kept(picture) == str(path) and path.read_bytes() == b"as it was"
+    path.unlink()
