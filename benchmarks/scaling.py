@@ -148,7 +148,7 @@ def extract_row(options: argparse.Namespace, workers: int, **more: Any) -> dict[
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             out = Path(folder) / "out"
-            extract(files[:count], out, engine, shard_rows=16, workers=workers, **more)
+            extract(files[:count], out, engine, workers=workers, **more)
         return time.perf_counter() - began
 
     seconds(16)
@@ -162,7 +162,7 @@ def ray_row(options: argparse.Namespace) -> dict[str, float]:
     from serving.extraction.ray_engine import fill
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
-    return extract_row(options, 2, fill=fill)
+    return extract_row(options, 2, fill=fill, shard_rows=16)  # a list would be a single shard
 
 
 # -- Serving ---------------------------------------------------------------------------------------
