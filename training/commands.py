@@ -218,9 +218,13 @@ def fit_heads(resume: bool, **options: Any) -> None:
 
 
 def _run(resume: bool, options: dict[str, Any]) -> None:
+    import torch.distributed as dist
+
     from training.methods.layers import rank
     from training.pretraining import pretrain as run
 
     folder = run(Settings(**options), resume=resume)
     if rank() == 0:
         click.echo(f"wrote {folder}")
+    if dist.is_initialized():  # a process that ends with its group alive may abort, and end all
+        dist.destroy_process_group()
