@@ -165,11 +165,35 @@ class _First:
 
 def _hugging_face(place: str) -> Images:
     """The first image column and, if there is one, the first class label column."""
+    rows = open_rows(place)
+    count = len(rows.bare)
+    labels = rows.bare[rows.label] if rows.label else [UNLABELED] * count
+    names = [f"{place} {i}" for i in range(count)]
+    return Images(names, list(labels), rows.classes, _Cells(rows.bare, rows.image))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A Hugging Face data set: its images undecoded, the columns that count, the classes."""
+
+    bare: Any
+    image: str
+    label: str | None
+    classes: list[str]
+
+
+def open_rows(place: str, streaming: bool = False) -> Rows:
+    """NAME[:SPLIT] -> its rows.
+
+    Raises:
+        AugSelfError: it cannot be opened, or has no image column.
+    """
     import datasets
 
     name, _, split = place.partition(":")
     try:
-        dataset = datasets.load_dataset(name, split=split or "train")
+        dataset = datasets.load_dataset(name, split=split or "train", streaming=streaming)
+        dataset = dataset if dataset.features else dataset._resolve_features()
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AugSelfError(f"data set {place} cannot be opened: {reason}") from error
@@ -177,11 +201,8 @@ def _hugging_face(place: str) -> Images:
     if image is None:
         raise AugSelfError(f"data set {place} has no image column")
     label = first_column(dataset, datasets.ClassLabel)
-    labels = dataset[label] if label else [UNLABELED] * len(dataset)
     classes = dataset.features[label].names if label else []
-    bare = dataset.cast_column(image, datasets.Image(decode=False))
-    names = [f"{place} {i}" for i in range(len(dataset))]
-    return Images(names, list(labels), classes, _Cells(bare, image))
+    return Rows(dataset.cast_column(image, datasets.Image(decode=False)), image, label, classes)
 
 
 def first_column(dataset: Any, kind: type) -> str | None:

@@ -38,7 +38,7 @@ from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.preprocess import decode
 from training.data import KeyedSampler, two_views
-from training.sources import UNLABELED, Images, first_column
+from training.sources import UNLABELED, Images, open_rows
 from training.tars import expanded, key_of, shard_names, tar_members
 
 PREFIX = "stream:"
@@ -191,22 +191,9 @@ def _bytes(cell: dict[str, Any]) -> bytes:
 
 
 def _rows(place: str) -> tuple[list[Shard], list[str]]:
-    import datasets
-
-    name, _, split = place.partition(":")
-    try:
-        dataset = datasets.load_dataset(name, split=split or "train", streaming=True)
-        dataset = dataset if dataset.features else dataset._resolve_features()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AugSelfError(f"data set {place} cannot be opened: {reason}") from error
-    image = first_column(dataset, datasets.Image)
-    if image is None:
-        raise AugSelfError(f"data set {place} has no image column")
-    label = first_column(dataset, datasets.ClassLabel)
-    classes = dataset.features[label].names if label else []
-    bare = dataset.cast_column(image, datasets.Image(decode=False))
-    return [RowsShard(bare, n, image, label) for n in range(bare.num_shards)], classes
+    rows = open_rows(place, streaming=True)
+    numbers = range(rows.bare.num_shards)
+    return [RowsShard(rows.bare, n, rows.image, rows.label) for n in numbers], rows.classes
 
 
 _KINDS = {"wds": _tars, "hf": _rows}

@@ -27,6 +27,7 @@ from PIL import Image
 
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.preprocess import SUFFIXES, decode
+from augself_hub.tars import StrictHeader, key_and_suffix
 from training.sources import UNLABELED, Images
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def tar_members(url: str, mode: str, load: bool) -> Iterator[Member]:
     try:
         with (
             fsspec.open(url, "rb") as file,
-            tarfile.open(fileobj=file, mode=mode, tarinfo=_Header) as tar,
+            tarfile.open(fileobj=file, mode=mode, tarinfo=StrictHeader) as tar,
         ):
             for key, members in groupby(_files(tar, load), lambda member: member[0]):
                 if sample := _sample(key, {suffix: rest for _, suffix, *rest in members}):
@@ -144,28 +145,13 @@ def tar_members(url: str, mode: str, load: bool) -> Iterator[Member]:
         raise AugSelfError(f"{url} cannot be read: {error}") from error
 
 
-class _Header(tarfile.TarInfo):
-    """tarfile takes a damaged header for the archive's end; the images behind it would be lost."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
-
-
 def _files(tar: tarfile.TarFile, load: bool) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
     """(key, suffix, header, content) of images and labels; images' content only if asked for."""
     for header in tar:
-        folder, slash, base = header.name.rpartition("/")
-        stem, _, kind = base.partition(".")
-        suffix = f".{kind.lower()}"
+        key, suffix = key_and_suffix(header.name)
         wanted = load or suffix not in SUFFIXES
-        if header.isfile() and stem and suffix in (*SUFFIXES, ".cls", ".json"):
-            yield folder + slash + stem, suffix, header, _content(tar, header) if wanted else b""
+        if header.isfile() and key and suffix in (*SUFFIXES, ".cls", ".json"):
+            yield key, suffix, header, _content(tar, header) if wanted else b""
         tar.members = []  # else it remembers every member it has passed
 
 

@@ -24,6 +24,7 @@ from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError, MissingExtra
 from augself_hub.preprocess import SUFFIXES
+from augself_hub.tars import StrictHeader, key_and_suffix
 from serving.extraction.sources import Columns, Item, ShardError, stamp
 
 _READ_ROWS = 16  # undecoded images of a table in memory at once
@@ -74,7 +75,7 @@ class TarShard:
         try:
             with (
                 _open(self.url) as file,
-                tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar,
+                tarfile.open(fileobj=file, mode="r|*", tarinfo=StrictHeader) as tar,
             ):
                 for key, members in groupby(_members(tar), lambda member: member[0]):
                     yield _sample(f"{self.name}/{key}", {kind: data for _, kind, data in members})
@@ -82,27 +83,12 @@ class TarShard:
             raise _damage(self.url, error) from error
 
 
-class _Member(tarfile.TarInfo):
-    """tarfile takes a damaged header for the archive's end; the images behind it would be lost."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
-
-
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, str, bytes]]:
     """(key, suffix, content) of the images and labels, in the archive's order."""
     for member in tar:
-        folder, slash, base = member.name.rpartition("/")
-        stem, _, kind = base.partition(".")
-        suffix = f".{kind.lower()}"
-        if member.isfile() and stem and (suffix in SUFFIXES or suffix == ".cls"):
-            yield folder + slash + stem, suffix, tar.extractfile(member).read()  # type: ignore[union-attr]
+        key, suffix = key_and_suffix(member.name)
+        if member.isfile() and key and (suffix in SUFFIXES or suffix == ".cls"):
+            yield key, suffix, tar.extractfile(member).read()  # type: ignore[union-attr]
         tar.members = []  # else it remembers every member it has passed
 
 

@@ -98,6 +98,24 @@ class ServerProcess:
         return self.process.wait(20)
 
 
+@pytest.fixture(scope="module")
+def noisy_pictures(tmp_path_factory) -> Callable[[int], Path]:
+    """A folder of so many pictures of two classes, each tenth of them damaged."""
+
+    def make(count: int) -> Path:
+        folder = tmp_path_factory.mktemp("source")
+        for number in range(count):
+            path = folder / "ab"[number % 2] / f"{number:03}.png"
+            path.parent.mkdir(exist_ok=True)
+            noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(path)
+            if number % 10 == 9:
+                path.write_bytes(path.read_bytes()[:100])
+        return folder
+
+    return make
+
+
 @pytest.fixture
 def start_server(tiny_model: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts a server of its own for one test; stops it afterwards."""

@@ -11,9 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from augself_hub.cli import main
 from augself_hub.errors import AugSelfError
@@ -36,17 +34,8 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    """120 pictures of two classes, each tenth of them damaged."""
-    folder = tmp_path_factory.mktemp("source")
-    for number in range(IMAGES):
-        path = folder / "ab"[number % 2] / f"{number:03}.png"
-        path.parent.mkdir(exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        if number % 10 == 9:
-            path.write_bytes(path.read_bytes()[:100])
-    return folder
+def source(noisy_pictures) -> Path:
+    return noisy_pictures(IMAGES)
 
 
 @pytest.fixture(scope="module")

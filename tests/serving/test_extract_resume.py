@@ -13,9 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from augself_hub.errors import AugSelfError
 from augself_hub.features import FeatureTable
@@ -34,17 +32,8 @@ def engine() -> Engine:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory) -> Path:
-    """120 pictures of two classes, each tenth of them damaged."""
-    folder = tmp_path_factory.mktemp("source")
-    for number in range(IMAGES):
-        path = folder / "ab"[number % 2] / f"{number:03}.png"
-        path.parent.mkdir(exist_ok=True)
-        noise = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-        if number % 10 == 9:
-            path.write_bytes(path.read_bytes()[:100])
-    return folder
+def source(noisy_pictures) -> Path:
+    return noisy_pictures(IMAGES)
 
 
 def command(source: Path, output: Path, *options: object) -> list[str]:
