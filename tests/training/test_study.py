@@ -237,6 +237,18 @@ def test_the_report_keeps_what_stands_around_it(tmp_path):
     assert "](records/differences.svg)" in second
 
 
+def test_a_rate_at_which_one_run_diverged_is_told(tmp_path):
+    good = [{"task": "linear probe", "set": "development/x", "value": 50.0}]
+    tuning = {"phase": "tuning", "rate": 0.3}
+    runs = [
+        a_record("plain", 100, {}, name="t-100", results=good, **tuning),
+        a_record("plain", 101, {}, name="t-101", results=[], diverged="the loss", **tuning),
+    ]
+    text = _reported(runs, tmp_path)
+    assert "| plain | 0.3 | diverged | 2 |" in text
+    assert "| plain | 0.1 | - | 0 |" in text
+
+
 def test_a_histogram_counts_colours():
     """Half black and half white: two of 125 bins, each with the square root of a half."""
     pixels = np.zeros((4, 4, 3), np.uint8)
@@ -335,6 +347,14 @@ def test_what_has_a_record_is_not_run_again(small_corpus):
     record.unlink()
     second = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "references: 1 runs to make" in second.stdout and record.is_file()
+
+
+def test_a_missing_set_is_refused_before_anything_is_run(small_corpus):
+    words = command(small_corpus, ARMS.replace('"final/*"', '"generated/*"') + TRAINING)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is of generated/*: build it" in done.stderr and done.stderr.count("\n") == 1
+    assert not (small_corpus.parent / "runs").exists()
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import itertools
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,22 @@ class Measure:
     tasks: list[str]
     sets: list[str]
     queries: int = 16
+
+    def places(self, corpus: Path) -> list[Path]:
+        """The sets below the corpus whose place, e.g. final/flags, is of one of the patterns.
+
+        Raises:
+            UsageError: there is none.
+        """
+        folders = sorted(path for path in corpus.glob("*/*") if path.is_dir())
+        names = {path: path.relative_to(corpus).as_posix() for path in folders}
+        found = [path for path in folders if any(fnmatchcase(names[path], p) for p in self.sets)]
+        if not found:
+            raise UsageError(
+                f"no set below {corpus} is of {', '.join(self.sets)}: build it as docs/protocol.md "
+                "says"
+            )
+        return found
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -161,10 +162,17 @@ def _tuning(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
                 np.mean([mean_accuracy(r, DEVELOPMENT) for r in s]) if s else None for s in by_rate
             ]
             rows += [
-                [arm, f"{rate:g}", "-" if mean is None else f"{mean:.1f}", str(len(s))]
+                [arm, f"{rate:g}", _tuned(mean), str(len(s))]
                 for rate, mean, s in zip(phase.rates, means, by_rate, strict=True)
             ]
     yield from _table(["arm", "base rate", "mean linear probe, %", "runs"], rows)
+
+
+def _tuned(mean: float | None) -> str:
+    """A rate's mean accuracy; one run that diverged counts as the worst."""
+    if mean is None:
+        return "-"
+    return f"{mean:.1f}" if math.isfinite(mean) else "diverged"
 
 
 def _runs(records: Sequence[Record]) -> Iterable[str]:

@@ -6,14 +6,13 @@ import json
 import pkgutil
 import shutil
 import time
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from augself_hub.cli import EXTRACT
-from augself_hub.errors import Diverged, UsageError
+from augself_hub.errors import Diverged
 from augself_hub.folder import EVALUATION, versions
 from augself_hub.modeling.objective import AugSelfLoss
 from training.checkpoints import newest_valid
@@ -95,26 +94,12 @@ def _make(arm: Arm, settings: Settings) -> None:
 def _measured(plan: Plan, run: Run, tables: Tables, corpus: Path) -> list[Record]:
     found = []
     for measure in plan.measures[plan.phase(run.phase).measures]:
-        places = {path.name: path for path in _sets(corpus, measure.sets)}
+        places = {path.name: path for path in measure.places(corpus)}
         names = [f"folder:{path}" for path in places.values()]
         settings = TaskSettings(queries=measure.queries)
         evaluation = Evaluation(measure.tasks, names, None, settings)
         for result in evaluate(tables, evaluation, evaluation.open()):
             found.append(_short(result, places[result.dataset].relative_to(corpus).as_posix()))
-    return found
-
-
-def _sets(corpus: Path, patterns: list[str]) -> list[Path]:
-    """The sets below the corpus whose place, e.g. final/flags, is of one of the patterns.
-
-    Raises:
-        UsageError: there is none.
-    """
-    places = sorted(path for path in corpus.glob("*/*") if path.is_dir())
-    names = {path: path.relative_to(corpus).as_posix() for path in places}
-    found = [path for path in places if any(fnmatchcase(names[path], p) for p in patterns)]
-    if not found:
-        raise UsageError(f"no set below {corpus} is of {', '.join(patterns)}: build the corpus")
     return found
 
 

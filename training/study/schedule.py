@@ -6,6 +6,7 @@ command. SIGTERM and Ctrl-C let the runs at hand write a checkpoint first.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -55,8 +56,11 @@ def carry_out_all(plan: Plan, places: Places, jobs: int) -> None:
         jobs: how many runs side by side.
 
     Raises:
+        UsageError: a set that a phase measures is not there; nothing was run.
         AugSelfError: runs failed; the others were made.
     """
+    for measure in itertools.chain(*plan.measures.values()):
+        measure.places(places.corpus)
     for phase in plan.phases:
         runs = plan.runs(phase, places.development_score)
         waiting = [run for run in runs if not places.record(run).is_file()]

@@ -138,5 +138,16 @@ def _write(output: Path, pictures: dict[str, np.ndarray]) -> str:
 
 _SETS: dict[str, Callable[..., str]] = {"sprites": sprites, "digits": digits}
 
+
+def main(arguments: list[str]) -> None:
+    """Draw a set, print the sha256 of its names and pixels."""
+    if len(arguments) != 2 or arguments[0] not in _SETS:
+        sys.exit(f"usage: python -m training.transfer.build {'|'.join(_SETS)} OUTPUT")
+    try:
+        print(_SETS[arguments[0]](Path(arguments[1])))
+    except (AugSelfError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 if __name__ == "__main__":
-    print(_SETS[sys.argv[1]](*map(Path, sys.argv[2:])))
+    main(sys.argv[1:])

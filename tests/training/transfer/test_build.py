@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import colorsys
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from augself_hub.errors import AugSelfError
-from training.transfer.build import HUES, SHAPES, digits, sprite, sprites
+from training.transfer.build import HUES, SHAPES, digits, main, sprite, sprites
 from training.transfer.datasets import open_dataset
 
 
@@ -27,6 +28,15 @@ def test_sprites_come_under_both_labels_with_boxes(tmp_path):
         images = open_dataset(f"folder:{tmp_path / 's' / kind}", None)
         assert Counter(images.classes) == dict.fromkeys(names, 48 // len(names))
         assert images.boxes.shape == (48, 4)
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+    for words, line in (
+        (["sprites", str(tmp_path)], f"error: {tmp_path} exists: choose another folder or"),
+        (["circles", str(tmp_path / "new")], "usage: python -m training.transfer.build sprites|"),
+    ):
+        with pytest.raises(SystemExit, match=f"^{re.escape(line)}"):
+            main(words)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
