@@ -16,7 +16,7 @@ _FEATURES = {"spread": "spread, trained on", PREFIX + "spread": "spread", PREFIX
 
 
 def curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Up to three panels over the steps: losses, awareness, kNN accuracy and feature spread.
+    """Up to four panels over the steps: the loss, the heads' losses, awareness, features.
 
     Raises:
         AugSelfError: matplotlib is missing.
@@ -27,7 +27,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     except ModuleNotFoundError as error:
         raise AugSelfError("matplotlib is missing: pip install 'augself-hub[train]'") from error
     panels = [panel for panel in _panels(history) if panel[2]]
-    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(panels), 4.4), layout="constrained")
     every = np.ravel(figure.subplots(1, len(panels)))
     for axes, (title, unit, names) in zip(every, panels, strict=True):
         axes.set_prop_cycle(color=colormaps["tab10" if len(names) <= 10 else "tab20"].colors)
@@ -36,7 +36,7 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
             marker = "." if len(points) < FEW else ""
             axes.plot(points[:, 0], points[:, 1], label=label, marker=marker)
         axes.set(xlabel="step", ylabel=unit, title=title)
-        axes.legend(fontsize="x-small", ncols=2)
+        axes.legend(fontsize="x-small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.savefig(path, dpi=80)
 
 
@@ -47,7 +47,8 @@ def _panels(history: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, str
     kinds = sorted({name for row in rows for name in row} - _NOT_LOSSES)
     aware = sorted(n for n in seen if n.startswith(PREFIX) and n not in _FEATURES)
     return [
-        ("Training losses", "loss", {n: n for n in ("loss", "method", *kinds) if n in seen}),
+        ("Training", "loss", {n: n for n in ("loss", "method") if n in seen}),
+        ("Heads, in training", "loss", {n: n for n in kinds}),
         ("Awareness, held-out pairs", "R^2 or accuracy", {n: _plain(n) for n in aware}),
         ("Features", "share", {n: label for n, label in _FEATURES.items() if n in seen}),
     ]

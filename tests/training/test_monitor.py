@@ -212,11 +212,13 @@ def test_a_run_that_is_watched_is_the_run_that_is_not(watched, tmp_path):
 
 
 def test_curves_have_a_panel_for_each_kind_of_figure(watched, tmp_path):
-    """Losses; awareness; features: the picture is three panels wide, or two, or one."""
+    """Loss; the heads' losses; awareness; features: a panel of 360 pixels for each that is there."""
     history = watched(monitor_every=1, epochs=2).state.log_history
-    losses = [{k: v for k, v in row.items() if k != "spread"} for row in history if "loss" in row]
+    trained = [row for row in history if "loss" in row]
+    losses = [{k: v for k, v in row.items() if k != "spread"} for row in trained]
+    alone = [{k: row[k] for k in ("step", "loss", "method")} for row in losses]
     sizes = []
-    for part in (losses, [row for row in history if "loss" in row], history):
+    for part in (alone, losses, trained, history):
         curves(part, tmp_path / "curves.png")
         sizes.append(Image.open(tmp_path / "curves.png").width)
-    assert sizes == [360, 720, 1080]
+    assert sizes == [360, 720, 1080, 1440]
