@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from augself_hub.errors import AugSelfError, ImageError, UsageError
-from serving.options import GroupedCommand, grouped, needs, running
+from augself_hub.options import GroupedCommand, grouped
+from serving.options import needs, running
 
 if TYPE_CHECKING:
     from serving.engine import Engine
