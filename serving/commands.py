@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from augself_hub.commands import table
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.options import GroupedCommand, grouped
 from serving.options import needs, running
@@ -59,7 +60,8 @@ def predict(
     if as_json:
         click.echo(json.dumps({"model": engine.name, "differences": differences}, indent=2))
     else:
-        click.echo(_table(_rows(engine, differences)))
+        heads = ("augmentation", "name", "value", "unit", "standard error")
+        click.echo(table(heads, _rows(engine, differences), numbers="value"))
 
 
 @click.command()
@@ -271,10 +273,10 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
     if as_json:
         numbers = dataclasses.asdict(summary)
         return json.dumps({"output": str(output), **numbers.pop("counts"), **numbers})
-    table = f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
+    line = f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
     if not summary.computed:
-        return f"{table}; already complete"
-    return f"{table}; {summary.images_per_second:.0f} images/s"
+        return f"{line}; already complete"
+    return f"{line}; {summary.images_per_second:.0f} images/s"
 
 
 def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:
@@ -296,7 +298,7 @@ def _loaded(path: Path, engine: Engine) -> Any:
 
 def _rows(engine: Engine, differences: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's lines: a number of a regression head, a probability, or a class's."""
-    rows: list[tuple[str, ...]] = [("augmentation", "name", "value", "unit", "standard error")]
+    rows: list[tuple[str, ...]] = []
     for kind, head in engine.spec.heads.items():
         if head.type == "regression":
             rows += [_regression_row(kind, record) for record in differences[kind]]
@@ -317,17 +319,3 @@ def _regression_row(kind: str, record: dict[str, Any]) -> tuple[str, ...]:
     error = record["standard_error"]
     known = "not measured" if error is None else f"{error:.3f}"
     return kind, record["name"], f"{record['value']:+.3f}", record["unit"], known
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Columns two spaces apart, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = rows[0].index("value")
-    lines = (
-        "  ".join(
-            cell.rjust(width) if i == numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
