@@ -171,7 +171,13 @@ def _engine(model: str, device: str) -> Engine:
 
 
 @click.command(cls=GroupedCommand)
-@_MODELS("--model", "models", multiple=True, help="Repeatable. Default: the embedded model.")
+@_MODELS(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="Repeatable. Default: the embedded model.",
+)
 @_SERVED_DEVICE
 @_SERVED_PRECISION
 @_SERVED_DECODE
@@ -226,9 +232,10 @@ def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None
     with needs("serve"):
         from serving.api import create_app
         from serving.models import Source
+        from serving.names import named
         from serving.server import run
     run_as, settings = told(**options)
-    sources = [Source.find(model, *run_as) for model in models or (None,)]
+    sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), host, port)
 
 
