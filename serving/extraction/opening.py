@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.hub import is_hub_id
 from serving.extraction.containers import DatasetSource, ParquetSource, TarSource, file_system
 from serving.extraction.sources import (
     USUAL,
@@ -33,7 +34,6 @@ _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PARQUET = (".parquet",)
 _CSV = (".csv", ".tsv")
 _DATASET_FILES = ("dataset_dict.json", "state.json")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -81,7 +81,7 @@ def _open(text: str, columns: Columns, split: str | None) -> Source:
     if path.suffix.lower() in (*_CSV, ".txt"):
         path = _existing(path)
         return text_list(path) if path.suffix.lower() == ".txt" else csv_list(path, columns)
-    if _HUB_ID.fullmatch(text) and not path.exists() and ".." not in text:
+    if is_hub_id(text) and not path.exists():
         return DatasetSource.open(text, columns, split)
     _existing(path)
     raise AugSelfError(f"{text} is no source: give a folder, glob, CSV, list, tar or parquet file")
