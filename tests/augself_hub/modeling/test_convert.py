@@ -10,7 +10,6 @@ import re
 import shlex
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from torchvision.models import resnet
 from transformers import AutoModel, ConvNextConfig, ResNetConfig
 
 from augself_hub import AugSelfModel, hub
-from augself_hub.cli import main
 from augself_hub.errors import CheckpointError, UsageError
 from augself_hub.modeling.commands import convert as command
 from augself_hub.modeling.convert import (
@@ -32,22 +30,6 @@ from augself_hub.modeling.convert import (
 )
 
 WIDTHS = {"crop": 4, "color": 4, "flip": 1, "blur": 1, "rot": 4, "sol": 1}
-
-
-@pytest.fixture
-def augself(capfd):
-    """Runs the command in this process -> its exit status and what it printed."""
-
-    def run(*arguments) -> SimpleNamespace:
-        status, _ = 0, capfd.readouterr()  # what fixtures and conversions printed before
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capfd.readouterr()
-        return SimpleNamespace(status=status, out=printed.out, err=printed.err)
-
-    return run
 
 
 def shaken(network):
