@@ -16,7 +16,9 @@ from typing import Any
 
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.hub import is_hub_id
-from serving.extraction.containers import DatasetSource, ParquetSource, TarSource, file_system
+from serving.extraction.files import file_system
+from serving.extraction.hugging_face import DatasetSource
+from serving.extraction.parquet_files import ParquetSource
 from serving.extraction.sources import (
     USUAL,
     Columns,
@@ -29,6 +31,7 @@ from serving.extraction.sources import (
     path_list,
     text_list,
 )
+from serving.extraction.tars import TarSource
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PARQUET = (".parquet",)

@@ -368,7 +368,7 @@ def test_rows_without_image_or_label(files, tmp_path, engine):
 
 def test_a_network_that_fails_is_no_damage(files, tmp_path, engine, monkeypatch):
     """The run ends and can be gone on with; the shard is not written off."""
-    from serving.extraction import containers
+    from serving.extraction import tars
 
     url = a_url(files, tmp_path)
 
@@ -378,7 +378,7 @@ def test_a_network_that_fails_is_no_damage(files, tmp_path, engine, monkeypatch)
 
     extract_again = lambda: extract(url, tmp_path / "out", engine)  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(containers, "_open", lambda _: Failing())
+        patch.setattr(tars, "open_file", lambda _: Failing())
         with pytest.raises(AugSelfError, match="cannot be reached"):
             extract_again()
     assert extract_again().counts.rows == IMAGES
