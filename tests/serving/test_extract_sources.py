@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from handmade import png, saved
 from PIL import Image
 from pyarrow import parquet
 
@@ -254,26 +255,14 @@ BAD = {
     "noise.png": lambda _: bytes(range(256)) * 8,
     "page.jpg": lambda _: b"<html></html>",
     "tiff.jpg": lambda _: b"II*\0" + bytes(100),
-    "bomb.png": lambda _: png_header(30_000, 30_000),
-    "nothing.png": lambda _: png_header(0, 5),
+    "bomb.png": lambda _: png((30_000, 30_000), []),
+    "nothing.png": lambda _: png((0, 5), []),
 }
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that is only its header."""
-    import struct
-    import zlib
-
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    crc = struct.pack(">I", zlib.crc32(chunk))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc
-
-
 def jpeg() -> bytes:
-    buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return saved(Image.fromarray(noise), "JPEG")
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "tar", "parquet", "dataset"])
