@@ -152,7 +152,11 @@ class Worker:
             )
         if not self.there.data.is_dir():
             raise _not_shared(self.there)
-        return self.maker.make(number, shard, lambda images, errors: None)
+        part = self.there.part(number, digest)
+        if part is not None:
+            return part, True
+        [part] = self.maker.make([(number, shard)], lambda images, errors: None)
+        return part, False
 
 
 def _handed_out(work: Work, workers: Sequence[Any]) -> Counts:

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.features import DifferenceTable, FeatureTable
 from serving.engine import Engine, load
-from serving.extract import Settings, extract, extract_shard
+from serving.extract import Settings, extract, extract_shards
 from serving.extraction.opening import expanded, open_source
 from serving.extraction.sources import Columns
 
@@ -165,9 +165,7 @@ def test_a_pickled_shard_gives_the_same_part(make, files, tmp_path, engine):
     with ThreadPoolExecutor(1) as pool:
         for shard in shards:
             copy = pickle.loads(pickle.dumps(shard))
-            here, there = (
-                extract_shard(s, engine, Settings(), pool, workers=1) for s in (shard, copy)
-            )
+            here, there = extract_shards([shard, copy], engine, Settings(), pool, workers=1)
             assert here.num_rows and here.equals(there) and copy.digest == shard.digest
 
 
