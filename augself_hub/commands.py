@@ -55,11 +55,16 @@ def _files(folder: Path) -> str:
     return table(["file", "bytes", "sha256"], rows)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, two spaces apart."""
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: str | None = None) -> str:
+    """Columns as wide as their widest cell, two spaces apart.
+
+    Args:
+        numbers: the head of a column that is aligned to the right.
+    """
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+    sides = [str.rjust if head == numbers else str.ljust for head in heads]
+    lines = (
+        "  ".join(side(cell, n) for side, cell, n in zip(sides, row, widths, strict=True)).rstrip()
         for row in (heads, *rows)
-    ]
+    )
     return "\n".join(lines)

@@ -113,10 +113,15 @@ def resolve(
         if revision is not None:
             raise UsageError(f"{folder} is a folder and has no revision {revision!r}")
         return verify(folder)
-    if isinstance(model, str) and _HUB_ID.fullmatch(model) and ".." not in model:
+    if isinstance(model, str) and is_hub_id(model):
         name, revision = _with_revision(model, revision)
         return verify(_download(name, revision, cache_dir, local_files_only, token))
     raise ModelFolderError(f"no model at {model}: give a model folder or a Hub id (org/name)")
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether it has the form of `org/name` or `org/name@revision`; nothing is asked."""
+    return _HUB_ID.fullmatch(text) is not None and ".." not in text
 
 
 def _with_revision(model: str, revision: str | None) -> tuple[str, str | None]:

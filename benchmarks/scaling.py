@@ -240,8 +240,8 @@ def driver_row(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _looked(work: Path) -> Iterator[tuple[str, float]]:
-    from serving.extraction.containers import TarSource
     from serving.extraction.sources import path_list
+    from serving.extraction.tars import TarSource
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         tars = [Path(folder) / f"{number}.tar" for number in range(1000)]

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from augself_hub.commands import table
 from augself_hub.errors import AugSelfError, ImageError, UsageError
-from serving.options import GroupedCommand, grouped, needs, running
+from augself_hub.options import GroupedCommand, grouped
+from serving.options import needs, running
 
 if TYPE_CHECKING:
     from serving.engine import Engine
@@ -58,7 +60,8 @@ def predict(
     if as_json:
         click.echo(json.dumps({"model": engine.name, "differences": differences}, indent=2))
     else:
-        click.echo(_table(_rows(engine, differences)))
+        heads = ("augmentation", "name", "value", "unit", "standard error")
+        click.echo(table(heads, _rows(engine, differences), numbers="value"))
 
 
 @click.command()
@@ -168,7 +171,13 @@ def _engine(model: str, device: str) -> Engine:
 
 
 @click.command(cls=GroupedCommand)
-@_MODELS("--model", "models", multiple=True, help="Repeatable. Default: the embedded model.")
+@_MODELS(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="[NAME=]MODEL",
+    help="Repeatable. Default: the embedded model.",
+)
 @_SERVED_DEVICE
 @_SERVED_PRECISION
 @_SERVED_DECODE
@@ -223,9 +232,10 @@ def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None
     with needs("serve"):
         from serving.api import create_app
         from serving.models import Source
+        from serving.names import named
         from serving.server import run
     run_as, settings = told(**options)
-    sources = [Source.find(model, *run_as) for model in models or (None,)]
+    sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), host, port)
 
 
@@ -270,10 +280,10 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
     if as_json:
         numbers = dataclasses.asdict(summary)
         return json.dumps({"output": str(output), **numbers.pop("counts"), **numbers})
-    table = f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
+    line = f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
     if not summary.computed:
-        return f"{table}; already complete"
-    return f"{table}; {summary.images_per_second:.0f} images/s"
+        return f"{line}; already complete"
+    return f"{line}; {summary.images_per_second:.0f} images/s"
 
 
 def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:
@@ -295,7 +305,7 @@ def _loaded(path: Path, engine: Engine) -> Any:
 
 def _rows(engine: Engine, differences: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's lines: a number of a regression head, a probability, or a class's."""
-    rows: list[tuple[str, ...]] = [("augmentation", "name", "value", "unit", "standard error")]
+    rows: list[tuple[str, ...]] = []
     for kind, head in engine.spec.heads.items():
         if head.type == "regression":
             rows += [_regression_row(kind, record) for record in differences[kind]]
@@ -316,17 +326,3 @@ def _regression_row(kind: str, record: dict[str, Any]) -> tuple[str, ...]:
     error = record["standard_error"]
     known = "not measured" if error is None else f"{error:.3f}"
     return kind, record["name"], f"{record['value']:+.3f}", record["unit"], known
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    """Columns two spaces apart, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    numbers = rows[0].index("value")
-    lines = (
-        "  ".join(
-            cell.rjust(width) if i == numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)

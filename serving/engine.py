@@ -26,9 +26,7 @@ from augself_hub.preprocess import Preprocessing
 from serving.cores import usable_cores
 from serving.providers import BUCKETS, CPU, Graph, open_graphs
 
-MAX_BATCH = BUCKETS[
-    -1
-]  # images in one run: ONNX Runtime's arena keeps the memory of its largest batch
+MAX_BATCH = BUCKETS[-1]  # images in one run: ONNX Runtime keeps the memory of its largest batch
 EMBEDDED_NAME = "embedded"
 
 

@@ -2,11 +2,11 @@
 
     a source cuts itself into shards; shard k of the source becomes part k of the table
 
-`extract_shard` is the whole inner loop. It depends on nothing but its arguments, so any shard may
+`extract_shards` is the whole inner loop. It depends on nothing but its arguments, so any shard may
 be computed at any time, anywhere: in this process (`fill_here`) or on a cluster
 (`extraction.ray_engine`). Here one thread a core takes a batch from bytes to rows: no core waits
-for another, and while one decodes, another may run the model. Order, and so the output, depends on
-the source alone.
+for another, also not at a shard's end, and while one decodes, another may run the model. Order, and
+so the output, depends on the source alone.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -41,7 +42,7 @@ from serving.extraction.sources import USUAL, Columns, Item, Shard, ShardError, 
 from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
 
 SHARD_ROWS = 2048
-BATCH = 16  # at a shard's end all cores wait for the last batch, so it should be small
+BATCH = 16  # at the end all cores wait for the last batch, so it should be small
 _AHEAD = 2  # batches a worker that wait or are done but not yet taken
 
 
@@ -99,25 +100,34 @@ class PartMaker:
         self._pool.shutdown(cancel_futures=True)
 
     def make(
-        self, number: int, shard: Shard, done: Callable[[int, int], None]
-    ) -> tuple[Counts, bool]:
-        """The part of one shard, and whether it was there already, whole."""
-        part = self.there.part(number, shard.digest)
-        if part is not None:
-            return part, True
-        table = extract_shard(shard, self.engine, self.settings, self._pool, self.workers, done)
-        return self.there.write_part(number, table, shard.digest, self.engine.sha256), False
+        self, shards: Sequence[tuple[int, Shard]], done: Callable[[int, int], None]
+    ) -> Iterator[Counts]:
+        """The parts of shards, which come with their numbers, one after the other in this order."""
+        tables = extract_shards(
+            (shard for _, shard in shards),
+            self.engine,
+            self.settings,
+            self._pool,
+            self.workers,
+            done,
+        )
+        for (number, shard), table in zip(shards, tables, strict=True):
+            yield self.there.write_part(number, table, shard.digest, self.engine.sha256)
 
 
 def fill_here(work: Work) -> Counts:
-    """Make the parts one after the other in this process, a batch a core."""
-    total = Counts()
+    """Make the parts that are not there, one after the other in this process, a batch a core."""
+    total, missing = Counts(), []
+    for number, shard in enumerate(work.shards):
+        part = work.there.part(number, shard.digest)
+        if part is None:
+            missing.append((number, shard))
+        else:
+            work.progress.keep(part.images, part.errors)
+            total = total.plus(part)
     workers = work.workers or usable_cores()
     with PartMaker(work.there, work.engine, work.settings, workers) as maker:
-        for number, shard in enumerate(work.shards):
-            part, kept = maker.make(number, shard, work.progress.add)
-            if kept:
-                work.progress.keep(part.images, part.errors)
+        for part in maker.make(missing, work.progress.add):
             total = total.plus(part)
     return total
 
@@ -172,29 +182,42 @@ def extract(
         return Summary(counts, progress.seconds, computed, progress.rate)
 
 
-def extract_shard(
-    shard: Shard,
+def extract_shards(
+    shards: Iterable[Shard],
     engine: Engine,
     settings: Settings,
     pool: Executor,
     workers: int,
     done: Callable[[int, int], None] = lambda images, errors: None,
-) -> pa.Table:
-    """One shard of the source -> one part of the table, its errors in the metadata.
+) -> Iterator[pa.Table]:
+    """Shards of the source -> a part of the table each, in order, its errors in the metadata.
+
+    While the last batches of one are computed, those of the next are begun.
 
     Args:
         pool: where batches are computed, `workers` at a time.
         done: told of the images and errors of each batch.
     """
-    run = partial(extract_batch, engine=engine, settings=settings)
-    nothing, _ = run([])  # gives the columns where no image can be read
-    tables, errors = [nothing], []
-    for table, failed in _in_order(pool, run, _batches(shard), _AHEAD * workers):
-        tables.append(table)
-        errors += failed
-        done(table.num_rows + len(failed), len(failed))
-    part = pa.concat_tables(tables).combine_chunks()
-    return part.replace_schema_metadata({ERRORS_KEY: json.dumps(errors)})
+    run = partial(_extracted, engine=engine, settings=settings)
+    batches = (batch for number, shard in enumerate(shards) for batch in _batches(number, shard))
+    results = _in_order(pool, run, batches, _AHEAD * workers)
+    for _, some in groupby(results, key=itemgetter(0)):
+        tables, errors = [], []
+        for _, table, failed in some:
+            tables.append(table)
+            errors += failed
+            done(table.num_rows + len(failed), len(failed))
+        part = pa.concat_tables(tables).combine_chunks()
+        yield part.replace_schema_metadata({ERRORS_KEY: json.dumps(errors)})
+
+
+def _extracted(
+    batch: _Batch, engine: Engine, settings: Settings
+) -> tuple[int, pa.Table, list[dict[str, str]]]:
+    """The batch's shard and `extract_batch` of its items. Raises what reading them raised."""
+    if isinstance(batch.items, Exception):
+        raise batch.items
+    return batch.shard, *extract_batch(batch.items, engine, settings)
 
 
 def extract_batch(
@@ -241,10 +264,25 @@ def _differences(
     return difference_table(pairs, engine.spec, values, gray)
 
 
-def _batches(shard: Shard) -> Iterator[list[Item]]:
+class _Batch(NamedTuple):
+    """A few items of a shard, by its place; or the error instead of which they would come."""
+
+    shard: int
+    items: list[Item] | Exception
+
+
+def _batches(number: int, shard: Shard) -> Iterator[_Batch]:
+    """All of a shard. The first is empty: it gives the columns where no image can be read.
+
+    An error takes its turn, so that the shards before it are done with when it is raised.
+    """
+    yield _Batch(number, [])
     items = _items(shard)
-    while batch := list(islice(items, BATCH)):
-        yield batch
+    try:
+        while some := list(islice(items, BATCH)):
+            yield _Batch(number, some)
+    except Exception as error:
+        yield _Batch(number, error)
 
 
 def _items(shard: Shard) -> Iterator[Item]:

@@ -61,14 +61,24 @@ class Source:
 
     @classmethod
     def find(
-        cls, model: str | None, device: str, threads: int | None, precision: str, decode: str
+        cls,
+        model: str | None,
+        device: str,
+        threads: int | None,
+        precision: str,
+        decode: str,
+        name: str | None = None,
     ) -> Source:
         """A folder, a Hub id or None, the embedded model.
+
+        Args:
+            name: what requests call it; None: see `name_of`.
 
         Raises:
             ModelFolderError: it is not there, or has no graph of this precision.
         """
-        return cls(name_of(model), hub.resolve(model), device, threads, precision, decode)
+        folder = hub.resolve(model)
+        return cls(name or name_of(model), folder, device, threads, precision, decode)
 
     def __post_init__(self) -> None:
         """Described at the start: later the folder may be another's."""
@@ -171,7 +181,10 @@ class Models:
         self.metrics, self.memory_limit = metrics, memory_limit
         self.all = {source.name: Model(source, source.graph_bytes) for source in sources}
         if len(self.all) < len(sources):
-            raise UsageError("two models have the same name: serve them from different folders")
+            twice = next(s.name for s in sources if self.all[s.name].source is not s)
+            raise UsageError(
+                f"two models have the same name, {twice}: give one another, --model NAME=FOLDER"
+            )
         for model in self.all.values():
             self._refuse_too_large(model)
         self._batcher = partial(

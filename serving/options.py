@@ -1,51 +1,19 @@
-"""What commands of this part share: options, help that shows them in groups, missing extras."""
+"""What commands of this part share: how a model is run, and extras that are missing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 from augself_hub.errors import MissingExtra
+from augself_hub.options import Option
 from augself_hub.precision import PRECISIONS
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-
-class GroupedOption(click.Option):
-    """An option with the heading it stands under."""
-
-    def __init__(self, *args: Any, group: str, **attributes: Any) -> None:
-        super().__init__(*args, **attributes)
-        self.group = group
-
-
-class GroupedCommand(click.Command):
-    """A command whose help shows its options under their headings, in their order."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        headings: dict[str, list[tuple[str, str]]] = {}
-        for option in self.get_params(context):
-            record = option.get_help_record(context)
-            if record is not None:
-                headings.setdefault(getattr(option, "group", "Help"), []).append(record)
-        for heading, records in headings.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
-
-
-def grouped(group: str) -> Callable[..., Callable[[Decorated], Decorated]]:
-    """`click.option`, under a heading."""
-
-    def option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:
-        return click.option(*names, cls=GroupedOption, group=group, **attributes)
-
-    return option
-
-
-def running(option: Callable[..., Any]) -> list[Callable[[Decorated], Decorated]]:
+def running(option: Callable[..., Any]) -> list[Option]:
     """--device, --precision and --decode, made by `click.option` or by `grouped`."""
     return [
         option(

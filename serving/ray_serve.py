@@ -23,6 +23,7 @@ from serving import commands
 from serving.api import create_app
 from serving.gate import Gate
 from serving.models import Source
+from serving.names import named
 from serving.problems import RETRY_SECONDS
 from serving.settings import Settings
 
@@ -69,7 +70,7 @@ def build(arguments: dict[str, Any]) -> Application:
     models, run_as, settings = _told(asked)
 
     def app() -> Gate:
-        sources = [Source.find(model, *run_as) for model in models or (None,)]
+        sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
         return _started(create_app(sources, settings))
 
     deployment = serve.deployment(

@@ -1,8 +1,10 @@
-"""Fixtures several parts share: a photograph, a folder of photographs, a complete tiny model."""
+"""What several parts share: photographs, a complete tiny model, the command in this process."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,23 @@ EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: after torch.compile a forked child cannot run autograd."""
     items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
+@pytest.fixture
+def augself(capfd: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """Runs the command in this process -> its exit status and what it printed."""
+    from augself_hub.cli import main
+
+    def run(*arguments: object) -> SimpleNamespace:
+        status, _ = 0, capfd.readouterr()  # what fixtures and the test printed before
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as end:
+            status = end.code or 0
+        printed = capfd.readouterr()
+        return SimpleNamespace(status=status, out=printed.out, err=printed.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

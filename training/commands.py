@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from augself_hub.options import GroupedCommand, Option, grouped
 from training.settings import FROZEN, NORMALIZATIONS, PAIRS, Settings
 
-HEADINGS = {
-    "Images": ("data", "classes", "held_out", "epoch_images", "max_skipped", "workers"),
-    "Method": ("method", "method_options", "encoder", "augself", "convention"),
-    "Views": ("size", "color_strength", "policy", "normalization"),
-    "Optimisation": ("epochs", "batch_size", "base_lr", "weight_decay", "seed", "arguments"),
-    "Run": ("recipe", "list_recipes", "output", "resume", "monitor_every", "report_to"),
-    "Publication": ("license", "push_to_hub", "private"),
-}
-
-
-class Grouped(click.Command):
-    """A command whose help shows its options under HEADINGS."""
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        options = {p.name: p for p in self.get_params(context) if isinstance(p, click.Option)}
-        for heading, names in HEADINGS.items():
-            rows = [options[name].get_help_record(context) for name in names if name in options]
-            with formatter.section(heading):
-                formatter.write_dl([row for row in rows if row is not None])
+_IMAGES, _METHOD, _VIEWS, _OPTIMISATION, _RUN, _PUBLICATION = (
+    grouped(heading)
+    for heading in ("Images", "Method", "Views", "Optimisation", "Run", "Publication")
+)
 
 
 def _weights(context: click.Context, option: click.Parameter, text: str) -> dict[str, float]:
@@ -74,89 +60,124 @@ def _list_recipes(context: click.Context, option: click.Parameter, wanted: bool)
     context.exit()
 
 
-_DATA = click.option(
-    "--data",
-    required=True,
-    help="Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME, "
-    "wds:TARS; read in order: stream:hf:NAME, stream:wds:URLS.",
-)
-_HELD_OUT = click.option("--held-out", help="Images for the evaluation; default: 5% of --data.")
-_EPOCH_IMAGES = click.option(
-    "--epoch-images", type=click.IntRange(1), help="How many images make an epoch of a stream."
-)
-_MAX_SKIPPED = click.option(
-    "--max-skipped",
-    type=click.FloatRange(0, 1),
-    default=0.1,
-    show_default=True,
-    help="Share of the images that may be unreadable.",
-)
-_WORKERS = click.option("--workers", default=2, show_default=True, help="Decoding processes.")
-_AUGSELF = click.option(
-    "--augself",
-    default="crop=1,color=1",
-    show_default=True,
-    callback=_weights,
-    help="Augmentations to be aware of and their weights; '' for none.",
-)
-_BATCH_SIZE = click.option(
-    "--batch-size", default=256, show_default=True, help="Images a step, of all processes."
-)
-_BASE_LR = click.option("--base-lr", default=0.03, show_default=True, help="Per 256 images.")
-_SEED = click.option(
-    "--seed", default=0, show_default=True, help="Of initialisation, order and views."
-)
-_OUTPUT = click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the run."
-)
-_RESUME = click.option(
-    "--resume", is_flag=True, help="Continue from the newest valid checkpoint, or begin."
-)
-_MONITOR = click.option(
-    "--monitor-every",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    help="Epochs between evaluations on held-out images; 0: only at the end.",
-)
-_REPORT_TO = click.option(
-    "--report-to",
-    default="tensorboard",
-    show_default=True,
-    callback=_names,
-    help="Who gets the log beside training_log.json: tensorboard, wandb, ..., none.",
-)
-_LICENSE = click.option(
-    "--license", default="other", show_default=True, help="Of the model, for its card."
-)
-_PUSH = click.option(
-    "--push-to-hub", metavar="ORG/NAME", help="Publish the model when the run has ended."
-)
-_PRIVATE = click.option("--private", is_flag=True, help="Publish in a private repository.")
-
-_FRAME = (_OUTPUT, _RESUME, _MONITOR, _REPORT_TO, _LICENSE, _PUSH, _PRIVATE)
-_IMAGES = (_DATA, _HELD_OUT, _EPOCH_IMAGES, _MAX_SKIPPED, _WORKERS)
-
-
-def _all(options: Iterable[Callable[..., Any]]) -> Callable[..., Any]:
-    """One decorator of several."""
+def _all(*options: Option) -> Option:
+    """One decorator of several; help shows the options in this order."""
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in options:
+        for option in reversed(options):
             command = option(command)
         return command
 
     return decorate
 
 
-def _named(flag: str, name: str, metavar: str, text: str) -> Callable[..., Any]:
+_DATA = _IMAGES(
+    "--data",
+    required=True,
+    help="Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME, "
+    "wds:TARS; read in order: stream:hf:NAME, stream:wds:URLS.",
+)
+_READING = _all(
+    _IMAGES("--held-out", help="Images for the evaluation; default: 5% of --data."),
+    _IMAGES(
+        "--epoch-images", type=click.IntRange(1), help="How many images make an epoch of a stream."
+    ),
+    _IMAGES(
+        "--max-skipped",
+        type=click.FloatRange(0, 1),
+        default=0.1,
+        show_default=True,
+        help="Share of the images that may be unreadable.",
+    ),
+    _IMAGES("--workers", default=2, show_default=True, help="Decoding processes."),
+)
+_AUGSELF = _METHOD(
+    "--augself",
+    default="crop=1,color=1",
+    show_default=True,
+    callback=_weights,
+    help="Augmentations to be aware of and their weights; '' for none.",
+)
+_BATCHES = _all(
+    _OPTIMISATION(
+        "--batch-size", default=256, show_default=True, help="Images a step, of all processes."
+    ),
+    _OPTIMISATION("--base-lr", default=0.03, show_default=True, help="Per 256 images."),
+)
+_SEED = _OPTIMISATION(
+    "--seed", default=0, show_default=True, help="Of initialisation, order and views."
+)
+_FRAME = _all(
+    _RUN("--output", required=True, type=click.Path(path_type=Path), help="Folder of the run."),
+    _RUN("--resume", is_flag=True, help="Continue from the newest valid checkpoint, or begin."),
+    _RUN(
+        "--monitor-every",
+        type=click.FloatRange(0),
+        default=10.0,
+        show_default=True,
+        help="Epochs between evaluations on held-out images; 0: only at the end.",
+    ),
+    _RUN(
+        "--report-to",
+        default="tensorboard",
+        show_default=True,
+        callback=_names,
+        help="Who gets the log beside training_log.json: tensorboard, wandb, ..., none.",
+    ),
+    _PUBLICATION(
+        "--license", default="other", show_default=True, help="Of the model, for its card."
+    ),
+    _PUBLICATION(
+        "--push-to-hub", metavar="ORG/NAME", help="Publish the model when the run has ended."
+    ),
+    _PUBLICATION("--private", is_flag=True, help="Publish in a private repository."),
+)
+
+
+def _named(group: Callable[..., Option], flag: str, name: str, metavar: str, text: str) -> Option:
     """A repeatable option of pairs."""
-    return click.option(flag, name, multiple=True, metavar=metavar, callback=_pairs, help=text)
+    return group(flag, name, multiple=True, metavar=metavar, callback=_pairs, help=text)
 
 
-@click.command(cls=Grouped)
-@click.option("--recipe", metavar="NAME", help="Settings of a named run; what you give overrides.")
-@click.option(
+@click.command(cls=GroupedCommand)
+@_DATA
+@_IMAGES(
+    "--classes",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with a class name a line: use only their images.",
+)
+@_READING
+@_METHOD("--method", default="simsiam", show_default=True, help="What AugSelf is added to.")
+@_named(
+    _METHOD, "--method-option", "method_options", "NAME=VALUE", "The method's own, e.g. layers=3."
+)
+@_METHOD("--encoder", default="resnet18", show_default=True, help="Preset, folder or Hub id.")
+@_AUGSELF
+@_METHOD("--convention", default="relative", show_default=True, help="relative or paper.")
+@_VIEWS("--size", default=96, show_default=True, help="Side of the views in pixels.")
+@_VIEWS(
+    "--color-strength",
+    default=1.0,
+    show_default=True,
+    help="Of the jitter and the share of gray views: strong is 2, weak 0.5.",
+)
+@_named(
+    _VIEWS, "--policy", "policy", "NAME=VALUE", "How views are drawn, e.g. blur=0 or scale=0.08,1."
+)
+@_VIEWS("--normalization", type=click.Choice(NORMALIZATIONS), help="Default: the encoder's own.")
+@_OPTIMISATION("--epochs", default=200.0, show_default=True)
+@_BATCHES
+@_OPTIMISATION("--weight-decay", default=5e-4, show_default=True)
+@_SEED
+@_named(
+    _OPTIMISATION,
+    "--set",
+    "arguments",
+    "FIELD=VALUE",
+    "Of transformers' TrainingArguments, e.g. bf16=True.",
+)
+@_RUN("--recipe", metavar="NAME", help="Settings of a named run; what you give overrides.")
+@_RUN(
     "--list-recipes",
     is_flag=True,
     is_eager=True,
@@ -164,30 +185,7 @@ def _named(flag: str, name: str, metavar: str, text: str) -> Callable[..., Any]:
     callback=_list_recipes,
     help="Show each recipe's command, time and result.",
 )
-@_all((*_IMAGES, *_FRAME, _AUGSELF, _BATCH_SIZE, _BASE_LR, _SEED))
-@click.option(
-    "--classes",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with a class name a line: use only their images.",
-)
-@click.option("--method", default="simsiam", show_default=True, help="What AugSelf is added to.")
-@_named("--method-option", "method_options", "NAME=VALUE", "The method's own, e.g. layers=3.")
-@click.option("--encoder", default="resnet18", show_default=True, help="Preset, folder or Hub id.")
-@click.option("--convention", default="relative", show_default=True, help="relative or paper.")
-@click.option("--size", default=96, show_default=True, help="Side of the views in pixels.")
-@click.option(
-    "--color-strength",
-    default=1.0,
-    show_default=True,
-    help="Of the jitter and the share of gray views: strong is 2, weak 0.5.",
-)
-@_named("--policy", "policy", "NAME=VALUE", "How views are drawn, e.g. blur=0 or scale=0.08,1.")
-@click.option(
-    "--normalization", type=click.Choice(NORMALIZATIONS), help="Default: the encoder's own."
-)
-@click.option("--epochs", default=200.0, show_default=True)
-@click.option("--weight-decay", default=5e-4, show_default=True)
-@_named("--set", "arguments", "FIELD=VALUE", "Of transformers' TrainingArguments, e.g. bf16=True.")
+@_FRAME
 def pretrain(recipe: str | None, resume: bool, **options: Any) -> None:
     """Pretrain an encoder with AugSelf on a folder of images; ends with a model folder."""
     _run(resume, options if recipe is None else _with_recipe(recipe, options))
@@ -207,11 +205,16 @@ def _with_recipe(name: str, options: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-@click.command("fit-heads", cls=Grouped)
+@click.command("fit-heads", cls=GroupedCommand)
 @click.argument("encoder")
-@_all((*_IMAGES, *_FRAME, _AUGSELF, _BATCH_SIZE, _BASE_LR, _SEED))
-@click.option("--size", default=224, show_default=True, help="Side of the views in pixels.")
-@click.option("--epochs", default=10.0, show_default=True)
+@_DATA
+@_READING
+@_AUGSELF
+@_VIEWS("--size", default=224, show_default=True, help="Side of the views in pixels.")
+@_OPTIMISATION("--epochs", default=10.0, show_default=True)
+@_BATCHES
+@_SEED
+@_FRAME
 def fit_heads(resume: bool, **options: Any) -> None:
     """Train AugSelf heads on a frozen ENCODER (a folder or Hub id); ends with a model folder."""
     _run(resume, {**options, "method": FROZEN})

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.errors import AugSelfError, UsageError
-from serving.extraction.containers import DatasetSource, ParquetSource, TarSource, file_system
+from augself_hub.hub import is_hub_id
+from serving.extraction.files import file_system
+from serving.extraction.hugging_face import DatasetSource
+from serving.extraction.parquet_files import ParquetSource
 from serving.extraction.sources import (
     USUAL,
     Columns,
@@ -28,12 +31,12 @@ from serving.extraction.sources import (
     path_list,
     text_list,
 )
+from serving.extraction.tars import TarSource
 
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 _PARQUET = (".parquet",)
 _CSV = (".csv", ".tsv")
 _DATASET_FILES = ("dataset_dict.json", "state.json")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -81,7 +84,7 @@ def _open(text: str, columns: Columns, split: str | None) -> Source:
     if path.suffix.lower() in (*_CSV, ".txt"):
         path = _existing(path)
         return text_list(path) if path.suffix.lower() == ".txt" else csv_list(path, columns)
-    if _HUB_ID.fullmatch(text) and not path.exists() and ".." not in text:
+    if is_hub_id(text) and not path.exists():
         return DatasetSource.open(text, columns, split)
     _existing(path)
     raise AugSelfError(f"{text} is no source: give a folder, glob, CSV, list, tar or parquet file")

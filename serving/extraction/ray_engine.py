@@ -30,9 +30,9 @@ from serving.extract import PartMaker, Work
 from serving.extraction.destination import Counts, Destination
 from serving.extraction.sources import Shard
 from serving.extraction.tables import Settings
+from serving.providers import CPU
 
 RETRIES = 3  # of a shard whose worker died
-_CPU = "CPUExecutionProvider"
 
 
 def fill(work: Work) -> Counts:
@@ -79,7 +79,7 @@ def room(
         AugSelfError: the model runs on GPUs here, and the cluster has none.
     """
     cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    if provider == _CPU:
+    if provider == CPU:
         return wanted or cores, {"num_cpus": 1}, 1
     if not gpus:
         raise AugSelfError("the Ray cluster has no GPU: add nodes that do, or give --device cpu")
@@ -152,7 +152,11 @@ class Worker:
             )
         if not self.there.data.is_dir():
             raise _not_shared(self.there)
-        return self.maker.make(number, shard, lambda images, errors: None)
+        part = self.there.part(number, digest)
+        if part is not None:
+            return part, True
+        [part] = self.maker.make([(number, shard)], lambda images, errors: None)
+        return part, False
 
 
 def _handed_out(work: Work, workers: Sequence[Any]) -> Counts:

@@ -10,6 +10,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import yaml
+
+from augself_hub import hub
+from augself_hub.folder import write_manifest
 
 WRITE, READ = "hf_may_write", "hf_may_read"
 LARGE = (".safetensors", ".onnx", ".png")  # what the Hub keeps as LFS objects
@@ -304,3 +308,24 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def model_folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model with results, to publish and to spoil; its graphs are cut short."""
+    folder = shutil.copytree(tiny_model, tmp_path / "mine")
+    for graph in (folder / "onnx").iterdir():
+        graph.write_text("graph")
+    result = {"task": "kNN", "name": "STL-10", "metric": "accuracy", "value": 0.5}
+    evaluation = {"protocol": "k = 20", "results": [result]}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    (folder / "training_log.json").write_text("[]")
+    write_manifest(folder)
+    return folder
+
+
+@pytest.fixture
+def published(local_hub: LocalHub, model_folder: Path) -> LocalHub:
+    """The Hub with that model as somebody/tiny."""
+    hub.push(model_folder, "somebody/tiny")
+    return local_hub

@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import onnxruntime
 import pytest
+from inference import INFER, images_json
 from PIL import Image
 
 SIDE = 32
@@ -144,6 +145,15 @@ def server(tiny_model: Path) -> Iterator[ServerProcess]:
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:
         yield client
+
+
+@pytest.fixture
+def infers_after(client, pixels, expected) -> Iterator[None]:
+    """After each request under /v2, good or bad, a good one has its answer."""
+    yield
+    good = client.post(INFER, json={"inputs": [images_json(pixels(9)[None])]})
+    features = np.array(good.json()["outputs"][0]["data"], np.float32)
+    np.testing.assert_allclose(features, expected(pixels(9)), rtol=1e-4, atol=1e-5)
 
 
 class Load:

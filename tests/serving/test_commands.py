@@ -6,29 +6,11 @@ import json
 import socket
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from augself_hub.cli import main
 from serving import server
-
-
-@pytest.fixture
-def augself(capfd):
-    """Runs the command in this process -> its exit status and what it printed."""
-
-    def run(*arguments) -> SimpleNamespace:
-        status = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as end:
-            status = end.code or 0
-        printed = capfd.readouterr()
-        return SimpleNamespace(status=status, out=printed.out, err=printed.err)
-
-    return run
 
 
 @pytest.fixture

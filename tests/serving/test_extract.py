@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import duckdb
@@ -15,10 +16,10 @@ from datasets import load_dataset
 from pyarrow import parquet
 
 from augself_hub import FeatureTable
-from augself_hub.cli import main
 from augself_hub.errors import AugSelfError
 from serving.engine import Engine, load
 from serving.extract import Settings, extract
+from serving.extraction.sources import image_folder
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +39,6 @@ def source(tmp_path, pixels, encoded) -> Path:
     (folder / ".cache").mkdir()
     (folder / ".cache/hidden.png").write_bytes(encoded(pixels(99)))
     return folder
-
-
-@pytest.fixture
-def augself(capsys):
-    """The command line in this process: arguments -> (exit status, what it printed, errors)."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        status = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code or 0
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_every_row_is_its_image_s(source, tmp_path, engine, pixels, expected):
@@ -161,6 +147,42 @@ def test_the_size_of_parts_changes_nothing_else(source, tmp_path, engine):
     np.testing.assert_allclose(one.features, many.features, rtol=1e-4, atol=1e-5)
 
 
+def test_shards_smaller_than_a_batch_keep_every_core_at_work(source, tmp_path, engine, monkeypatch):
+    """Three batches of three shards meet in the model, or nothing is computed."""
+    meeting, features = threading.Barrier(3, timeout=20), engine.features
+
+    def together(images):
+        meeting.wait()
+        return features(images)
+
+    monkeypatch.setattr(engine, "features", together)
+    paths = sorted(source.glob("[ab]/*.png"))[:6]
+    extract(paths, tmp_path / "out", engine, shard_rows=1, workers=3)
+    assert FeatureTable.read(tmp_path / "out").ids == [str(path) for path in paths]
+    assert len(list((tmp_path / "out/data").iterdir())) == 6
+
+
+def test_the_shards_before_one_that_cannot_be_had_are_kept(source, tmp_path, engine):
+    """It is read ahead, and its error waits for its turn."""
+
+    class Unreachable:
+        name, digest, images = "far away", "0", None
+
+        def items(self):
+            raise AugSelfError("far away cannot be reached; try again to go on")
+
+    class Mixed:
+        location, label_names = "here and far away", []
+
+        def shards(self, rows):
+            return [*image_folder(source).shards(4), Unreachable()]
+
+    with pytest.raises(AugSelfError, match="cannot be reached"):
+        extract(Mixed(), tmp_path / "out", engine, shard_rows=4)
+    kept = sorted(path.name for path in (tmp_path / "out/data").iterdir())
+    assert kept == [f"part-0000{number}.parquet" for number in range(3)]
+
+
 def test_bad_files_are_named_and_counted(source, tmp_path, engine):
     (source / "a/bad.jpg").write_bytes(b"\xff\xd8\xff truncated")
     (source / "b/empty.png").write_bytes(b"")
@@ -223,16 +245,16 @@ def test_a_missing_part_is_noticed(source, tmp_path, engine):
 def test_max_errors_decides_the_exit_status(source, tmp_path, augself, allowed, status):
     (source / "a/bad.jpg").write_bytes(b"\xff\xd8\xff truncated")
     command = ("extract", source, "--output", tmp_path / "out", "--max-errors", allowed)
-    found, _, errors = augself(*command)
-    assert found == status
-    assert ("1 of 11 images cannot be read" in errors) is (status == 1)
+    done = augself(*command)
+    assert done.status == status
+    assert ("1 of 11 images cannot be read" in done.err) is (status == 1)
     if status < 2:
         assert len(FeatureTable.read(tmp_path / "out").ids) == 10
 
 
 def test_the_summary_as_json(source, tmp_path, augself):
     command = ("extract", source, "--output", tmp_path / "out", "--json", "--shard-rows", 4)
-    summary, again = (json.loads(augself(*command)[1]) for _ in range(2))
+    summary, again = (json.loads(augself(*command).out) for _ in range(2))
     assert (summary["images"], summary["rows"], summary["errors"]) == (10, 10, 0)
     assert (summary["computed"], again["computed"]) == (10, 0)
     assert summary["images_per_second"] > 0 and again["rows"] == 10

@@ -16,13 +16,14 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from handmade import png, saved
 from PIL import Image
 from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.features import DifferenceTable, FeatureTable
 from serving.engine import Engine, load
-from serving.extract import Settings, extract, extract_shard
+from serving.extract import Settings, extract, extract_shards
 from serving.extraction.opening import expanded, open_source
 from serving.extraction.sources import Columns
 
@@ -164,9 +165,7 @@ def test_a_pickled_shard_gives_the_same_part(make, files, tmp_path, engine):
     with ThreadPoolExecutor(1) as pool:
         for shard in shards:
             copy = pickle.loads(pickle.dumps(shard))
-            here, there = (
-                extract_shard(s, engine, Settings(), pool, workers=1) for s in (shard, copy)
-            )
+            here, there = extract_shards([shard, copy], engine, Settings(), pool, workers=1)
             assert here.num_rows and here.equals(there) and copy.digest == shard.digest
 
 
@@ -254,26 +253,14 @@ BAD = {
     "noise.png": lambda _: bytes(range(256)) * 8,
     "page.jpg": lambda _: b"<html></html>",
     "tiff.jpg": lambda _: b"II*\0" + bytes(100),
-    "bomb.png": lambda _: png_header(30_000, 30_000),
-    "nothing.png": lambda _: png_header(0, 5),
+    "bomb.png": lambda _: png((30_000, 30_000), []),
+    "nothing.png": lambda _: png((0, 5), []),
 }
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that is only its header."""
-    import struct
-    import zlib
-
-    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    crc = struct.pack(">I", zlib.crc32(chunk))
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + crc
-
-
 def jpeg() -> bytes:
-    buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return saved(Image.fromarray(noise), "JPEG")
 
 
 @pytest.mark.parametrize("kind", ["folder", "csv", "tar", "parquet", "dataset"])
@@ -368,7 +355,7 @@ def test_rows_without_image_or_label(files, tmp_path, engine):
 
 def test_a_network_that_fails_is_no_damage(files, tmp_path, engine, monkeypatch):
     """The run ends and can be gone on with; the shard is not written off."""
-    from serving.extraction import containers
+    from serving.extraction import tars
 
     url = a_url(files, tmp_path)
 
@@ -378,7 +365,7 @@ def test_a_network_that_fails_is_no_damage(files, tmp_path, engine, monkeypatch)
 
     extract_again = lambda: extract(url, tmp_path / "out", engine)  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(containers, "_open", lambda _: Failing())
+        patch.setattr(tars, "open_file", lambda _: Failing())
         with pytest.raises(AugSelfError, match="cannot be reached"):
             extract_again()
     assert extract_again().counts.rows == IMAGES

@@ -1,7 +1,7 @@
 """The engine on a real GPU; skipped where there is none.
 
-What the recorded sessions of test_engine.py cannot show: that the options are understood, that the
-answers are the CPU's, that a compiled engine is found again.
+What the recorded sessions of test_providers.py cannot show: that the options are understood, that
+the answers are the CPU's, that a compiled engine is found again.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from PIL import Image
 from pyarrow import parquet
 
 from augself_hub import FeatureTable
-from augself_hub.cli import main
 from augself_hub.errors import AugSelfError
 from augself_hub.features import MODEL_KEY
 from serving.engine import load
@@ -63,21 +62,6 @@ def table(source, engine, tmp_path_factory) -> Path:
 def own(table, tmp_path) -> Path:
     """A copy of the table that a test may spoil."""
     return shutil.copytree(table, tmp_path / "features")
-
-
-@pytest.fixture
-def augself(capsys):
-    """The command line in this process: its exit status and what it printed."""
-
-    def run(*arguments) -> SimpleNamespace:
-        status = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            status = stop.code or 0
-        return SimpleNamespace(status=status, **capsys.readouterr()._asdict())
-
-    return run
 
 
 def by_hand(table: FeatureTable, query: np.ndarray) -> list[int]:

@@ -203,7 +203,8 @@ def test_every_option_stands_under_a_heading_of_the_help(command, capsys):
             assert option.opts[0] in shown
     lines = shown.splitlines()
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Images:", "Method:", "Views:", "Optimisation:", "Run:", "Publication:"]
+    groups = ["Images:", "Method:", "Views:", "Optimisation:", "Run:", "Publication:"]
+    assert headings == [*groups, "Help:"]
 
 
 def test_half_of_the_labelled_images_are_held_out_first():

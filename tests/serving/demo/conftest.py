@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import re
-import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from handmade import chunk, png, saved
 from PIL import Image
 
 ROOT = Path(__file__).parents[3]
@@ -73,58 +72,39 @@ def app(tiny_model: Path) -> Iterator[App]:
     assert app.stop() == 0
 
 
-def _saved(image: Image.Image, form: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, form, **options)
-    return file.getvalue()
-
-
-def _chunk(kind: bytes, data: bytes = b"") -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def _png(width: int, height: int, *chunks: bytes) -> bytes:
-    """A PNG by hand: 8 bits, RGB, one black row of data."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = _chunk(b"IDAT", zlib.compress(bytes(4)))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [_chunk(b"IHDR", header), *chunks, data, _chunk(b"IEND")]
-    )
-
-
 @pytest.fixture(scope="session")
 def bad_images() -> dict[str, tuple[bytes, str]]:
     """Name of a file -> its bytes, and what a visitor is told of it."""
     image = Image.open(EXAMPLE).resize((96, 64))
-    jpeg, png = _saved(image, "JPEG"), _saved(image, "PNG")
-    damaged = bytearray(png)
-    damaged[png.index(b"IDAT") + 9] ^= 1
-    head, *scans = _saved(image, "JPEG", progressive=True)[:-2].split(b"\xff\xda")
+    jpeg, whole = saved(image, "JPEG"), saved(image, "PNG")
+    damaged = bytearray(whole)
+    damaged[whole.index(b"IDAT") + 9] ^= 1
+    head, *scans = saved(image, "JPEG", progressive=True)[:-2].split(b"\xff\xda")
     bomb = b"a\0\0" + zlib.compress(bytes(100_000_000))
     cannot, no_image, other = "cannot be decoded", "the data is not an image", "is not read: send"
     return {
         "cut.jpg": (jpeg[: len(jpeg) // 2], cannot),
-        **{f"cut-{n}.png": (png[: len(png) * n // 100], cannot) for n in (50, 99)},
-        "cut-10.png": (png[: len(png) // 10], cannot),
+        **{f"cut-{n}.png": (whole[: len(whole) * n // 100], cannot) for n in (50, 99)},
+        "cut-10.png": (whole[: len(whole) // 10], cannot),
         "empty.png": (b"", "the image is empty"),
         "noise.jpg": (bytes(range(1, 200)) * 9, no_image),
         "text.jpg": (b"this is no picture", no_image),
         "page.jpg": (b"<html><body>no</body></html>", no_image),
-        "tiff.jpg": (_saved(image, "TIFF"), other),
+        "tiff.jpg": (saved(image, "TIFF"), other),
         "svg.jpg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', other),
-        "pdf.jpg": (_saved(image, "PDF"), other),
+        "pdf.jpg": (saved(image, "PDF"), other),
         "psd.jpg": (b"8BPS\0\1" + bytes(20), other),
-        "eps.jpg": (_saved(image, "EPS"), other),
-        "ico.jpg": (_saved(image, "ICO"), other),
+        "eps.jpg": (saved(image, "EPS"), other),
+        "ico.jpg": (saved(image, "ICO"), other),
         "j2k.jpg": (b"\xff\x4f\xff\x51\0\x2f", other),
         "heic.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", other),
-        "huge.png": (_png(30_000, 30_000), "more than the"),
-        "large.png": (_png(10_000, 10_000), "more than the"),
-        "no-width.png": (_png(0, 8), f"{cannot}|{no_image}"),
-        "text-bomb.png": (_png(1, 1, _chunk(b"zTXt", bomb)), cannot),
-        "profile-bomb.png": (_png(1, 1, _chunk(b"iCCP", bomb)), cannot),
+        "huge.png": (png((30_000, 30_000), [bytes(3)]), "more than the"),
+        "large.png": (png((10_000, 10_000), [bytes(3)]), "more than the"),
+        "no-width.png": (png((0, 8), [bytes(3)]), f"{cannot}|{no_image}"),
+        "text-bomb.png": (png((1, 1), [bytes(3)], chunk(b"zTXt", bomb)), cannot),
+        "profile-bomb.png": (png((1, 1), [bytes(3)], chunk(b"iCCP", bomb)), cannot),
         "checksum.png": (bytes(damaged), cannot),
-        "no-end.png": (png[:-12], cannot),
+        "no-end.png": (whole[:-12], cannot),
         "scans.jpg": (b"\xff\xda".join([head, *scans, *[scans[-1]] * 3000]) + b"\xff\xd9", cannot),
     }
 
@@ -133,25 +113,25 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
 def odd_images() -> dict[str, bytes]:
     """Unusual files that are answered all the same."""
     image = Image.open(EXAMPLE).resize((96, 64))
-    jpeg, exif = _saved(image, "JPEG"), Image.Exif()
+    jpeg, exif = saved(image, "JPEG"), Image.Exif()
     exif[0x0112] = 6
-    frame = _saved(Image.new("L", (4, 4), 255), "GIF")
+    frame = saved(Image.new("L", (4, 4), 255), "GIF")
     at = frame.index(b",")
     deep = Image.fromarray(np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64))
     animated = {"save_all": True, "append_images": [image.rotate(90)]}
-    modes = {mode: _saved(image.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA")}
+    modes = {mode: saved(image.convert(mode), "PNG") for mode in ("1", "L", "LA", "P", "RGBA")}
     return {
-        "cmyk.jpg": _saved(image.convert("CMYK"), "JPEG"),
-        "deep.png": _saved(deep, "PNG"),
+        "cmyk.jpg": saved(image.convert("CMYK"), "JPEG"),
+        "deep.png": saved(deep, "PNG"),
         **{f"mode-{mode}.png": data for mode, data in modes.items()},
-        "clear.png": _saved(image.convert("P"), "PNG", transparency=3),
-        **{f"moving.{form.lower()}": _saved(image, form, **animated) for form in ("GIF", "WEBP")},
-        "moving.png": _saved(image, "PNG", **animated),
+        "clear.png": saved(image.convert("P"), "PNG", transparency=3),
+        **{f"moving.{form.lower()}": saved(image, form, **animated) for form in ("GIF", "WEBP")},
+        "moving.png": saved(image, "PNG", **animated),
         "frames.gif": frame[:at] + frame[at:-1] * 100_000 + b";",
-        **{f"{w}x{h}.png": _saved(Image.new("RGB", (w, h)), "PNG")
+        **{f"{w}x{h}.png": saved(Image.new("RGB", (w, h)), "PNG")
            for w, h in ((1, 1), (1, 4000), (4000, 1))},
         "zip.jpg": jpeg + b"PK\3\4" + bytes(1000),
-        "turned.jpg": _saved(image, "JPEG", exif=exif),
-        "damaged-exif.jpg": _saved(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
-        "damaged-profile.jpg": _saved(image, "JPEG", icc_profile=b"no profile"),
+        "turned.jpg": saved(image, "JPEG", exif=exif),
+        "damaged-exif.jpg": saved(image, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"),
+        "damaged-profile.jpg": saved(image, "JPEG", icc_profile=b"no profile"),
     }  # fmt: skip
