@@ -74,13 +74,21 @@ def _figure(value: float) -> str:
 
 def machine() -> str:
     """Processor, what it can do with few bits, usable cores, versions."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    known = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
-    flags = known.get("flags", "").split()
-    sets = " ".join(name for name in SETS if name in flags)
     libraries = {**versions(), "Pillow": Image.__version__}
     libraries["libjpeg-turbo"] = str(features.version("libjpeg_turbo"))
     named = ", ".join(f"{name} {version}" for name, version in libraries.items())
-    processor = known.get("model name", platform.machine())
-    return f"{processor} ({sets}), {usable_cores()} cores; {named}"
+    processor = _processor().get("model name", platform.machine())
+    return f"{processor} ({' '.join(instructions())}), {usable_cores()} cores; {named}"
+
+
+def instructions() -> list[str]:
+    """Of SETS, those that the processor has."""
+    flags = _processor().get("flags", "").split()
+    return [name for name in SETS if name in flags]
+
+
+def _processor() -> dict[str, str]:
+    """What Linux says of the last core; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)

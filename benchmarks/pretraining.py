@@ -1,6 +1,6 @@
 """Pretraining side by side with lightly, with the bare step, and with and without AugSelf.
 
-    taskset -c 0,1 python benchmarks/pretraining.py [--quick] [--precision bf16]
+    taskset -c 0,1 python benchmarks/pretraining.py [--quick] [--precision fp32]
 
 SimSiam, ResNet-18, 96 px, batch 128, two workers; 600 photographs of 256 px, cut from those of the
 demo. Prints markdown: medians, and the quartiles between which half of the rounds lie. Every row of
@@ -33,13 +33,14 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from findings import Findings, machine, quartiles, spread
+from findings import Findings, instructions, machine, quartiles, spread
 from PIL import Image
 from torch import nn
 
 from augself_hub import AugSelfLoss, Policy
 from augself_hub.modeling.encoders import build_encoder, preprocessing_of
 from training.data import ViewsDataset, collate
+from training.memory import keep_freed_memory
 from training.methods.simsiam import SimSiam
 from training.pretraining import Pretraining
 from training.settings import Settings
@@ -66,7 +67,12 @@ class Size(NamedTuple):
 @click.option("--pairs", type=click.IntRange(2), default=30, show_default=True)
 @click.option("--memory", type=click.IntRange(100), default=300, show_default=True, help="Steps.")
 @click.option("--batch", type=click.IntRange(2), default=128, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default=lambda: "bf16" if {"avx512_bf16", "amx_bf16"} & set(instructions()) else "fp32",
+    show_default="bf16 where the processor has instructions for it",
+)
 @click.option("--compile", "compiled", is_flag=True, help="A row with torch.compile, too.")
 @click.option("--quick", is_flag=True, help="Batch 16, two rounds of two steps: a look, no result.")
 @click.option("--json", "path", type=Path, help="Keep what was found for bench.py.")
@@ -280,7 +286,8 @@ def lightly_model() -> Any:
 
 
 def bare(size: Size, precision: str) -> float:
-    """Forward, backward and optimizer of the network alone."""
+    """Forward, backward and optimizer of the network alone, freed memory kept."""
+    keep_freed_memory()
     method = SimSiam(build_encoder("resnet18", SIDE), layers=3)
     method.to(memory_format=torch.channels_last)
     views = torch.randn(2 * size.batch, 3, SIDE, SIDE).to(memory_format=torch.channels_last)
@@ -312,6 +319,7 @@ def parts(images: Images, size: Size, precision: str) -> dict[str, list[float]]:
 
     The two steps of a pair see the same batch, one straight after the other.
     """
+    keep_freed_memory()
     both, plain = pretraining(WEIGHTS), pretraining({})
     for model in (both, plain):
         model.to(memory_format=torch.channels_last)

@@ -212,7 +212,7 @@ def test_a_run_that_is_watched_is_the_run_that_is_not(watched, tmp_path):
 
 
 def test_curves_have_a_panel_for_each_kind_of_figure(watched, tmp_path):
-    """Loss; the heads' losses; awareness; features: a panel of 360 pixels for each that is there."""
+    """Loss; the heads' losses; awareness; features: 360 pixels for each that is there."""
     history = watched(monitor_every=1, epochs=2).state.log_history
     trained = [row for row in history if "loss" in row]
     losses = [{k: v for k, v in row.items() if k != "spread"} for row in trained]
