@@ -387,8 +387,10 @@ def wait_for(found: Callable[[], object]) -> None:
 
 def test_sigterm_saves_at_the_next_step_exits_with_0_and_resumes(settings, finished):
     stopped = settings("stopped", arguments={"save_steps": 500})
+    begun = stopped.output.parent / "begun"
 
     def slow(*_, **__):  # so that the signal finds it at work
+        begun.touch()
         time.sleep(0.2)
 
     def command():
@@ -396,8 +398,7 @@ def test_sigterm_saves_at_the_next_step_exits_with_0_and_resumes(settings, finis
         cli.main(arguments(stopped))
 
     child = forked(command)
-    wait_for(lambda: (stopped.output / "settings.json").exists())
-    time.sleep(1.2)
+    wait_for(begun.exists)
     os.kill(child, signal.SIGTERM)
     assert ended(child) == 0
     saved = checkpoints.newest_valid(stopped.output)
