@@ -48,6 +48,9 @@ from training.streams import StreamViews
 
 log = logging.getLogger(__name__)
 MOMENTUM = 0.9
+# Of a 3x3 convolution of stride 2 on a map of one pixel, which a ResNet has below this many pixels,
+# torch 2.14 reads the bf16 weight gradient from memory nobody wrote, on CPUs with AVX512_BF16.
+LEAST_BF16 = 32
 STAGING = ".saving"
 
 
@@ -93,6 +96,11 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
     except (TypeError, ValueError) as error:
         raise UsageError(f"--set: {error}") from error
     _check_reporters(arguments.report_to)
+    if arguments.bf16 and arguments.use_cpu and settings.size < LEAST_BF16:
+        raise UsageError(
+            f"--set bf16=True on a CPU needs --size {LEAST_BF16} or more, not {settings.size}: use "
+            "a larger --size or leave bf16 out"
+        )
     if arguments.save_total_limit == 1:
         raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
     arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)

@@ -16,7 +16,7 @@ from training.data import KeyedSampler
 from training.methods import METHODS
 from training.pretraining import pretrain
 from training.settings import Settings
-from training.trainer import training_arguments
+from training.trainer import LEAST_BF16, training_arguments
 
 
 @pytest.fixture
@@ -161,11 +161,18 @@ def few_steps(settings, method, monkeypatch, **arguments):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_in_bf16(settings, method, monkeypatch):
     """Weights stay float32; the losses are finite and logged."""
-    run = few_steps(settings, method, monkeypatch, bf16=True)
+    large = dataclasses.replace(settings, size=LEAST_BF16)
+    run = few_steps(large, method, monkeypatch, bf16=True)
     rows = [row["loss"] for row in run.state.log_history if "loss" in row]
     assert len(rows) == 4
     assert all(math.isfinite(loss) for loss in rows)
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
+
+
+def test_bf16_refuses_views_whose_gradients_would_be_wrong(settings, monkeypatch):
+    small = dataclasses.replace(settings, size=LEAST_BF16 - 1)
+    with pytest.raises(UsageError, match="bf16=True on a CPU needs --size 32 or more, not 31"):
+        few_steps(small, "simsiam", monkeypatch, bf16=True, use_cpu=True)
 
 
 @pytest.mark.slow
