@@ -187,30 +187,46 @@ def _manifest_of(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def _read_rows(folder: Path, manifest: dict[str, Any]) -> Any:
-    """All rows in order. Features of different models cannot be compared."""
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ModuleNotFoundError as error:
-        raise MissingExtra("pyarrow", "serve") from error
+    """All rows in order."""
     npy = manifest["layout"] == "npy"
     paths = [folder / IDS] if npy else sorted(folder.glob(PARTS))
-    tables = []
-    for path in paths:
-        tables.append(parquet.read_table(path, page_checksum_verification=True))
-        _refuse_model(path, tables[-1], manifest["model"]["sha256"])
+    tables = [read_part(path, manifest["model"]["sha256"]) for path in paths]
     rows = sum(table.num_rows for table in tables)
     if rows != manifest["counts"]["rows"]:
         raise AugSelfError(
             f"{folder} has {rows} rows, its manifest {manifest['counts']['rows']}: extract again"
         )
+    import pyarrow as pa
+
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _refuse_model(path: Path, table: Any, model: str) -> None:
+def read_part(path: Path, model: str, columns: list[str] | None = None) -> Any:
+    """One part of a table as a pyarrow.Table, its checksums verified.
+
+    Args:
+        model: sha256 of the encoder's graph: features of different models cannot be compared.
+        columns: those wanted; None: all.
+
+    Raises:
+        AugSelfError: it is damaged, or comes from another model.
+        MissingExtra: without pyarrow.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ModuleNotFoundError as error:
+        raise MissingExtra("pyarrow", "serve") from error
+    try:
+        table = parquet.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise AugSelfError(f"{path} is damaged: extract again") from error
     found = (table.schema.metadata or {}).get(MODEL_KEY, b"none").decode()
     if found != model:
-        raise AugSelfError(f"{path} comes from model {found[:12]}, not {model[:12]}: mixed")
+        raise AugSelfError(
+            f"{path} comes from model {found[:12]}, not {model[:12]}: mixed, extract again"
+        )
+    return table
 
 
 def _features(folder: Path, table: Any) -> np.ndarray:

@@ -145,7 +145,7 @@ class Destination:
         try:
             with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 rows = sum(batch.num_rows for batch in file.iter_batches())
-                if file.schema_arrow.metadata[SHARD_KEY].decode() == shard:
+                if (file.schema_arrow.metadata or {})[SHARD_KEY].decode() == shard:
                     return Counts.of(file.schema_arrow, rows)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             logger.warning("%s is damaged and is made again: %s", path, str(error).splitlines()[0])

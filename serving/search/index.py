@@ -24,7 +24,7 @@ from pyarrow import parquet
 from usearch.index import Index
 
 from augself_hub.errors import AugSelfError, UsageError
-from augself_hub.features import MANIFEST, MODEL_KEY, PARTS, TABLE, read_manifest
+from augself_hub.features import MANIFEST, PARTS, TABLE, read_manifest, read_part
 from augself_hub.folder import new_folder
 from serving.cores import usable_cores
 
@@ -104,13 +104,7 @@ def _parts(table: Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
         AugSelfError: a part is damaged or comes from another model.
     """
     for path in sorted(table.glob(PARTS)):
-        try:
-            part = parquet.read_table(path, columns=["features"], page_checksum_verification=True)
-        except (OSError, pa.ArrowException) as error:
-            raise AugSelfError(f"{path} is damaged: extract again") from error
-        model = part.schema.metadata[MODEL_KEY].decode()
-        if model != manifest["model"]["sha256"]:
-            raise AugSelfError(f"{path} comes from model {model[:12]}: extract again")
+        part = read_part(path, manifest["model"]["sha256"], ["features"])
         features = part["features"].combine_chunks()
         yield features.flatten().to_numpy().reshape(-1, features.type.list_size)
 

@@ -130,14 +130,6 @@ def test_our_own_route_refuses_unknown_fields(client, problem):
     assert found == (422, "extra_forbidden", "pairs[0].c")
 
 
-@pytest.mark.parametrize(
-    "fields", [["image_a"], ["image_a", "image_a", "image_b"], ["image_a", "image_b", "image_c"]]
-)
-def test_a_pair_is_two_images(client, pixels, encoded, fields, problem):
-    files = [(field, encoded(pixels(1))) for field in fields]
-    assert problem(client.post("/v1/augmentations", files=files))[0] == 422
-
-
 def test_models_health_and_documentation(client, tiny_model):
     manifest = json.loads((tiny_model / "augself/manifest.json").read_text())
     listed = client.get("/v1/models").json()

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pandas
 import polars
+import pyarrow as pa
 import pytest
 from datasets import load_dataset
 from pyarrow import parquet
@@ -235,6 +236,21 @@ def test_a_missing_part_is_noticed(source, tmp_path, engine):
     extract(source, tmp_path / "out", engine, shard_rows=4)
     (tmp_path / "out/data/part-00001.parquet").unlink()
     with pytest.raises(AugSelfError, match="has 6 rows, its manifest 10"):
+        FeatureTable.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-50]), "is damaged: extract again"),
+        (lambda path: parquet.write_table(pa.table({"id": ["x"]}), path), "comes from model none"),
+    ],
+    ids=["cut", "foreign"],
+)
+def test_a_part_that_is_none_is_noticed(source, tmp_path, engine, spoil, told):
+    extract(source, tmp_path / "out", engine, shard_rows=4)
+    spoil(tmp_path / "out/data/part-00001.parquet")
+    with pytest.raises(AugSelfError, match=f"part-00001.parquet {told}"):
         FeatureTable.read(tmp_path / "out")
 
 

@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError
 from augself_hub.features import FeatureTable
@@ -163,6 +165,14 @@ def test_a_damaged_part_is_made_again(source, tmp_path, engine, caplog):
     assert summaries[1].computed - summaries[0].computed == 3 * SHARD
     assert "part-00001.parquet is damaged and is made again" in caplog.text
     assert contents(tmp_path / "clean") == contents(tmp_path / "hurt")
+
+
+def test_a_file_of_somebody_else_s_is_no_part(source, tmp_path, engine):
+    """One without any metadata, in the place of a part."""
+    stopped(source, tmp_path / "out", engine, 2)
+    parquet.write_table(pa.table({"id": ["x"]}), tmp_path / "out/data/part-00001.parquet")
+    summary = extract(source, tmp_path / "out", engine, shard_rows=SHARD)
+    assert summary.computed == IMAGES - SHARD
 
 
 @pytest.mark.parametrize("finished", [False, True])

@@ -11,12 +11,16 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
 from handmade import chunk, png, saved
 from PIL import Image
+
+if TYPE_CHECKING:
+    from gradio_client import Client
 
 ROOT = Path(__file__).parents[3]
 EMBEDDED = ROOT / "augself_hub/pretrained"
@@ -70,6 +74,14 @@ def app(tiny_model: Path) -> Iterator[App]:
     app = App.start("--model", str(EMBEDDED), "--model", str(tiny_model))
     yield app
     assert app.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def page(app: App) -> Client:
+    """A client of the page, as app.py serves it."""
+    from gradio_client import Client
+
+    return Client(app.url, verbose=False, analytics_enabled=False)
 
 
 @pytest.fixture(scope="session")

@@ -68,11 +68,6 @@ def test_more_than_eight_groups_share_the_last_colour():
     assert html.count("<li>") == 9 and "others" in html
 
 
-@pytest.fixture(scope="module")
-def page(app) -> Client:
-    return Client(app.url, verbose=False, analytics_enabled=False)
-
-
 def ask(page: Client, *paths: str | Path) -> tuple:
     return page.predict("tiny", [handle_file(str(p)) for p in paths], api_name="/features")
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 
 from augself_hub.errors import UsageError
 from serving.client import Local
@@ -88,11 +88,6 @@ def test_a_table_of_another_model_or_without_its_pictures_is_refused(model, phot
     (pictures / "a.jpg").unlink()
     with pytest.raises(UsageError, match="is not there: extract again"):
         of_table(tmp_path / "table", [model])
-
-
-@pytest.fixture(scope="module")
-def page(app) -> Client:
-    return Client(app.url, verbose=False, analytics_enabled=False)
 
 
 def away(html: str) -> int:

@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 
 from serving.demo.the_model import card
@@ -23,11 +23,6 @@ from serving.demo.visitors import EXAMPLES, FOLDER
 
 ROOT = Path(__file__).parents[3]
 NEUTRAL = [0.5, 0.5, 1.0, 1.0, False, 1.0, 1.0, 1.0, 0.0, False]
-
-
-@pytest.fixture(scope="module")
-def page(app) -> Client:
-    return Client(app.url, verbose=False, analytics_enabled=False)
 
 
 def written(folder: Path, images: dict[str, bytes]) -> list[dict]:

@@ -171,12 +171,6 @@ def test_several_models_share_the_controls_and_hide_what_one_does_not_have():
     assert [c["visible"] for c in controls_of_two] == 2 * [*5 * [False], *6 * [True]]
 
 
-@pytest.fixture(scope="module")
-def page(app) -> Client:
-    """A client of the page, as app.py serves it."""
-    return Client(app.url, verbose=False, analytics_enabled=False)
-
-
 def ask(page: Client, photograph: str | Path, b: list = CHANGED, model: str = "tiny") -> tuple:
     file = handle_file(str(photograph))
     return page.predict(model, file, *NEUTRAL, *b, api_name="/two_views")

@@ -114,11 +114,6 @@ def test_a_model_without_heads_says_so():
     assert "no AugSelf heads" in listed(sentences(spec_of(), {}, gray=False))
 
 
-@pytest.fixture(scope="module")
-def page(app) -> Client:
-    return Client(app.url, verbose=False, analytics_enabled=False)
-
-
 def ask(page: Client, a: str, b: str) -> tuple:
     files = (handle_file(a), handle_file(b))
     return page.predict("pretrained", *files, api_name="/two_photographs")
