@@ -21,7 +21,17 @@ from augself_hub.modeling.objective import AugSelfLoss
 from training.pretraining import pretrain
 from training.settings import Settings
 from training.study import report
-from training.study.plan import TRAINED, Arm, Comparison, Measure, Phase, Plan, Run, read_plan
+from training.study.plan import (
+    HISTOGRAM,
+    TRAINED,
+    Arm,
+    Comparison,
+    Measure,
+    Phase,
+    Plan,
+    Run,
+    read_plan,
+)
 from training.study.records import Pairs
 from training.study.references import histogram
 from training.study.runs import settings_of
@@ -235,6 +245,16 @@ def test_the_report_keeps_what_stands_around_it(tmp_path):
         assert f"augself pretrain --seed {seed}\n" in second
     assert (tmp_path / "records/differences.svg").is_file()
     assert "](records/differences.svg)" in second
+
+
+def test_what_knows_nothing_stands_beside_its_own_task(tmp_path):
+    """The linear probe's commonest class has 25% here; of few-shot tasks it is one way in five."""
+    histogram = a_record("colours", 0, {"flags": "1100"}, phase="references", kind=HISTOGRAM)
+    shot = {"task": "few-shot", "set": "final/flags", "shots": 1, "value": 40.0, "trivial": 20.0}
+    histogram["results"] += [shot, {**histogram["results"][0], "set": "generated/flags"}]
+    histogram["results"][-1]["trivial"] = 10.0
+    reported = _reported([*records([1]), histogram], tmp_path)
+    assert "| colours | 50.0 | 50.0 |\n| commonest class | 25.0 | 25.0 |" in reported
 
 
 def test_a_histogram_counts_colours():
