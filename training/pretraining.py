@@ -44,7 +44,7 @@ from training.trainer import AugSelfTrainer, training_arguments
 log = logging.getLogger(__name__)
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 SETTINGS, MODEL = "settings.json", "model"
-FREE = (
+FREE = (  # settings that a resume may change: they decide nothing of how a run goes
     *("data", "output", "workers", "license", "max_skipped", "monitor_every"),
     *("report_to", "push_to_hub", "private"),
 )
@@ -258,10 +258,15 @@ def _build(
     encoder = build_encoder(settings.encoder, settings.size)
     method = _method(settings, encoder, images)
     augself = loss(encoder.dim, settings.augself, policy, settings.convention)
-    return Pretraining(method, augself, _preprocessing(settings))
+    return Pretraining(method, augself, preprocessing_for(settings))
 
 
-def _preprocessing(settings: Settings) -> Preprocessing:
+def preprocessing_for(settings: Settings) -> Preprocessing:
+    """How the encoder of a run wants its images.
+
+    Raises:
+        UsageError: an unknown normalization.
+    """
     if settings.normalization is None:
         return preprocessing_of(settings.encoder, settings.size)
     if settings.normalization not in NORMALIZATIONS:

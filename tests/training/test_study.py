@@ -13,14 +13,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import set_seed
 
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import UsageError
+from augself_hub.modeling.encoders import build_encoder
 from augself_hub.modeling.objective import AugSelfLoss
+from augself_hub.preprocess import Preprocessing
 from training.pretraining import pretrain
 from training.settings import Settings
-from training.study import report
+from training.study import references, report
 from training.study.plan import (
     HISTOGRAM,
     TRAINED,
@@ -33,7 +36,6 @@ from training.study.plan import (
     read_plan,
 )
 from training.study.records import Pairs
-from training.study.references import histogram
 from training.study.runs import settings_of
 from training.study.shuffled import ShuffledTargets
 
@@ -262,10 +264,22 @@ def test_a_histogram_counts_colours():
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[:2] = 255
     for gray in (False, True):
-        found = histogram(pixels, gray)
+        found = references.histogram(pixels, gray)
         assert found.shape == (125,)
         assert found[[0, -1]] == pytest.approx([0.5**0.5] * 2)
         assert found.sum() == pytest.approx(2 * 0.5**0.5)
+
+
+def test_an_untrained_encoder_sees_images_as_its_run_would(tmp_path, monkeypatch):
+    """The same weights as a run starts from, and the same normalisation."""
+    monkeypatch.setattr(references, "export_folder", lambda folder: None)
+    given = {"encoder": "resnet18-w16", "size": 32, "normalization": "stl10"}
+    references.untrained(Settings("photos", tmp_path / "run", seed=3, **given), tmp_path / "model")
+    assert Preprocessing.from_folder(tmp_path / "model").mean == (0.43, 0.42, 0.39)
+    set_seed(3)
+    start = build_encoder("resnet18-w16", 32).network.state_dict()
+    saved = load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.equal(value, start[name]) for name, value in saved.items())
 
 
 @pytest.fixture
