@@ -1,4 +1,4 @@
-"""The alarm: what stops a run, and what must not."""
+"""The monitor: what it measures of a run, what stops one, and what must not."""
 
 from __future__ import annotations
 
@@ -158,6 +158,7 @@ def test_neighbours_by_hand():
     y = torch.tensor([[3.0, 0.1], [0.2, 1.0], [1.0, 0.0], [1.0, 0.0]])
     result = knn_accuracy(known, classes, y, np.array([0, 1, 1, 7]))  # nobody knows class 7
     assert result["images"] == 3
+    assert result["name"].endswith("among 5 training images, k = 5")  # there are no 20
     assert result["value"] == pytest.approx(2 / 3)
     assert result["trivial"] == pytest.approx(2 / 3)  # always class 1
 
