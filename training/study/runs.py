@@ -16,6 +16,7 @@ from augself_hub.cli import EXTRACT
 from augself_hub.errors import Diverged, UsageError
 from augself_hub.folder import EVALUATION, versions
 from augself_hub.modeling.objective import AugSelfLoss
+from training.awareness import TASK
 from training.checkpoints import newest_valid
 from training.corpora.building import HELD_OUT, MANIFEST, PRETRAIN
 from training.pretraining import MODEL, pretrain
@@ -150,7 +151,7 @@ def _held_out_pairs(model: Path) -> list[Record]:
         return []
     results = json.loads((model / EVALUATION).read_text())["results"]
     fields = ("kind", "dimension", "metric", "value", "trivial")
-    return [{f: r[f] for f in fields} for r in results if r["task"] == "held-out pairs"]
+    return [{f: r[f] for f in fields} for r in results if r["task"] == TASK]
 
 
 def _write(path: Path, record: Record) -> None:
