@@ -18,7 +18,6 @@ from training import pretraining
 from training.curves import curves
 from training.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images
 from training.pretraining import Pretraining, pretrain
-from training.settings import Settings
 from training.sources import UNLABELED, Images
 
 
@@ -96,18 +95,8 @@ def test_spread_by_hand():
 
 
 @pytest.fixture
-def tiny(photo_folder, tmp_path):
-    return Settings(
-        data=str(photo_folder),
-        output=tmp_path / "run",
-        encoder="resnet18-w16",
-        size=16,
-        epochs=3,
-        batch_size=4,
-        workers=0,
-        report_to=(),
-        arguments={"logging_steps": 4, "save_steps": 2},
-    )
+def tiny(small_run):
+    return small_run(epochs=3, batch_size=4, arguments={"logging_steps": 4, "save_steps": 2})
 
 
 def spoiled(monkeypatch, change, after=3):

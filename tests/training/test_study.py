@@ -97,23 +97,12 @@ def records(gains: list[int], other: str = "1100") -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["simclr", pytest.param("simsiam", marks=pytest.mark.slow)])
-def test_paired_runs_differ_in_lambda_only(method, photo_folder, tmp_path):
+def test_paired_runs_differ_in_lambda_only(method, small_run):
     """Heads that weigh nothing change no bit of the encoder: same start, order and views."""
     trained = []
     for name, weights in (("without", {}), ("with", {"crop": 0.0, "color": 0.0})):
-        settings = Settings(
-            data=str(photo_folder),
-            output=tmp_path / name,
-            method=method,
-            encoder="resnet18-w16",
-            augself=weights,
-            size=32,
-            epochs=1,
-            batch_size=8,
-            workers=0,
-            monitor_every=0,
-            report_to=(),
-        )
+        given = {"method": method, "augself": weights, "epochs": 1, "monitor_every": 0}
+        settings = small_run(name, size=32, **given)
         trained.append(load_file(pretrain(settings) / "model.safetensors"))
     first, second = trained
     assert first.keys() == second.keys()
