@@ -118,27 +118,32 @@ def pretrain(
     train, held_out = _datasets(settings, policy)
     if begun:
         _check_settings(settings, train)
-    model = _build(settings, policy, train.images, loss)
-    arguments = training_arguments(settings, settings.output, len(train))
-    if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
-        hub.reserve(settings.push_to_hub, private=settings.private or None)
-    trainer = AugSelfTrainer(
-        model=model, args=arguments, train_dataset=train, max_skipped=settings.max_skipped
-    )
+    trainer = _trainer(settings, _build(settings, policy, train.images, loss), train)
     known = known_images(train.images, held_out.images, settings.seed)
     if settings.monitor_every:
         trainer.add_callback(_monitor(settings, trainer, held_out, known))
-    if arguments.should_save and not begun:
+    if trainer.args.should_save and not begun:
         write_json(settings.output / SETTINGS, _decisive(settings, train))
-    arguments.distributed_state.wait_for_everyone()
+    trainer.args.distributed_state.wait_for_everyone()
     _refuse_split_output(settings.output)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
-    if arguments.should_save:
+    if trainer.args.should_save:
         _publish(settings, trainer, held_out, known)
     return settings.output / MODEL
+
+
+def _trainer(
+    settings: Settings, model: Pretraining, train: ViewsDataset | StreamViews
+) -> AugSelfTrainer:
+    arguments = training_arguments(settings, settings.output, len(train))
+    if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
+        hub.reserve(settings.push_to_hub, private=settings.private or None)
+    return AugSelfTrainer(
+        model=model, args=arguments, train_dataset=train, max_skipped=settings.max_skipped
+    )
 
 
 def _check_output(settings: Settings, resume: bool) -> str | None:

@@ -58,8 +58,27 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         UsageError: a `--set` field that does not exist or that another option decides, a batch that
             cannot be shared out.
     """
-    steps = max(1, images // settings.batch_size)
-    own: dict[str, Any] = {
+    own = _decided(settings, output)
+    for name in settings.arguments:
+        if name in own or name not in TrainingArguments.__dataclass_fields__:
+            known = "decided by another option" if name in own else "not a training argument"
+            raise UsageError(f"--set {name} would have no effect: it is {known}")
+    changeable = _changeable(settings, steps=max(1, images // settings.batch_size))
+    try:
+        arguments = TrainingArguments(**own, **{**changeable, **settings.arguments})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"--set: {error}") from error
+    _check_reporters(arguments.report_to)
+    if arguments.save_total_limit == 1:
+        raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
+    arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)
+    arguments.distributed_state.wait_for_everyone()
+    return arguments
+
+
+def _decided(settings: Settings, output: Path) -> dict[str, Any]:
+    """What other options say, or what our trainer needs."""
+    return {
         "output_dir": str(output),
         "learning_rate": settings.base_lr * settings.batch_size / 256,
         "weight_decay": settings.weight_decay,
@@ -74,7 +93,11 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         "disable_tqdm": True,
         "report_to": list(settings.report_to),
     }
-    changeable: dict[str, Any] = {
+
+
+def _changeable(settings: Settings, steps: int) -> dict[str, Any]:
+    """What --set may change; `steps` are an epoch's."""
+    return {
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_persistent_workers": settings.workers > 0,
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -84,20 +107,6 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         "save_steps": steps,
         "save_total_limit": 2,
     }
-    for name in settings.arguments:
-        if name in own or name not in TrainingArguments.__dataclass_fields__:
-            known = "decided by another option" if name in own else "not a training argument"
-            raise UsageError(f"--set {name} would have no effect: it is {known}")
-    try:
-        arguments = TrainingArguments(**own, **{**changeable, **settings.arguments})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--set: {error}") from error
-    _check_reporters(arguments.report_to)
-    if arguments.save_total_limit == 1:
-        raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
-    arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)
-    arguments.distributed_state.wait_for_everyone()
-    return arguments
 
 
 def _check_reporters(names: list[str]) -> None:
