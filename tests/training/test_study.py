@@ -35,9 +35,10 @@ from training.study.plan import (
     Run,
     read_plan,
 )
-from training.study.records import Pairs
+from training.study.records import Pairs, read_all
 from training.study.runs import settings_of
 from training.study.shuffled import ShuffledTargets
+from training.transfer.results import write_json
 
 PLAN = Path(__file__).parents[2] / "training/study/plan.toml"
 PRIMARY = Comparison("Does it help?", ("confirmation", "plain"), ("confirmation", "augself"))
@@ -236,6 +237,20 @@ def test_the_report_keeps_what_stands_around_it(tmp_path):
         assert f"augself pretrain --seed {seed}\n" in second
     assert (tmp_path / "records/differences.svg").is_file()
     assert "](records/differences.svg)" in second
+
+
+def test_a_record_that_was_not_finished_is_none(tmp_path, monkeypatch):
+    """Killed before its file has its place: what lies there is not read as a record."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "confirmation-plain-seed0.json", {"name": "half"})
+    assert list(tmp_path.iterdir())
+    assert read_all(tmp_path) == []
 
 
 def test_what_knows_nothing_stands_beside_its_own_task(tmp_path):

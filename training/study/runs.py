@@ -55,7 +55,8 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
         record["diverged"] = str(error)
     seconds = {"making": trained - started, "measuring": time.process_time() - trained}
     record["cpu_seconds"] = {name: round(value) for name, value in seconds.items()}
-    _write(records / f"{run.name}.json", record)
+    records.mkdir(parents=True, exist_ok=True)
+    write_json(records / f"{run.name}.json", record)
 
 
 def settings_of(plan: Plan, run: Run, output: Path, corpus: Path) -> Settings:
@@ -152,11 +153,3 @@ def _held_out_pairs(model: Path) -> list[Record]:
     results = json.loads((model / EVALUATION).read_text())["results"]
     fields = ("kind", "dimension", "metric", "value", "trivial")
     return [{f: r[f] for f in fields} for r in results if r["task"] == TASK]
-
-
-def _write(path: Path, record: Record) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}")
-    write_json(new, record)
-    new.rename(path)
