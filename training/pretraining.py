@@ -37,7 +37,7 @@ from training.methods import METHODS, Method, checked_options
 from training.monitor import Monitor, evaluate, feature_spread, known_images
 from training.publishing import push, write_folder, write_json
 from training.settings import FROZEN, NORMALIZATIONS, Settings, policy_of
-from training.sources import UNLABELED, Images, open_images
+from training.sources import UNLABELED, Images, lines_of, open_images
 from training.streams import PREFIX, Stream, StreamViews, held_out_images, open_stream
 from training.trainer import AugSelfTrainer, training_arguments
 
@@ -225,11 +225,7 @@ def _needs_labels(settings: Settings) -> bool:
 
 def _images(source: str, classes: Path | None) -> Images:
     images = open_images(source)
-    return images if classes is None else images.only(_lines(classes))
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return images if classes is None else images.only(lines_of(classes))
 
 
 def _labelled(images: Images) -> Images:
