@@ -25,6 +25,7 @@ import numpy as np
 import onnxruntime
 from findings import Findings, machine, spread
 from PIL import Image
+from untrained import write_untrained
 
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import decode, preprocess
@@ -151,22 +152,9 @@ def differences(way: Callable[[Image.Image], np.ndarray], images: list[Image.Ima
 
 def export(encoder: str, folder: Path, photographs: Path) -> Path:
     """A model folder with random weights, its graphs and its int8 graph."""
-    import torch
-
-    from augself_hub import AugSelfLoss, AugSelfModel
-    from augself_hub.augmentations.spec import Policy
-    from augself_hub.modeling.encoders import build_encoder
-    from augself_hub.modeling.export import export_folder
     from augself_hub.modeling.quantize import quantize_folder
-    from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
-    from augself_hub.preprocess import Preprocessing
 
-    torch.manual_seed(0)
-    built = build_encoder(encoder, SIDE)
-    loss = AugSelfLoss(built.dim, {"crop": 1, "color": 1}, Policy(size=SIDE))
-    shape = Preprocessing(SIDE, IMAGENET_MEAN, IMAGENET_STD)
-    AugSelfModel(built.network, loss.heads, loss.spec, shape).save_pretrained(folder)
-    export_folder(folder)
+    write_untrained(encoder, SIDE, folder)
     quantize_folder(folder, "int8", photographs)
     return folder
 

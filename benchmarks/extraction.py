@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from findings import Findings, machine, spread
+from untrained import write_untrained
 
 from augself_hub.precision import GRAPHS
 
@@ -102,22 +103,7 @@ def make_model(work: Path, encoder: str) -> Path:
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
-    from augself_hub import AugSelfLoss, AugSelfModel, Policy
-    from augself_hub.modeling.encoders import build_encoder
-    from augself_hub.modeling.export import export_folder
-    from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
-    from augself_hub.preprocess import Preprocessing
-
-    torch.manual_seed(0)
-    encoder = build_encoder(options.model.name, SIDE)
-    loss = AugSelfLoss(encoder.dim, {"crop": 1, "color": 1}, Policy(size=SIDE))
-    preprocessing = Preprocessing(SIDE, IMAGENET_MEAN, IMAGENET_STD)
-    AugSelfModel(encoder.network, loss.heads, loss.spec, preprocessing).save_pretrained(
-        options.model
-    )
-    export_folder(options.model)
+    write_untrained(options.model.name, SIDE, options.model)
     return {}
 
 
@@ -237,13 +223,13 @@ def grow(options: argparse.Namespace) -> dict[str, float]:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=options.work) as folder:
         extract(repeated, Path(folder) / "out", engine)
-    return {"seconds": time.perf_counter() - began, "peak": peak_megabytes()}
+    return {"seconds": time.perf_counter() - began, "peak": megabytes("self", "VmHWM")}
 
 
-def peak_megabytes() -> float:
-    """Of this process alone: ru_maxrss would count the parent that started it, too."""
-    status = Path("/proc/self/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+def megabytes(process: int | str, field: str) -> float:
+    """Of a process alone: VmHWM at its peak (ru_maxrss counts the parent too), VmRSS now."""
+    status = Path(f"/proc/{process}/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024
 
 

@@ -27,12 +27,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
 import torch
+from extraction import megabytes
 from findings import Findings, instructions, machine, quartiles, spread
 from PIL import Image
 from torch import nn
@@ -221,9 +223,8 @@ def train(
             train_dataset=ViewsDataset(many, model.augself.spec.policy, 0),
             callbacks=[callback],
         )
-        printed, sys.stdout = sys.stdout, sys.stderr
-        trainer.train()
-        sys.stdout = printed
+        with redirect_stdout(sys.stderr):
+            trainer.train()
 
 
 class _Clock(TrainerCallback):
@@ -376,16 +377,14 @@ class _Scale(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step % 50 == 0:
-            self.megabytes[state.global_step] = sum(map(resident, ["self", *children()]))
+            self.megabytes[state.global_step] = sum(
+                megabytes(p, "VmRSS") for p in ["self", *children()]
+            )
 
 
 def children() -> Iterable[str]:
     lists = Path("/proc/self/task").glob("*/children")
     return [number for path in lists for number in path.read_text().split()]
-
-
-def resident(process: str) -> float:
-    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 / 2**20
 
 
 def show_memory(found: Findings, scale: dict[str, float]) -> None:

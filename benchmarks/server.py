@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extraction import WORK, child, make_images, make_model
+from extraction import WORK, child, make_images, make_model, megabytes
 from findings import Findings, machine, spread
 
 from augself_hub.precision import GRAPHS
@@ -311,9 +311,7 @@ def one_start(extra: list[str]) -> tuple[float, float, float]:
         ready = time.perf_counter() - began
         wait_for(process, int(address.rsplit(":")[-1]), "/" if extra else "/health/ready")
         page = time.perf_counter() - began
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
-        return ready, page, int(line.split()[1]) / 1024
+        return ready, page, megabytes(process.pid, "VmRSS")
 
 
 if __name__ == "__main__":

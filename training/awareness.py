@@ -1,7 +1,7 @@
 """Awareness on held-out pairs: predicted against true differences of views never trained on.
 
-Every figure stands beside the trivial predictor's: zero for a regression head (R^2 0), the more
-frequent answer for flip, one in four for rotation.
+Every figure stands beside the trivial predictor's: zero for a regression head (R^2 0), the most
+frequent answer for flip and rotation.
 """
 
 from __future__ import annotations

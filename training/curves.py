@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import MissingExtra
 from training.monitor import PREFIX
 
 FEW = 30  # points that are marked one by one
@@ -19,13 +19,13 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     """Up to four panels over the steps: the loss, the heads' losses, awareness, features.
 
     Raises:
-        AugSelfError: matplotlib is missing.
+        MissingExtra: matplotlib is not installed.
     """
     try:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise AugSelfError("matplotlib is missing: pip install 'augself-hub[train]'") from error
+        raise MissingExtra("matplotlib", "train") from error
     panels = [panel for panel in _panels(history) if panel[2]]
     figure = Figure(figsize=(4.5 * len(panels), 4.4), layout="constrained")
     every = np.ravel(figure.subplots(1, len(panels)))

@@ -113,9 +113,10 @@ def knn_accuracy(
     if not asked.any() or len(set(classes.tolist())) < 2:
         return None
     test = Examples(y[asked].numpy(), labels[asked])
-    found = knn(Examples(known.numpy(), classes), test, min(NEIGHBORS, len(classes)))
+    k = min(NEIGHBORS, len(classes))
+    found = knn(Examples(known.numpy(), classes), test, k)
     commonest = np.bincount(classes).argmax()
-    name = f"held-out images among {len(classes)} training images, k = {NEIGHBORS}"
+    name = f"held-out images among {len(classes)} training images, k = {k}"
     result = _result("kNN", name, "knn", float(found.correct.mean()), len(test))
     return {**result, "trivial": float((test.labels == commonest).mean())}
 

@@ -37,14 +37,14 @@ from training.methods import METHODS, Method, checked_options
 from training.monitor import Monitor, evaluate, feature_spread, known_images
 from training.publishing import push, write_folder, write_json
 from training.settings import FROZEN, NORMALIZATIONS, Settings, policy_of
-from training.sources import UNLABELED, Images, open_images
+from training.sources import UNLABELED, Images, lines_of, open_images
 from training.streams import PREFIX, Stream, StreamViews, held_out_images, open_stream
 from training.trainer import AugSelfTrainer, training_arguments
 
 log = logging.getLogger(__name__)
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 SETTINGS, MODEL = "settings.json", "model"
-FREE = (
+FREE = (  # settings that a resume may change: they decide nothing of how a run goes
     *("data", "output", "workers", "license", "max_skipped", "monitor_every"),
     *("report_to", "push_to_hub", "private"),
 )
@@ -118,27 +118,32 @@ def pretrain(
     train, held_out = _datasets(settings, policy)
     if begun:
         _check_settings(settings, train)
-    model = _build(settings, policy, train.images, loss)
-    arguments = training_arguments(settings, settings.output, len(train))
-    if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
-        hub.reserve(settings.push_to_hub, private=settings.private or None)
-    trainer = AugSelfTrainer(
-        model=model, args=arguments, train_dataset=train, max_skipped=settings.max_skipped
-    )
+    trainer = _trainer(settings, _build(settings, policy, train.images, loss), train)
     known = known_images(train.images, held_out.images, settings.seed)
     if settings.monitor_every:
         trainer.add_callback(_monitor(settings, trainer, held_out, known))
-    if arguments.should_save and not begun:
+    if trainer.args.should_save and not begun:
         write_json(settings.output / SETTINGS, _decisive(settings, train))
-    arguments.distributed_state.wait_for_everyone()
+    trainer.args.distributed_state.wait_for_everyone()
     _refuse_split_output(settings.output)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
-    if arguments.should_save:
+    if trainer.args.should_save:
         _publish(settings, trainer, held_out, known)
     return settings.output / MODEL
+
+
+def _trainer(
+    settings: Settings, model: Pretraining, train: ViewsDataset | StreamViews
+) -> AugSelfTrainer:
+    arguments = training_arguments(settings, settings.output, len(train))
+    if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
+        hub.reserve(settings.push_to_hub, private=settings.private or None)
+    return AugSelfTrainer(
+        model=model, args=arguments, train_dataset=train, max_skipped=settings.max_skipped
+    )
 
 
 def _check_output(settings: Settings, resume: bool) -> str | None:
@@ -220,11 +225,7 @@ def _needs_labels(settings: Settings) -> bool:
 
 def _images(source: str, classes: Path | None) -> Images:
     images = open_images(source)
-    return images if classes is None else images.only(_lines(classes))
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    return images if classes is None else images.only(lines_of(classes))
 
 
 def _labelled(images: Images) -> Images:
@@ -258,10 +259,15 @@ def _build(
     encoder = build_encoder(settings.encoder, settings.size)
     method = _method(settings, encoder, images)
     augself = loss(encoder.dim, settings.augself, policy, settings.convention)
-    return Pretraining(method, augself, _preprocessing(settings))
+    return Pretraining(method, augself, preprocessing_for(settings))
 
 
-def _preprocessing(settings: Settings) -> Preprocessing:
+def preprocessing_for(settings: Settings) -> Preprocessing:
+    """How the encoder of a run wants its images.
+
+    Raises:
+        UsageError: an unknown normalization.
+    """
     if settings.normalization is None:
         return preprocessing_of(settings.encoder, settings.size)
     if settings.normalization not in NORMALIZATIONS:

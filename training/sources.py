@@ -218,9 +218,17 @@ class _Cells:
     column: str
 
     def __call__(self, index: int) -> Image.Image:
-        cell = self.dataset[index][self.column]
-        data = cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
-        return decode(data)
+        return decode(cell_bytes(self.dataset[index][self.column]))
+
+
+def cell_bytes(cell: dict[str, Any]) -> bytes:
+    """An image's file from a cell that is in it or names it on this machine."""
+    return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text that are not blank, without the space around them."""
+    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
 def _tars(pattern: str) -> Images:

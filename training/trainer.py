@@ -61,36 +61,12 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
         UsageError: a `--set` field that does not exist or that another option decides, a batch that
             cannot be shared out.
     """
-    steps = max(1, images // settings.batch_size)
-    own: dict[str, Any] = {
-        "output_dir": str(output),
-        "learning_rate": settings.base_lr * settings.batch_size / 256,
-        "weight_decay": settings.weight_decay,
-        "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,  # shared out below
-        "dataloader_num_workers": settings.workers,
-        "seed": settings.seed,
-        "remove_unused_columns": False,
-        "dataloader_drop_last": True,
-        "logging_nan_inf_filter": False,
-        "max_grad_norm": 0.0,
-        "disable_tqdm": True,
-        "report_to": list(settings.report_to),
-    }
-    changeable: dict[str, Any] = {
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_persistent_workers": settings.workers > 0,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_strategy": "steps",
-        "logging_steps": max(1, min(50, steps)),
-        "save_strategy": "steps",
-        "save_steps": steps,
-        "save_total_limit": 2,
-    }
+    own = _decided(settings, output)
     for name in settings.arguments:
         if name in own or name not in TrainingArguments.__dataclass_fields__:
             known = "decided by another option" if name in own else "not a training argument"
             raise UsageError(f"--set {name} would have no effect: it is {known}")
+    changeable = _changeable(settings, steps=max(1, images // settings.batch_size))
     try:
         arguments = TrainingArguments(**own, **{**changeable, **settings.arguments})
     except (TypeError, ValueError) as error:
@@ -106,6 +82,39 @@ def training_arguments(settings: Settings, output: Path, images: int) -> Trainin
     arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)
     arguments.distributed_state.wait_for_everyone()
     return arguments
+
+
+def _decided(settings: Settings, output: Path) -> dict[str, Any]:
+    """What other options say, or what our trainer needs."""
+    return {
+        "output_dir": str(output),
+        "learning_rate": settings.base_lr * settings.batch_size / 256,
+        "weight_decay": settings.weight_decay,
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,  # shared out below
+        "dataloader_num_workers": settings.workers,
+        "seed": settings.seed,
+        "remove_unused_columns": False,
+        "dataloader_drop_last": True,
+        "logging_nan_inf_filter": False,
+        "max_grad_norm": 0.0,
+        "disable_tqdm": True,
+        "report_to": list(settings.report_to),
+    }
+
+
+def _changeable(settings: Settings, steps: int) -> dict[str, Any]:
+    """What --set may change; `steps` are an epoch's."""
+    return {
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_persistent_workers": settings.workers > 0,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_strategy": "steps",
+        "logging_steps": max(1, min(50, steps)),
+        "save_strategy": "steps",
+        "save_steps": steps,
+        "save_total_limit": 2,
+    }
 
 
 def _check_reporters(names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The alarm: what stops a run, and what must not."""
+"""The monitor: what it measures of a run, what stops one, and what must not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from training import pretraining
 from training.curves import curves
 from training.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images
 from training.pretraining import Pretraining, pretrain
-from training.settings import Settings
 from training.sources import UNLABELED, Images
 
 
@@ -96,18 +95,8 @@ def test_spread_by_hand():
 
 
 @pytest.fixture
-def tiny(photo_folder, tmp_path):
-    return Settings(
-        data=str(photo_folder),
-        output=tmp_path / "run",
-        encoder="resnet18-w16",
-        size=16,
-        epochs=3,
-        batch_size=4,
-        workers=0,
-        report_to=(),
-        arguments={"logging_steps": 4, "save_steps": 2},
-    )
+def tiny(small_run):
+    return small_run(epochs=3, batch_size=4, arguments={"logging_steps": 4, "save_steps": 2})
 
 
 def spoiled(monkeypatch, change, after=3):
@@ -158,6 +147,7 @@ def test_neighbours_by_hand():
     y = torch.tensor([[3.0, 0.1], [0.2, 1.0], [1.0, 0.0], [1.0, 0.0]])
     result = knn_accuracy(known, classes, y, np.array([0, 1, 1, 7]))  # nobody knows class 7
     assert result["images"] == 3
+    assert result["name"].endswith("among 5 training images, k = 5")  # there are no 20
     assert result["value"] == pytest.approx(2 / 3)
     assert result["trivial"] == pytest.approx(2 / 3)  # always class 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,31 +13,14 @@ from augself_hub.errors import AugSelfError, HubError, UsageError
 from augself_hub.folder import verify
 from training import pretraining, trainer
 from training.pretraining import pretrain
-from training.settings import Settings
 
 NAME = "somebody/trained"
 
 
 @pytest.fixture
-def made(photo_folder, tmp_path):
-    def settings(**others):
-        return Settings(
-            **{
-                "data": str(photo_folder),
-                "output": tmp_path / "run",
-                "encoder": "resnet18-w16",
-                "size": 16,
-                "epochs": 1,
-                "batch_size": 8,
-                "workers": 0,
-                "monitor_every": 0.5,
-                "report_to": (),
-                "arguments": {"logging_steps": 1, "save_strategy": "no"},
-            }
-            | others
-        )
-
-    return settings
+def made(small_run):
+    arguments = {"logging_steps": 1, "save_strategy": "no"}
+    return partial(small_run, epochs=1, monitor_every=0.5, arguments=arguments)
 
 
 @pytest.fixture

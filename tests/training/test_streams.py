@@ -281,23 +281,17 @@ def test_a_stream_without_a_single_image_is_refused(tmp_path):
 
 
 @pytest.fixture
-def settings(place, tmp_path, monkeypatch) -> Callable[..., Settings]:
+def settings(place, small_run, monkeypatch) -> Callable[..., Settings]:
     monkeypatch.setattr(pretraining, "_publish", lambda *_: None)
 
     def make(source: str, name: str = "run", **others) -> Settings:
         given = {
             "data": place(source) if source in SOURCES else source,
-            "output": tmp_path / name,
-            "encoder": "resnet18-w16",
-            "size": 16,
             "epochs": 2,
-            "batch_size": 8,
-            "workers": 0,
             "epoch_images": 32 if source.startswith("stream") else None,
-            "report_to": (),
             "arguments": {"save_steps": 100},
         }
-        return Settings(**given | others)
+        return small_run(name, **given | others)
 
     return make
 

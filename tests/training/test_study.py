@@ -13,19 +13,32 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import set_seed
 
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import UsageError
+from augself_hub.modeling.encoders import build_encoder
 from augself_hub.modeling.objective import AugSelfLoss
+from augself_hub.preprocess import Preprocessing
 from training.pretraining import pretrain
 from training.settings import Settings
-from training.study import report
-from training.study.plan import TRAINED, Arm, Comparison, Measure, Phase, Plan, Run, read_plan
-from training.study.records import Pairs
-from training.study.references import histogram
+from training.study import references, report
+from training.study.plan import (
+    HISTOGRAM,
+    TRAINED,
+    Arm,
+    Comparison,
+    Measure,
+    Phase,
+    Plan,
+    Run,
+    read_plan,
+)
+from training.study.records import Pairs, read_all
 from training.study.runs import settings_of
 from training.study.shuffled import ShuffledTargets
+from training.transfer.results import write_json
 
 PLAN = Path(__file__).parents[2] / "training/study/plan.toml"
 PRIMARY = Comparison("Does it help?", ("confirmation", "plain"), ("confirmation", "augself"))
@@ -85,23 +98,12 @@ def records(gains: list[int], other: str = "1100") -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["simclr", pytest.param("simsiam", marks=pytest.mark.slow)])
-def test_paired_runs_differ_in_lambda_only(method, photo_folder, tmp_path):
+def test_paired_runs_differ_in_lambda_only(method, small_run):
     """Heads that weigh nothing change no bit of the encoder: same start, order and views."""
     trained = []
     for name, weights in (("without", {}), ("with", {"crop": 0.0, "color": 0.0})):
-        settings = Settings(
-            data=str(photo_folder),
-            output=tmp_path / name,
-            method=method,
-            encoder="resnet18-w16",
-            augself=weights,
-            size=32,
-            epochs=1,
-            batch_size=8,
-            workers=0,
-            monitor_every=0,
-            report_to=(),
-        )
+        given = {"method": method, "augself": weights, "epochs": 1, "monitor_every": 0}
+        settings = small_run(name, size=32, **given)
         trained.append(load_file(pretrain(settings) / "model.safetensors"))
     first, second = trained
     assert first.keys() == second.keys()
@@ -249,15 +251,51 @@ def test_a_rate_at_which_one_run_diverged_is_told(tmp_path):
     assert "| plain | 0.1 | - | 0 |" in text
 
 
+def test_a_record_that_was_not_finished_is_none(tmp_path, monkeypatch):
+    """Killed before its file has its place: what lies there is not read as a record."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_json(tmp_path / "confirmation-plain-seed0.json", {"name": "half"})
+    assert list(tmp_path.iterdir())
+    assert read_all(tmp_path) == []
+
+
+def test_what_knows_nothing_stands_beside_its_own_task(tmp_path):
+    """The linear probe's commonest class has 25% here; of few-shot tasks it is one way in five."""
+    histogram = a_record("colours", 0, {"flags": "1100"}, phase="references", kind=HISTOGRAM)
+    shot = {"task": "few-shot", "set": "final/flags", "shots": 1, "value": 40.0, "trivial": 20.0}
+    histogram["results"] += [shot, {**histogram["results"][0], "set": "generated/flags"}]
+    histogram["results"][-1]["trivial"] = 10.0
+    reported = _reported([*records([1]), histogram], tmp_path)
+    assert "| colours | 50.0 | 50.0 |\n| commonest class | 25.0 | 25.0 |" in reported
+
+
 def test_a_histogram_counts_colours():
     """Half black and half white: two of 125 bins, each with the square root of a half."""
     pixels = np.zeros((4, 4, 3), np.uint8)
     pixels[:2] = 255
     for gray in (False, True):
-        found = histogram(pixels, gray)
+        found = references.histogram(pixels, gray)
         assert found.shape == (125,)
         assert found[[0, -1]] == pytest.approx([0.5**0.5] * 2)
         assert found.sum() == pytest.approx(2 * 0.5**0.5)
+
+
+def test_an_untrained_encoder_sees_images_as_its_run_would(tmp_path, monkeypatch):
+    """The same weights as a run starts from, and the same normalisation."""
+    monkeypatch.setattr(references, "export_folder", lambda folder: None)
+    given = {"encoder": "resnet18-w16", "size": 32, "normalization": "stl10"}
+    references.untrained(Settings("photos", tmp_path / "run", seed=3, **given), tmp_path / "model")
+    assert Preprocessing.from_folder(tmp_path / "model").mean == (0.43, 0.42, 0.39)
+    set_seed(3)
+    start = build_encoder("resnet18-w16", 32).network.state_dict()
+    saved = load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.equal(value, start[name]) for name, value in saved.items())
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,25 +16,13 @@ from training import pretraining, trainer
 from training.data import KeyedSampler
 from training.methods import METHODS
 from training.pretraining import pretrain
-from training.settings import Settings
 from training.trainer import LEAST_BF16, training_arguments
 
 
 @pytest.fixture
-def settings(photo_folder, tmp_path):
-    return Settings(
-        data=str(photo_folder),
-        output=tmp_path / "run",
-        encoder="resnet18-w16",
-        size=16,
-        epochs=2,
-        batch_size=8,
-        base_lr=0.64,
-        weight_decay=0.01,
-        workers=0,
-        report_to=(),
-        arguments={"logging_steps": 1, "save_strategy": "no"},
-    )
+def settings(small_run):
+    arguments = {"logging_steps": 1, "save_strategy": "no"}
+    return small_run(epochs=2, base_lr=0.64, weight_decay=0.01, arguments=arguments)
 
 
 @pytest.fixture
@@ -136,54 +125,50 @@ def test_accumulated_gradients_are_the_mean_of_the_parts(settings, monkeypatch):
         torch.testing.assert_close(seen[name], parameter.grad, msg=name)
 
 
-SMALL = {
-    "simsiam": {"width": 16, "bottleneck": 8},
-    "moco": {"width": 8, "queue": 24},
-    "simclr": {"width": 8},
-    "byol": {"hidden": 16, "width": 8},
-    "swav": {"hidden": 16, "width": 8, "prototypes": 6},
-    "supervised": {},
-}
-
-
-def few_steps(settings, method, monkeypatch, **arguments):
-    """The log of 4 steps of a small method."""
+@pytest.fixture
+def few_steps(settings, small_options, monkeypatch):
+    """Make 4 steps of a small method, at a size at which bf16 is allowed: its trainer."""
     done = []
     monkeypatch.setattr(pretraining, "_publish", lambda s, t, *_: done.append(t))
-    given = {**settings.arguments, "max_steps": 4, **arguments}
-    run = dataclasses.replace(
-        settings, method=method, method_options=SMALL[method], arguments=given
-    )
-    pretrain(run)
-    return done[0]
+
+    def run(method, **arguments):
+        given = {
+            "method": method,
+            "size": LEAST_BF16,
+            "method_options": small_options[method],
+            "output": settings.output.with_name(f"run-{len(done)}"),
+            "arguments": {**settings.arguments, "max_steps": 4, **arguments},
+        }
+        pretrain(dataclasses.replace(settings, **given))
+        return done[-1]
+
+    return run
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_in_bf16(settings, method, monkeypatch):
+def test_every_method_trains_in_bf16(few_steps, method):
     """Weights stay float32; the losses are finite and logged."""
-    large = dataclasses.replace(settings, size=LEAST_BF16)
-    run = few_steps(large, method, monkeypatch, bf16=True)
+    run = few_steps(method, bf16=True)
     rows = [row["loss"] for row in run.state.log_history if "loss" in row]
     assert len(rows) == 4
     assert all(math.isfinite(loss) for loss in rows)
     assert {p.dtype for p in run.model.parameters()} == {torch.float32}
 
 
-def test_bf16_refuses_views_whose_gradients_would_be_wrong(settings, monkeypatch):
+def test_bf16_refuses_views_whose_gradients_would_be_wrong(settings):
+    settings.arguments.update(bf16=True, use_cpu=True)
     small = dataclasses.replace(settings, size=LEAST_BF16 - 1)
     with pytest.raises(UsageError, match="bf16=True on a CPU needs --size 32 or more, not 31"):
-        few_steps(small, "simsiam", monkeypatch, bf16=True, use_cpu=True)
+        training_arguments(small, small.output, 38)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_a_compiled_method_loses_as_the_plain_one_does(settings, method, monkeypatch, tmp_path):
+def test_a_compiled_method_loses_as_the_plain_one_does(few_steps, method):
     """The same steps by torch.compile; checkpoints name their weights alike."""
-    plain = few_steps(settings, method, monkeypatch)
+    plain = few_steps(method)
     compiled = few_steps(
-        dataclasses.replace(settings, output=tmp_path / "compiled"),
         method,
-        monkeypatch,
         torch_compile=True,
         torch_compile_backend="aot_eager",
         save_strategy="steps",
@@ -193,5 +178,5 @@ def test_a_compiled_method_loses_as_the_plain_one_does(settings, method, monkeyp
         [row["loss"] for row in run.state.log_history if "loss" in row] for run in (plain, compiled)
     )
     assert others == pytest.approx(losses, rel=1e-3)
-    saved = load_file(tmp_path / "compiled/checkpoint-4/model.safetensors")
+    saved = load_file(Path(compiled.args.output_dir) / "checkpoint-4/model.safetensors")
     assert set(saved) == set(plain.model.state_dict())

@@ -33,8 +33,17 @@ def accuracies(record: Record, role: str, task: str = LINEAR, **wanted: Any) -> 
     Args:
         wanted: further fields of a result, e.g. shots=5.
     """
+    return {name: r["value"] for name, r in _of_task(record, role, task, **wanted).items()}
+
+
+def trivial_accuracies(record: Record, role: str, task: str = LINEAR) -> dict[str, float]:
+    """Set -> what knowing nothing has in a task, of the sets of one role."""
+    return {name: r["trivial"] for name, r in _of_task(record, role, task).items()}
+
+
+def _of_task(record: Record, role: str, task: str, **wanted: Any) -> dict[str, Record]:
     return {
-        r["set"].rpartition("/")[2]: r["value"]
+        r["set"].rpartition("/")[2]: r
         for r in record.get("results", ())
         if r["task"] == task
         and r["set"].startswith(f"{role}/")

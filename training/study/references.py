@@ -10,10 +10,11 @@ from transformers import set_seed
 
 from augself_hub.augmentations.spec import Spec
 from augself_hub.features import FeatureTable
-from augself_hub.modeling.encoders import build_encoder, preprocessing_of
+from augself_hub.modeling.encoders import build_encoder
 from augself_hub.modeling.export import export_folder
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
 from augself_hub.preprocess import preprocess
+from training.pretraining import preprocessing_for
 from training.settings import Settings, policy_of
 from training.transfer.cache import Model, Tables
 from training.transfer.listing import LabelledImages
@@ -27,8 +28,7 @@ def untrained(settings: Settings, folder: Path) -> None:
     set_seed(settings.seed)
     encoder = build_encoder(settings.encoder, settings.size)
     spec = Spec("relative", policy_of(settings), {}, encoder.dim)
-    preprocessing = preprocessing_of(settings.encoder, settings.size)
-    model = AugSelfModel(encoder.network, AugSelfHeads(spec), spec, preprocessing)
+    model = AugSelfModel(encoder.network, AugSelfHeads(spec), spec, preprocessing_for(settings))
     model.eval().save_pretrained(folder)
     export_folder(folder)
 

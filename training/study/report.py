@@ -22,6 +22,7 @@ from training.study.records import (
     accuracies,
     mean_accuracy,
     read_all,
+    trivial_accuracies,
 )
 
 BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
@@ -145,8 +146,7 @@ def _references(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
         some = [r for r in found if r["arm"] == arm]
         means = [np.mean([accuracies(r, FINAL)[s] for r in some]) for s in sets]
         rows.append([arm, *(f"{m:.1f}" for m in means), f"{np.mean(means):.1f}"])
-    trivial = {r["set"].rpartition("/")[2]: r["trivial"] for r in found[0]["results"]}
-    shown = [trivial[s] for s in sets]
+    shown = [*trivial_accuracies(found[0], FINAL).values()]
     rows.append(["commonest class", *(f"{t:.1f}" for t in shown), f"{np.mean(shown):.1f}"])
     yield from _table(["linear probe, %", *sets, "mean"], rows)
 

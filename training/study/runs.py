@@ -15,6 +15,7 @@ from augself_hub.cli import EXTRACT
 from augself_hub.errors import Diverged
 from augself_hub.folder import EVALUATION, versions
 from augself_hub.modeling.objective import AugSelfLoss
+from training.awareness import TASK
 from training.checkpoints import newest_valid
 from training.corpora.building import HELD_OUT, MANIFEST, PRETRAIN
 from training.pretraining import MODEL, pretrain
@@ -53,7 +54,8 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
         record["diverged"] = str(error)
     seconds = {"making": trained - started, "measuring": time.process_time() - trained}
     record["cpu_seconds"] = {name: round(value) for name, value in seconds.items()}
-    _write(records / f"{run.name}.json", record)
+    records.mkdir(parents=True, exist_ok=True)
+    write_json(records / f"{run.name}.json", record)
 
 
 def settings_of(plan: Plan, run: Run, output: Path, corpus: Path) -> Settings:
@@ -135,12 +137,4 @@ def _held_out_pairs(model: Path) -> list[Record]:
         return []
     results = json.loads((model / EVALUATION).read_text())["results"]
     fields = ("kind", "dimension", "metric", "value", "trivial")
-    return [{f: r[f] for f in fields} for r in results if r["task"] == "held-out pairs"]
-
-
-def _write(path: Path, record: Record) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}")
-    write_json(new, record)
-    new.rename(path)
+    return [{f: r[f] for f in fields} for r in results if r["task"] == TASK]

@@ -17,7 +17,7 @@ import numpy as np
 
 from augself_hub.errors import AugSelfError
 from augself_hub.preprocess import SUFFIXES
-from training.sources import first_column
+from training.sources import cell_bytes, first_column, lines_of
 from training.transfer.listing import (
     TEST,
     TRAIN,
@@ -185,7 +185,7 @@ def sun397(data: Path, download: bool) -> LabelledImages:
         datasets.SUN397(data, download=True)
     rows: list[Row] = []
     for split, name in ((TRAIN, "Training_01.txt"), (TEST, "Testing_01.txt")):
-        for line in _lines(folder / name):
+        for line in lines_of(folder / name):
             letter_class = line.lstrip("/").rpartition("/")[0]
             rows.append((folder / line.lstrip("/"), letter_class.partition("/")[2], split))
     return with_validation(of_files("SUN397", data, rows), 0.2)
@@ -197,7 +197,7 @@ def mit67(data: Path, download: bool) -> LabelledImages:
     rows = [
         (folder / "Images" / line, line.partition("/")[0], split)
         for split, name in ((TRAIN, "TrainImages.txt"), (TEST, "TestImages.txt"))
-        for line in _lines(folder / name)
+        for line in lines_of(folder / name)
     ]
     return with_validation(of_files("MIT67", data, rows), 1 / 8)
 
@@ -206,10 +206,10 @@ def cub200(data: Path, download: bool) -> LabelledImages:
     """Caltech-UCSD Birds 200-2011, with boxes."""
     folder = data / "CUB_200_2011"
     paths, labels, train, boxes = (
-        dict(line.split(maxsplit=1) for line in _lines(folder / f"{name}.txt"))
+        dict(line.split(maxsplit=1) for line in lines_of(folder / f"{name}.txt"))
         for name in ("images", "image_class_labels", "train_test_split", "bounding_boxes")
     )
-    names = dict(line.split(maxsplit=1) for line in _lines(folder / "classes.txt"))
+    names = dict(line.split(maxsplit=1) for line in lines_of(folder / "classes.txt"))
     split = {"1": TRAIN, "0": TEST}
     rows = [(folder / "images" / paths[i], names[labels[i]], split[train[i]]) for i in paths]
     images = with_validation(of_files("CUB-200", folder / "images", rows), VALIDATION_SHARE)
@@ -309,8 +309,7 @@ def _of_splits(place: str, splits: dict[str, Any], image: str, label: str) -> La
 
     def read(index: int) -> bytes:
         data, row = places[index]
-        cell = data[row][image]
-        return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"]).read_bytes()
+        return cell_bytes(data[row][image])
 
     return LabelledImages(
         name=place,
@@ -346,7 +345,3 @@ def boxes_in_view(images: LabelledImages) -> np.ndarray:
 
 def _images(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-
-
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]

@@ -93,5 +93,11 @@ def write_into(folder: Path, records: Sequence[Record]) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Indented, with a line's end. Raises ValueError for what is no number: NaN would be lost."""
-    path.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    """Indented, with a line's end; the file is there whole or not at all.
+
+    Raises:
+        ValueError: a value is no number: NaN would be lost.
+    """
+    hidden = path.with_name(f".{path.name}.new")
+    hidden.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
+    hidden.replace(path)
