@@ -7,8 +7,8 @@ their names instead of their index.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,34 +17,81 @@ from torch.utils.data import Dataset, Sampler
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.modeling.views import stack_parameters, two_crops
+from augself_hub.modeling.views import View, stack_parameters, two_crops_of_each
 from training.sources import Images
 
+TOGETHER = 8  # images that are decoded, and their parameters drawn, at a time
 
-class ViewsDataset(Dataset):
-    """(epoch, index) -> two crops of one image, their parameters, its label and what was skipped.
+
+class Read(NamedTuple):
+    """A decoded image, its label, the (epoch, index) of its views, and what was skipped for it."""
+
+    image: Image.Image
+    label: int
+    key: tuple[int, int]
+    skipped: list[str]
+
+
+class Views(Dataset):
+    """key -> two crops (2, S, S, 3) of one image, their parameters, its label, what was skipped.
+
+    Args:
+        policy: how views are drawn.
+        seed: first part of the key of their parameters.
+    """
+
+    def __init__(self, policy: Policy, seed: int) -> None:
+        self.policy, self.seed = policy, seed
+
+    def read(self, key: Any) -> Read:
+        """The image that is asked for, or the first after it that can be decoded."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Any]) -> list[dict[str, Any]]:
+        """The items of a batch, as the DataLoader asks for them."""
+        items = []
+        for start in range(0, len(keys), TOGETHER):
+            images, labels, drawn, skipped = zip(
+                *map(self.read, keys[start : start + TOGETHER]), strict=True
+            )
+            views = two_crops_of_each(images, self.policy, self.seed, drawn)
+            items += map(_item, views, labels, skipped)
+        return items
+
+
+def _item(views: list[View], label: int, skipped: list[str]) -> dict[str, Any]:
+    (crop1, w1), (crop2, w2) = views
+    crops = np.stack([crop1, crop2])
+    return {"crops": crops, "w1": w1, "w2": w2, "label": label, "skipped": skipped}
+
+
+class ViewsDataset(Views):
+    """(epoch, index) -> the views of an image of a list.
 
     An image that cannot be decoded is replaced by the next one that can; its name is reported in
     `skipped`.
 
     Args:
         images: where they are read.
-        policy: how views are drawn.
-        seed: first part of the key.
+        policy, seed: as `Views` takes them.
     """
 
     def __init__(self, images: Images, policy: Policy, seed: int) -> None:
-        self.images, self.policy, self.seed = images, policy, seed
+        super().__init__(policy, seed)
+        self.images = images
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+    def read(self, key: tuple[int, int]) -> Read:
         epoch, index = key
         image, used, skipped = self._first_readable(index)
-        keys, label = self.images.keys, self.images.labels[used]
-        drawn = (self.seed, epoch, index if keys is None else keys[index])
-        return two_views(image, label, self.policy, drawn, skipped)
+        keys = self.images.keys
+        drawn = (epoch, index if keys is None else keys[index])
+        return Read(image, self.images.labels[used], drawn, skipped)
 
     def _first_readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
         skipped: list[str] = []
@@ -67,15 +114,6 @@ class ViewsDataset(Dataset):
     def lost(self, skipped: set[str], epochs: float) -> float:
         """The share of the images that is among these names, or of the shards that is damaged."""
         return max(len(skipped) / len(self), len(self.images.damaged) / self.images.shards)
-
-
-def two_views(
-    image: Image.Image, label: int, policy: Policy, key: tuple[int, int, int], skipped: list[str]
-) -> dict[str, Any]:
-    """An item: two crops (2, S, S, 3) of an image, keyed by (seed, epoch, index), and the rest."""
-    (crop1, w1), (crop2, w2) = two_crops(image, policy, *key)
-    crops = np.stack([crop1, crop2])
-    return {"crops": crops, "w1": w1, "w2": w2, "label": label, "skipped": skipped}
 
 
 class KeyedSampler(Sampler):

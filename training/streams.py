@@ -32,12 +32,11 @@ from typing import Any, NamedTuple, Protocol
 import fsspec
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.preprocess import decode
-from training.data import KeyedSampler, two_views
+from training.data import KeyedSampler, Read, Views
 from training.sources import UNLABELED, Images, open_rows
 from training.tars import expanded, key_of, shard_names, tar_members
 
@@ -295,31 +294,30 @@ def is_held_out(sample: Sample) -> bool:
 # -- What is made of it ----------------------------------------------------------------------------
 
 
-class StreamViews(Dataset):
-    """(epoch, (lane, position)) -> what `ViewsDataset` makes of (epoch, index).
+class StreamViews(Views):
+    """(epoch, (lane, position)) -> the views of an image of a stream.
 
     Args:
         images: the stream.
-        policy: how views are drawn.
-        seed: first part of the key.
+        policy, seed: as `Views` takes them.
     """
 
     def __init__(self, images: Stream, policy: Policy, seed: int) -> None:
-        self.images, self.policy, self.seed = images, policy, seed
+        super().__init__(policy, seed)
+        self.images = images
         self._lanes: dict[int, Lane] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, key: tuple[int, tuple[int, int]]) -> dict[str, Any]:
+    def read(self, key: tuple[int, tuple[int, int]]) -> Read:
         epoch, (number, position) = key
         lane = self._lane(epoch, number, position)
         turn, asked = next(lane.since(position))
         image, label, skipped = _first_readable(lane.since(position))
         skipped += lane.damaged
         lane.damaged.clear()
-        drawn = (self.seed, epoch + (turn << 32), key_of(asked.name))
-        return two_views(image, label, self.policy, drawn, skipped)
+        return Read(image, label, (epoch + (turn << 32), key_of(asked.name)), skipped)
 
     def _lane(self, epoch: int, number: int, position: int) -> Lane:
         """The lane where it is, or from its beginning, if that is behind what is asked for."""

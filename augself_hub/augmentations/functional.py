@@ -108,11 +108,14 @@ def hue(views: Array, turns: Array) -> Array:
         green - blue,
         xp.where(highest == green, 2 * chroma + blue - red, 4 * chroma + red - green),
     )
-    h = ahead / xp.clip(chroma, min=1e-6) + 6 * turns[:, None, None]  # ahead is 0 where gray
-    h = h - 6 * xp.floor(h / 6)
+    h = ahead / xp.clip(chroma, min=1e-6)  # ahead is 0 where gray
+    h += 6 * turns[:, None, None]
+    h -= 6 * xp.floor(h / 6)
     shares = (xp.abs(h - 3) - 1, 2 - xp.abs(h - 2), 2 - xp.abs(h - 4))
-    channels = [lowest + chroma * xp.clip(share, min=0, max=1) for share in shares]
-    return xp.stack(channels, axis=1)
+    shifted = xp.stack([xp.clip(share, min=0, max=1) for share in shares], axis=1)
+    shifted *= chroma[:, None]
+    shifted += lowest[:, None]
+    return shifted
 
 
 def solarize(views: Array, threshold: Array) -> Array:
@@ -173,7 +176,9 @@ def normalise(views: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 def _blend(views: Array, other: Array, factor: Array) -> Array:
     xp = array_namespace(views)
     factor = factor[:, None, None, None]
-    return xp.clip(factor * views + (1 - factor) * other, min=0, max=1)
+    blended = factor * views
+    blended += (1 - factor) * other
+    return xp.clip(blended, min=0, max=1)
 
 
 def _like(xp: Any, values: Any, like: Array) -> Array:

@@ -45,7 +45,7 @@ _OFFSETS = np.arange(1, 2 + max(_COLUMNS.values()), dtype=np.uint64) * _GOLDEN
 
 def draw(
     policy: Policy,
-    key: tuple[int, int, Any, Any],
+    key: tuple[int, Any, Any, Any],
     height: Any,
     width: Any,
 ) -> Parameters:
@@ -53,8 +53,7 @@ def draw(
 
     Args:
         policy: ranges and probabilities.
-        key: (seed, epoch, index, view); index is an int or (N,) ints, view likewise, the others
-            ints.
+        key: (seed, epoch, index, view); index is an int or (N,) ints, epoch and view likewise.
         height, width: of the source images in pixels, an int or (N,) ints.
 
     Returns:
@@ -83,7 +82,7 @@ def pixel_box(crop: Any, height: int, width: int) -> tuple[int, int, int, int]:
 class _Uniform:
     """Uniform numbers in [0, 1) by column name, for one key; all are made at once, in one pass."""
 
-    def __init__(self, key: tuple[int, int, Any, Any]) -> None:
+    def __init__(self, key: tuple[int, Any, Any, Any]) -> None:
         seed, epoch, index, view = key
         state = np.zeros(np.atleast_1d(np.asarray(index)).shape[0], dtype=np.uint64)
         for part in (seed, epoch, np.atleast_1d(np.asarray(index)).astype(np.uint64), view):

@@ -7,6 +7,7 @@ would, for anybody's training loop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,23 @@ def two_crops(image: Image.Image, policy: Policy, seed: int, epoch: int, index: 
 
     A crop is (S, S, 3) uint8, nothing but the crop applied yet; parameters have one row.
     """
-    both = draw(policy, (seed, epoch, [index, index], [0, 1]), image.height, image.width)
-    views = []
-    for view in (0, 1):
-        box = pixel_box(both["crop"][view], image.height, image.width)
-        parameters = {name: values[view : view + 1] for name, values in both.items()}
-        views.append((crop_resized(image, box, policy.size), parameters))
-    return views
+    return two_crops_of_each([image], policy, seed, [(epoch, index)])[0]
+
+
+def two_crops_of_each(
+    images: Sequence[Image.Image], policy: Policy, seed: int, keys: Sequence[tuple[int, int]]
+) -> list[list[View]]:
+    """N RGB images, their (epoch, index) -> what `two_crops` makes of each, drawn in one pass."""
+    epochs, indices = np.array(keys, dtype=np.uint64).repeat(2, axis=0).T
+    heights, widths = np.array([(i.height, i.width) for i in images]).repeat(2, axis=0).T
+    drawn = draw(policy, (seed, epochs, indices, [0, 1] * len(images)), heights, widths)
+
+    def view(image: Image.Image, row: int) -> View:
+        box = pixel_box(drawn["crop"][row], image.height, image.width)
+        parameters = {name: values[row : row + 1] for name, values in drawn.items()}
+        return crop_resized(image, box, policy.size), parameters
+
+    return [[view(image, 2 * i), view(image, 2 * i + 1)] for i, image in enumerate(images)]
 
 
 def finish_views(
@@ -44,8 +55,11 @@ def finish_views(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> Tensor:
-    """(N, S, S, 3) uint8 crops -> (N, 3, S, S) float views, augmented and normalised."""
-    views = crops.permute(0, 3, 1, 2).float() / 255
+    """(N, S, S, 3) uint8 crops -> (N, 3, S, S) float views, augmented and normalised.
+
+    Each channel is made one plane first: the operations read planes, and not every third byte.
+    """
+    views = crops.permute(0, 3, 1, 2).contiguous().float() / 255
     return normalise(augment(views, parameters, policy), mean, std)
 
 

@@ -64,10 +64,11 @@ def views(dataset, epoch, workers, processes):
 
 @pytest.mark.parametrize(("workers", "processes"), [(1, 1), (4, 1), (0, 2), (4, 2)])
 def test_views_do_not_depend_on_workers_and_processes(dataset, workers, processes):
-    expected, got = views(dataset, 5, 0, 1), views(dataset, 5, workers, processes)
-    assert len(expected) == 40
-    assert set(got) == set(expected)
-    for key, item in expected.items():
+    """Nor on how many are asked for at once: each is what it is when it is asked for alone."""
+    got = views(dataset, 5, workers, processes)
+    assert len(got) == 40
+    for key in got:
+        item = dataset[key]
         assert (got[key]["crops"] == item["crops"]).all()
         for view in ("w1", "w2"):
             assert all((got[key][view][n] == v).all() for n, v in item[view].items())
