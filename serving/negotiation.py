@@ -22,13 +22,14 @@ def negotiated(accept: str | None, *offers: str) -> str:
 
 
 def _range(part: str) -> tuple[str, float]:
-    """`application/json;q=0.5` -> (application/json, 0.5)."""
+    """`application/json;q=0.5` -> (application/json, 0.5). What is no quality is 0."""
     name, *parameters = (word.strip().lower() for word in part.split(";"))
     given = [word[2:] for word in parameters if word.startswith("q=")]
     try:
-        return name, float(given[0]) if given else 1.0
+        quality = float(given[0]) if given else 1.0
     except ValueError:
-        return name, 0.0
+        quality = 0.0
+    return name, quality if 0 <= quality <= 1 else 0.0
 
 
 def _quality(offer: str, ranges: dict[str, float]) -> float:

@@ -38,7 +38,8 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
 
     Returns:
         One record per dimension: task, kind, name, value (R^2 or accuracy), trivial, rmse (in the
-        unit of the dimension), pairs. Empty where nothing was held out.
+        unit of the dimension), pairs; none for a dimension that no pair shows. Empty where nothing
+        was held out.
     """
     if len(images) == 0 or not model.spec.heads:
         return []
@@ -89,6 +90,8 @@ def _regression_scores(
     results = []
     for column, dimension in enumerate(head.dimensions):
         seen = mask[:, column]
+        if not seen.any():
+            continue
         t, v = target[seen, column], value[seen, column]
         error = float(((v - t) ** 2).mean())
         r2 = 1 - error / max(float((t**2).mean()), 1e-12)

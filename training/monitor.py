@@ -178,10 +178,14 @@ class Alarm:
       first five epochs and at 0.87 in the end.
     - Features all alike, by `feature_spread`, are a collapsed encoder. Newly initialised encoders
       have 0.66 to 0.93, the demonstration model has 0.72; below 0.05 the run stops.
+
+    Args:
+        frozen: whether the encoder is not trained, so that no other rate would mend it.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, frozen: bool = False) -> None:
         regressions = {kind for kind, head in spec.heads.items() if head.type == "regression"}
+        self.frozen = frozen
         self.heads = regressions if spec.convention == "relative" else set()
         self._rows: list[dict[str, Tensor]] = []
         self._new = 0
@@ -208,9 +212,10 @@ class Alarm:
             self._judge_head(kind, _mean(rows, kind))
         spread = _mean(rows, "spread")
         if spread < COLLAPSED:
+            mend = "use another encoder" if self.frozen else "lower --base-lr or use another method"
             raise Diverged(
                 f"the encoder collapsed: its features are nearly all the same (spread {spread:.3f} "
-                f"below {COLLAPSED}); lower --base-lr or use another method"
+                f"below {COLLAPSED}); {mend}"
             )
 
     def _judge_head(self, kind: str, value: float) -> None:

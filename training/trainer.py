@@ -168,7 +168,8 @@ class AugSelfTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_MethodSteps(self))
         self.add_callback(_StopOnSigterm(self))
-        self.alarm = Alarm(self.model.augself.spec)
+        frozen = not any(p.requires_grad for p in self.model.method.encoder.parameters())
+        self.alarm = Alarm(self.model.augself.spec, frozen)
         self.add_callback(_StopOnAlarm(self.alarm))
         self.add_callback(_Progress(self))
 

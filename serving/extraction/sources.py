@@ -100,11 +100,13 @@ class Columns:
         """`image=path`, `label=species` ... -> the columns.
 
         Raises:
-            UsageError: a word that is none of these.
+            UsageError: a word that is none of these, a role that is given twice.
         """
         pairs = [word.partition("=")[::2] for word in words]
         if any(role not in cls.__dataclass_fields__ or not name for role, name in pairs):
             raise UsageError(f"--column {' '.join(words)}: write image=, label= or split=NAME")
+        if len(dict(pairs)) < len(pairs):
+            raise UsageError(f"--column {' '.join(words)}: name one column for each role")
         return cls(**dict(pairs))
 
     def found(self, there: Sequence[str], location: str) -> Columns:

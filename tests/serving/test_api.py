@@ -82,7 +82,9 @@ def test_accept_chooses_the_form_of_the_answer(
         np.testing.assert_array_equal(found, vectors(client.post("/v1/embeddings", files=files)))
 
 
-@pytest.mark.parametrize("accept", ["text/html", "application/json;q=0", "image/*;q=x"])
+@pytest.mark.parametrize(
+    "accept", ["text/html", "application/json;q=0", "image/*;q=x", "*/*;q=nan", "*/*;q=-1"]
+)
 def test_nothing_acceptable_is_406(client, accept, problem):
     response = client.post("/v1/embeddings", content=b"x", headers={"Accept": accept})
     assert problem(response)[:2] == (406, "not_acceptable")

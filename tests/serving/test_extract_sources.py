@@ -179,6 +179,8 @@ def test_columns_by_other_names(files, tmp_path, engine):
     (tmp_path / "t.tsv").write_text("\n".join(["id,file_x,species", *lines]).replace(",", "\t"))
     with pytest.raises(AugSelfError, match="--column image=NAME"):
         open_source(tmp_path / "t.tsv")
+    with pytest.raises(UsageError, match="name one column for each role"):
+        Columns.parse(("image=a", "image=b"))
     columns = Columns.parse(("image=file_x", "label=species"))
     extract(tmp_path / "t.tsv", tmp_path / "out", engine, columns=columns)
     assert FeatureTable.read(tmp_path / "out").label_names == list("012345")

@@ -15,14 +15,19 @@ from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
 from training import pretraining
+from training.awareness import scores
 from training.curves import curves
 from training.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images
 from training.pretraining import Pretraining, pretrain
 from training.sources import UNLABELED, Images
 
 
+def spec(convention="relative"):
+    return AugSelfLoss(4, {"crop": 1, "color": 1, "flip": 1}, Policy(8), convention).spec
+
+
 def alarm(convention="relative"):
-    return Alarm(AugSelfLoss(4, {"crop": 1, "color": 1, "flip": 1}, Policy(8), convention).spec)
+    return Alarm(spec(convention))
 
 
 def epoch(alarm, crop, color=0.9, flip=0.7, spread=0.6):
@@ -84,6 +89,19 @@ def test_only_standardised_regressions_are_measured_against_1():
 def test_a_collapsed_encoder_stops_the_run():
     with pytest.raises(AugSelfError, match=r"encoder collapsed: .* \(spread 0.010 below 0.05\)"):
         epoch(alarm(), [0.9] * 40, spread=0.01)
+
+
+def test_of_a_frozen_encoder_no_rate_is_to_blame():
+    with pytest.raises(AugSelfError, match=r"below 0.05\); use another encoder"):
+        epoch(Alarm(spec(), frozen=True), [0.9] * 40, spread=0.01)
+
+
+def test_a_dimension_that_no_pair_shows_has_no_record():
+    """Gray views only: nothing can be said of saturation and hue, not even NaN."""
+    head = spec().heads["color"]
+    mask = torch.tensor([[True, True, False, False]] * 3)
+    found = scores("color", head, torch.zeros(3, 4), torch.full((3, 4), 0.05), mask)
+    assert [result["dimension"] for result in found] == ["brightness", "contrast"]
 
 
 def test_spread_by_hand():

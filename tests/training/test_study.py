@@ -147,6 +147,11 @@ def test_an_arm_keeps_its_best_rate():
     ]
 
 
+def test_an_arm_that_diverged_at_every_rate_has_none():
+    with pytest.raises(UsageError, match="'plain' diverged at every rate of tuning: give lower"):
+        a_plan().rate("plain", lambda run: -np.inf)
+
+
 def test_a_plan_that_names_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(UsageError, match="unknown arm 'agself'"):
         a_plan(phases=[Phase("confirmation", ["agself"], [0], "all")])

@@ -12,6 +12,7 @@ An arm's learning rate is the best of the phase that tuned the arm `rate_of` nam
 from __future__ import annotations
 
 import itertools
+import math
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -161,7 +162,11 @@ class Plan:
                 yield Run(phase.name, arm, seed, rate)
 
     def rate(self, arm: str, score: Score) -> float | None:
-        """The tuned rate: the best mean score over the seeds, the lower of equals."""
+        """The tuned rate: the best mean score over the seeds, the lower of equals.
+
+        Raises:
+            UsageError: no phase tunes this arm's rate, or the arm diverged at every rate.
+        """
         if self.arms[arm].kind not in TRAINED:
             return None
         tuned = self.arms[arm].rate_of or arm
@@ -173,7 +178,10 @@ class Plan:
             scores = [score(Run(phase.name, tuned, seed, rate)) for seed in phase.seeds]
             return sum(scores) / len(scores)
 
-        return max(sorted(phase.rates), key=mean)
+        best = max(sorted(phase.rates), key=mean)
+        if mean(best) == -math.inf:
+            raise UsageError(f"{tuned!r} diverged at every rate of {phase.name}: give lower rates")
+        return best
 
 
 def read_plan(path: Path) -> Plan:

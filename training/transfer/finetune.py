@@ -24,7 +24,7 @@ from augself_hub.modeling.encoders import Encoder
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.preprocess import Preprocessing, preprocess
 from training.transfer.cache import Model
-from training.transfer.examples import METRICS, Examples, classes_of
+from training.transfer.examples import METRICS, Examples, classes_of, commonest
 from training.transfer.listing import TEST, TRAIN, VALIDATION, LabelledImages
 from training.transfer.results import Result
 from training.transfer.tasks import METRIC_NAMES, Settings, Subject
@@ -146,7 +146,7 @@ def _result(subject: Subject, test: Examples, predicted: np.ndarray, settings: S
         name=f"{subject.name}, {subject.metric}",
         metric=METRIC_NAMES[subject.metric],
         value=METRICS[subject.metric](test.labels, predicted),
-        trivial=100 * float(np.unique(test.labels, return_counts=True)[1].max() / len(test)),
+        trivial=commonest(test.labels, subject.metric),
         protocol=f"All weights trained for {settings.epochs} epochs on training and validation "
         f"images (SGD, {RATE:g} for {BATCH} images a step, cosine), tested once; nothing tuned.",
         details={"epochs": settings.epochs, "images": {"test": len(test)}},

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from augself_hub.features import FeatureTable
-from training.transfer.examples import Examples
+from training.transfer.examples import Examples, commonest
 from training.transfer.fewshot import few_shot
 from training.transfer.knn import knn
 from training.transfer.layouts import boxes_in_view
@@ -97,14 +95,13 @@ def _classified(
 ) -> Result:
     """A classifier's accuracy on the test images beside always saying the commonest class."""
     per_class = subject.metric == "mean per class"
-    counts = np.unique(test.labels, return_counts=True)[1]
     return Result(
         task=task,
         dataset=subject.name,
         name=f"{subject.name}, {subject.metric}",
         metric=METRIC_NAMES[subject.metric],
         value=accuracy,
-        trivial=100 / len(counts) if per_class else 100 * float(counts.max() / counts.sum()),
+        trivial=commonest(test.labels, subject.metric),
         protocol=protocol,
         details=details,
         scores=100.0 * found.correct,  # type: ignore[attr-defined]

@@ -24,6 +24,7 @@ from training.transfer.build import sprites
 from training.transfer.cache import Model, Tables
 from training.transfer.datasets import open_dataset
 from training.transfer.evaluate import Plan, evaluate
+from training.transfer.examples import commonest
 from training.transfer.finetune import finetune
 from training.transfer.tasks import Settings, Subject
 from training.transfer.views import CHANGES, changed, pairs
@@ -91,6 +92,13 @@ def test_results_go_into_the_model_folder_and_its_card(tiny_model, drawn, plain,
     assert probe["seed"] == 0 and "Multinomial" in probe["protocol"] and probe["versions"]
     card = (model / "README.md").read_text()
     assert "| plain, top-1 | 100 % | 50 |" in card and "As told." in card and "kNN: plain" in card
+
+
+def test_the_commonest_class_is_measured_as_the_predictions_are():
+    """Right of 3 in 5 images, and of one of three classes."""
+    labels = np.array([4, 4, 1, 9, 4])
+    assert commonest(labels, "top-1") == pytest.approx(60)
+    assert commonest(labels, "mean per class") == pytest.approx(100 / 3)
 
 
 def test_a_second_run_computes_no_feature(tables, drawn, cache):
