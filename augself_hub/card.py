@@ -200,18 +200,19 @@ def _training(folder: Path, spec: Spec) -> str:
 
 
 def _results(evaluation: dict[str, Any]) -> str:
-    """A table for each task; a cell nobody measured stays empty."""
+    """A table for each task, with a column for whatever stands beside; not measured is empty."""
     if not evaluation["results"]:
         return ""
     text, told = "## Evaluation\n", None
     for task, group in groupby(evaluation["results"], key=lambda r: r["task"]):
         records = list(group)
         protocol = records[0].get("protocol") or evaluation["protocol"]
+        labels = list(dict.fromkeys(label for r in records for label in r.get("beside", ())))
         rows = [
-            (r["name"], _value(r), *(_number(r.get(k)) for k in ("trivial", "without_augself")))
+            (r["name"], _value(r), _number(r.get("trivial")), *(_beside(r, x) for x in labels))
             for r in records
         ]
-        head = (task, "this model", "trivial predictor", "same encoder without AugSelf")
+        head = (task, "this model", "trivial predictor", *labels)
         text += f"\n{protocol}\n" if protocol != told else ""
         text, told = text + "\n" + _table(head, rows), protocol
     return text
@@ -221,6 +222,17 @@ def _value(record: dict[str, Any]) -> str:
     """With half its 95% interval and its unit, where the protocol states them."""
     interval = f" ± {_number(record['interval'])}" if "interval" in record else ""
     return _number(record["value"]) + interval + (" %" if record.get("unit") == "%" else "")
+
+
+def _beside(record: dict[str, Any], label: str) -> str:
+    """Another's value; in brackets how much this model has more, with its 95% interval."""
+    other = record.get("beside", {}).get(label)
+    if other is None:
+        return ""
+    more = f"{other['difference']:+.3g}"
+    if other["interval"] is not None:
+        more += ", {:+.3g} to {:+.3g}".format(*other["interval"])
+    return f"{_number(other['value'])} ({more})"
 
 
 def _limits(folder: Path, spec: Spec) -> str:

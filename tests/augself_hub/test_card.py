@@ -23,7 +23,9 @@ RESULTS = [
     {"task": "held-out pairs", "name": "crop y R^2", "metric": "r_squared", "value": 0.5,
      "trivial": 0.0},
     {"task": "linear probe", "name": "stamps", "metric": "accuracy", "value": 0.25,
-     "without_augself": 0.125},
+     "beside": {
+        "untrained encoder": {"value": 0.125, "difference": 0.125, "interval": [-0.05, 0.3]},
+     }},
 ]  # fmt: skip
 
 
@@ -80,8 +82,9 @@ def _wait_for(url: str) -> None:
 
 def test_unmeasured_cells_stay_empty(measured):
     text = card.render(measured)
-    assert "| crop y R^2 | 0.5 | 0 |  |" in text
-    assert "| stamps | 0.25 |  | 0.125 |" in text
+    assert "| crop y R^2 | 0.5 | 0 |" in text
+    assert "| linear probe | this model | trivial predictor | untrained encoder |" in text
+    assert "| stamps | 0.25 |  | 0.125 (+0.125, -0.05 to +0.3) |" in text
     assert "| color | hue | turns |  |" in text
 
 

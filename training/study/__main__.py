@@ -73,6 +73,22 @@ def report(plan: Path, records: Path, results: Path) -> None:
     write(read_plan(plan), records, results)
 
 
+@study.command()
+@click.argument("model", type=_PATH)
+@click.argument("twin", type=_PATH)
+@click.argument("work", type=_PATH)
+@_CORPUS
+@click.option("--recipe", required=True, help="The recipe that MODEL was made by.")
+def beside(model: Path, twin: Path, work: Path, corpus: Path, recipe: str) -> None:
+    """Put results of TWIN, an untrained encoder and colour histograms beside MODEL's in its card.
+
+    Features are kept in WORK.
+    """
+    from training.study.beside import put_beside, table
+
+    click.echo(table(put_beside(model, twin, recipe, corpus, work)))
+
+
 def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:

@@ -1,0 +1,108 @@
+"""A model's results on the final sets beside those of its twin, of knowing less and of no encoder.
+
+What stands beside a result: a name for people -> its value, how much the model has more, and the
+95% interval of that by the bootstrap over test images, where the result is a mean over them.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from augself_hub.cli import EXTRACT
+from training.recipes import recipe
+from training.settings import Settings
+from training.study.plan import LINEAR, Measure
+from training.study.references import Histograms, untrained
+from training.transfer.cache import Model, Tables
+from training.transfer.compare import bootstrap, compare
+from training.transfer.evaluate import Plan, evaluate
+from training.transfer.results import Record, Result, write_into
+from training.transfer.tasks import Settings as TaskSettings
+
+MEASURES = (
+    Measure(["linear", "knn"], ["final/*"]),
+    Measure(["fewshot"], ["final/stamps", "final/clipart"], queries=14),
+)
+AWARENESS = Measure(["awareness"], ["final/scenes"])  # of encoders: a histogram has no views
+TWIN, UNTRAINED, HISTOGRAM = (
+    "same encoder without AugSelf",
+    "untrained encoder",
+    "colour histogram",
+)
+
+
+def put_beside(folder: Path, twin: Path, name: str, corpus: Path, work: Path) -> list[Record]:
+    """Measure a model and what stands beside it; write the results into its folder and card.
+
+    Args:
+        folder: of the model with AugSelf. twin: of the one without.
+        name: the recipe it was made by, which says how an untrained encoder looks.
+        work: for the untrained encoder and the features of all.
+
+    Raises:
+        AugSelfError: a set or a model is not there.
+        UsageError: an unknown recipe.
+    """
+    settings = Settings(data="", output=work, **recipe(name).settings)
+    blank = work / "untrained"
+    if not blank.is_dir():
+        untrained(settings, blank)
+    extract = pkgutil.resolve_name(EXTRACT)  # training may not import serving
+    model, without, start = (
+        Tables(Model.resolve(str(place)), work / "features", extract, "cpu")
+        for place in (folder, twin, blank)
+    )
+    histograms = Histograms(settings.size, gray=False)
+    found = _measured(model, (*MEASURES, AWARENESS), corpus)
+    records = {result.key: _own(result, model.model.sha256) for result in found}
+    for label, tables, measures in (
+        (TWIN, without, (*MEASURES, AWARENESS)),
+        (UNTRAINED, start, (*MEASURES, AWARENESS)),
+        (HISTOGRAM, histograms, MEASURES),
+    ):
+        for difference in compare([_measured(tables, measures, corpus)], [found]):
+            key = (difference.task, difference.dataset, difference.name)
+            records[key].setdefault("beside", {})[label] = {
+                "value": difference.without[0],
+                "difference": difference.difference,
+                "interval": difference.over_images,
+            }
+    write_into(folder, list(records.values()))
+    return list(records.values())
+
+
+def _measured(tables: Tables, measures: Sequence[Measure], corpus: Path) -> list[Result]:
+    found: list[Result] = []
+    for measure in measures:
+        names = [f"folder:{path}" for path in measure.places(corpus)]
+        plan = Plan(measure.tasks, names, None, TaskSettings(queries=measure.queries))
+        found += evaluate(tables, plan, plan.open())
+    return found
+
+
+def _own(result: Result, model: str) -> Record:
+    """With half the width of its 95% interval over test images, where the protocol has none."""
+    if result.interval is None and result.scores is not None:
+        low, high = bootstrap(result.scores, result.groups)
+        told = f"{result.protocol} ± is the bootstrap's 95% over test images."
+        result = replace(result, interval=(high - low) / 2, protocol=told)
+    return result.record(model, TaskSettings().seed)
+
+
+def table(records: Sequence[Record]) -> str:
+    """The linear probe on each set and on average, as Markdown."""
+    probes = [record for record in records if record["task"] == LINEAR]
+    labels = list(probes[0]["beside"])
+    rows = [
+        [r["dataset"], r["value"], *(r["beside"][label]["value"] for label in labels)]
+        for r in probes
+    ]
+    rows.append(["**mean**", *np.mean([row[1:] for row in rows], axis=0)])
+    lines = [["linear probe, %", "this model", *labels], ["---"] * (2 + len(labels))]
+    lines += [[name, *(f"{value:.1f}" for value in values)] for name, *values in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
