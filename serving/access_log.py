@@ -58,9 +58,9 @@ class Visit:
         self._scope, self._started = scope, time.monotonic()
         scope["augself.visit"] = {}
 
-    def signed(self, send: Send) -> Send:
-        """The same `send`, with our headers on the answer."""
-        headers = [(b"x-request-id", self.id.encode())]
+    def signed(self, send: Send, named: bool) -> Send:
+        """The same `send`, with our headers on the answer, X-Request-Id where it is `named`."""
+        headers = [(b"x-request-id", self.id.encode())] if named else []
         if self.trace:
             response = f"00-{self.trace[1]}-{self._span}-{self.trace[2]}"
             headers.append((b"traceresponse", response.encode()))

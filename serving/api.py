@@ -86,7 +86,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     log = AccessLog(settings.access_log, metrics) if settings.access_log else None
     if not settings.lazy:
         models.preload()
-    return Gate(_application(service, demo), limits, metrics, keys, log)
+    return Gate(_application(service, demo), limits, metrics, keys, log, settings.names_requests)
 
 
 def _application(service: Service, demo: LateDemo | None) -> FastAPI:

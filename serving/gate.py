@@ -31,6 +31,7 @@ class Gate:
 
     Args:
         log: where lines about requests go; None: nowhere.
+        names: whether it puts X-Request-Id on answers.
 
     Attributes:
         active: requests that hold a slot now. held_bytes: of their bodies.
@@ -38,9 +39,16 @@ class Gate:
     """
 
     def __init__(
-        self, app: ASGIApp, limits: Limits, metrics: Metrics, keys: Keys, log: AccessLog | None
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        keys: Keys,
+        log: AccessLog | None,
+        names: bool,
     ) -> None:
         self.app, self.limits, self.metrics, self.keys, self.log = app, limits, metrics, keys, log
+        self.names = names
         self.active = self.held_bytes = 0
         self.draining = False
         metrics.active.set_function(lambda: self.active)
@@ -51,7 +59,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         visit = Visit(scope)
-        exchange = _Exchange(self, receive, visit.signed(send))
+        exchange = _Exchange(self, receive, visit.signed(send, self.names))
         try:
             await self._admit(scope, exchange)
         except Exception:

@@ -93,7 +93,8 @@ def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
         raise UsageError("the demo knows its visitors: one process, augself serve --demo")
     cores = max(1, int(asked.cpus))
     run_as = [device, threads or cores, *rest]
-    return models, run_as, dataclasses.replace(settings, decoders=settings.decoders or cores)
+    own = {"decoders": settings.decoders or cores, "names_requests": False}  # Ray's proxy does
+    return models, run_as, dataclasses.replace(settings, **own)
 
 
 def _net(asked: Arguments, settings: Settings) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Settings:
         tokens: one of them must come with requests to /v1; none: nothing must.
         url_hosts: hosts that images are fetched from; none: URLs are refused.
         access_log: a file for a line about each request, `-` for standard output; None: nowhere.
+        names_requests: put X-Request-Id on answers; not where a server in front of it does.
 
     Raises:
         UsageError: two settings that contradict each other.
@@ -39,6 +40,7 @@ class Settings:
     tokens: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     access_log: str | None = None
+    names_requests: bool = True
 
     def __post_init__(self) -> None:
         limits = self.limits

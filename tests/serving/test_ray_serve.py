@@ -90,7 +90,9 @@ def test_a_full_replica_says_so_itself_before_ray_does(url, pixels, encoded):
             connection.sendall(HALF)
         seen = []
         until(lambda: "busy" in full(seen, url, encoded(pixels(1))), f"never full: {seen}")
-    assert httpx.get(f"{url}/health/ready").status_code == 200
+    answer = httpx.get(f"{url}/health/ready", headers={"X-Request-Id": "mine-1"})
+    assert answer.status_code == 200
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]  # not Ray's and ours
 
 
 def full(seen: list[str], url: str, data: bytes) -> list[str]:
