@@ -45,7 +45,7 @@ def test_results_of_three_others_stand_in_the_card(models, corpus, tmp_path):
     tasks = [record["task"] for record in (probe, neighbours, retrieval)]
     assert tasks == ["linear probe", "kNN", "retrieval"]
     assert list(probe["beside"]) == [beside.TWIN, beside.UNTRAINED, beside.HISTOGRAM]
-    assert list(retrieval["beside"]) == [beside.TWIN, beside.UNTRAINED]
+    assert list(retrieval["beside"]) == [beside.TWIN]
     for record in (probe, neighbours):
         twin_has = record["beside"][beside.TWIN]
         assert twin_has == {"value": record["value"], "difference": 0, "interval": [0, 0]}
