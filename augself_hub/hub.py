@@ -66,7 +66,7 @@ KNOWN = (
         "embedded",
         "in the package, as augself_hub/pretrained: trained by this project",
         "apache-2.0",
-        "held-out pairs: its evaluation.json",
+        "held-out pairs, linear probe, kNN, few-shot: its evaluation.json",
     ),
     Listing(
         "official AugSelf, ImageNet-100, ResNet-50",
