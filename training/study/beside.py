@@ -6,21 +6,19 @@ What stands beside a result: a name for people -> its value, how much the model 
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from augself_hub.cli import EXTRACT
 from training.recipes import recipe
 from training.settings import Settings
+from training.study.measuring import measured, tables_of
 from training.study.plan import LINEAR, Measure
 from training.study.references import Histograms, untrained
-from training.transfer.cache import Model, Tables
+from training.transfer.cache import Tables
 from training.transfer.compare import bootstrap, compare
-from training.transfer.evaluate import Plan, evaluate
 from training.transfer.results import Record, Result, write_into
 from training.transfer.tasks import Settings as TaskSettings
 
@@ -52,20 +50,20 @@ def put_beside(folder: Path, twin: Path, name: str, corpus: Path, work: Path) ->
     blank = work / "untrained"
     if not blank.is_dir():
         untrained(settings, blank)
-    extract = pkgutil.resolve_name(EXTRACT)  # training may not import serving
-    model, without, start = (
-        Tables(Model.resolve(str(place)), work / "features", extract, "cpu")
-        for place in (folder, twin, blank)
-    )
+    model, without, start = (tables_of(place, work / "features") for place in (folder, twin, blank))
     histograms = Histograms(settings.size, gray=False)
-    found = _measured(model, (*MEASURES, AWARENESS), corpus)
+
+    def results(tables: Tables, measures: Sequence[Measure]) -> list[Result]:
+        return [result for _, result in measured(tables, measures, corpus)]
+
+    found = results(model, (*MEASURES, AWARENESS))
     records = {result.key: _own(result, model.model.sha256) for result in found}
     for label, tables, measures in (
         (TWIN, without, (*MEASURES, AWARENESS)),
         (UNTRAINED, start, MEASURES),
         (HISTOGRAM, histograms, MEASURES),
     ):
-        for difference in compare([_measured(tables, measures, corpus)], [found]):
+        for difference in compare([results(tables, measures)], [found]):
             key = (difference.task, difference.dataset, difference.name)
             records[key].setdefault("beside", {})[label] = {
                 "value": difference.without[0],
@@ -74,15 +72,6 @@ def put_beside(folder: Path, twin: Path, name: str, corpus: Path, work: Path) ->
             }
     write_into(folder, list(records.values()))
     return list(records.values())
-
-
-def _measured(tables: Tables, measures: Sequence[Measure], corpus: Path) -> list[Result]:
-    found: list[Result] = []
-    for measure in measures:
-        names = [f"folder:{path}" for path in measure.places(corpus)]
-        plan = Plan(measure.tasks, names, None, TaskSettings(queries=measure.queries))
-        found += evaluate(tables, plan, plan.open())
-    return found
 
 
 def _own(result: Result, model: str) -> Record:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pkgutil
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import torch
 
-from augself_hub.cli import EXTRACT
 from augself_hub.errors import Diverged
 from augself_hub.folder import EVALUATION, versions
 from augself_hub.modeling.objective import AugSelfLoss
@@ -20,14 +18,12 @@ from training.checkpoints import newest_valid
 from training.corpora.building import HELD_OUT, MANIFEST, PRETRAIN
 from training.pretraining import MODEL, pretrain
 from training.settings import Settings, command_line
+from training.study.measuring import measured, tables_of
 from training.study.plan import GRAY_HISTOGRAM, HISTOGRAM, LINEAR, SHUFFLED, TRAINED, Arm, Plan, Run
 from training.study.references import Histograms, untrained
 from training.study.shuffled import ShuffledTargets
-from training.transfer.cache import Model, Tables
-from training.transfer.evaluate import Plan as Evaluation
-from training.transfer.evaluate import evaluate
+from training.transfer.cache import Tables
 from training.transfer.results import Result, write_json
-from training.transfer.tasks import Settings as TaskSettings
 
 FEATURES = "features"
 Record = dict[str, Any]
@@ -47,7 +43,9 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
         if tables is None:
             return
         trained = time.process_time()
-        record["results"] = _measured(plan, run, tables, corpus)
+        measures = plan.measures[plan.phase(run.phase).measures]
+        found = measured(tables, measures, corpus)
+        record["results"] = [_short(result, place) for place, result in found]
         record["held_out_pairs"] = _held_out_pairs(settings.output / MODEL)
     except Diverged as error:
         trained = time.process_time()
@@ -79,8 +77,7 @@ def _tables(arm: Arm, settings: Settings) -> Tables | None:
         _make(arm, settings)
     if not model.is_dir():
         return None
-    extract = pkgutil.resolve_name(EXTRACT)  # training may not import serving
-    return Tables(Model.resolve(str(model)), settings.output / FEATURES, extract, "cpu")
+    return tables_of(model, settings.output / FEATURES)
 
 
 def _make(arm: Arm, settings: Settings) -> None:
@@ -91,18 +88,6 @@ def _make(arm: Arm, settings: Settings) -> None:
     if not resume:
         shutil.rmtree(settings.output, ignore_errors=True)
     pretrain(settings, resume, ShuffledTargets if arm.kind == SHUFFLED else AugSelfLoss)
-
-
-def _measured(plan: Plan, run: Run, tables: Tables, corpus: Path) -> list[Record]:
-    found = []
-    for measure in plan.measures[plan.phase(run.phase).measures]:
-        places = {path.name: path for path in measure.places(corpus)}
-        names = [f"folder:{path}" for path in places.values()]
-        settings = TaskSettings(queries=measure.queries)
-        evaluation = Evaluation(measure.tasks, names, None, settings)
-        for result in evaluate(tables, evaluation, evaluation.open()):
-            found.append(_short(result, places[result.dataset].relative_to(corpus).as_posix()))
-    return found
 
 
 def _described(run: Run, arm: Arm, settings: Settings, corpus: Path) -> Record:
