@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from augself_hub.errors import MissingExtra
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from augself_hub.augmentations.spec import Policy

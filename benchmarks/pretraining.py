@@ -32,10 +32,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
 from extraction import megabytes
 from findings import Findings, instructions, machine, quartiles, spread
+from photographs import cut_photographs, in_memory
 from PIL import Image
 from torch import nn
 
@@ -46,11 +46,10 @@ from training.memory import keep_freed_memory
 from training.methods.simsiam import SimSiam
 from training.pretraining import Pretraining
 from training.settings import Settings
-from training.sources import UNLABELED, Images, folder_images
+from training.sources import Images, folder_images
 from training.trainer import AugSelfTrainer, TrainerCallback, training_arguments
 
-EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
-SIDE, WORKERS, PHOTOGRAPHS, PIXELS = 96, 2, 600, 256
+SIDE, WORKERS = 96, 2
 WEIGHTS = {"crop": 1.0, "color": 1.0}
 WARM_UP = 3
 ROWS = ("ours", "plain", "lightly", "bare", "ours jpeg", "lightly jpeg")
@@ -142,45 +141,6 @@ def measured(
     return jobs[row]()
 
 
-# -- The photographs -------------------------------------------------------------------------------
-
-
-def cut_photographs(folder: Path) -> None:
-    """photographs.npy, decoded (600, 256, 256, 3), and jpeg/, the same as files of quality 90."""
-    random, sources = np.random.default_rng(0), sorted(EXAMPLES.glob("*.jpg"))
-    images = [Image.open(path).convert("RGB") for path in sources]
-    (folder / "jpeg").mkdir()
-    pixels = np.empty((PHOTOGRAPHS, PIXELS, PIXELS, 3), np.uint8)
-    for number in range(PHOTOGRAPHS):
-        image = images[number % len(images)]
-        side = random.uniform(0.4, 1) * min(image.size)
-        left, top = (random.uniform(0, length - side) for length in image.size)
-        box = (left, top, left + side, top + side)
-        tile = image.resize((PIXELS, PIXELS), Image.Resampling.LANCZOS, box=box)
-        tile.save(folder / f"jpeg/{number:03}.jpg", quality=90)
-        pixels[number] = np.asarray(tile)
-    np.save(folder / "photographs.npy", pixels)
-
-
-def in_memory(work: Path) -> Images:
-    pixels = np.load(work / "photographs.npy")
-    names = [str(number) for number in range(len(pixels))]
-    return Images(names, [UNLABELED] * len(names), [], lambda i: Image.fromarray(pixels[i]))
-
-
-class _Decoded(torch.utils.data.Dataset):
-    """The same photographs for lightly's transform: (views, label)."""
-
-    def __init__(self, images: Images, transform: Callable[[Image.Image], Any]) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        return self.transform(self.images.read(index)), 0
-
-
 # -- The rows --------------------------------------------------------------------------------------
 
 
@@ -243,6 +203,19 @@ def pretraining(
     built = build_encoder(encoder, side)
     loss = AugSelfLoss(built.dim, weights, Policy(size=side), "relative")
     return Pretraining(SimSiam(built, layers=3), loss, preprocessing_of(encoder, side))
+
+
+class _Decoded(torch.utils.data.Dataset):
+    """The same photographs for lightly's transform: (views, label)."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Any]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.transform(self.images.read(index)), 0
 
 
 def with_lightly(data: Images | Path, size: Size) -> float:
@@ -324,15 +297,15 @@ def parts(images: Images, size: Size, precision: str) -> dict[str, list[float]]:
     both, plain = pretraining(WEIGHTS), pretraining({})
     for model in (both, plain):
         model.to(memory_format=torch.channels_last)
-    policy = both.augself.spec.policy
-    data = ViewsDataset(images, policy, 0)
-    items = [data[0, i] for i in range(size.batch)]
+    data = ViewsDataset(images, both.augself.spec.policy, 0)
+    keys = [(0, i) for i in range(size.batch)]
+    items = data.__getitems__(keys)  # as the DataLoader asks for them
     batch = collate(items)
     inputs = {name: value for name, value in batch.items() if name != "skipped"}
     crops = (inputs["crops"], inputs["w1"], inputs["w2"])
     x1, x2 = both._views(*crops)
     jobs: dict[str, Callable[[], Any]] = {
-        "crops": lambda: [data[0, i] for i in range(size.batch)],
+        "crops": lambda: data.__getitems__(keys),
         "collate": lambda: collate(items),
         "views": lambda: both._views(*crops),
         "network": stepper(plain.method, lambda: plain.method(x1, x2).loss, precision),

@@ -61,11 +61,11 @@ def main() -> None:
     if options.load:
         print(json.dumps(load(options)))
         return
-    images, found = make_images(options.work / "images", options.images), Findings(UNIT)
+    make_images(options.work / "images", options.images)
+    found = Findings(UNIT)
     folder = make_model(options.work, "resnet18")
     found.say(f"{machine()}; ResNet-18, {options.rounds} rounds")
     for precision in options.precisions:
-        make_graph(folder, precision, images)
         show_speed(found, options, folder, precision)
     show_overload(found, options, folder)
     show_start(found, options)
@@ -88,13 +88,6 @@ def parsed() -> argparse.Namespace:
         options.images, options.requests, options.rounds = 64, 80, 1
         options.precisions = ["fp32"]
     return options
-
-
-def make_graph(folder: Path, precision: str, images: Path) -> None:
-    if not (folder / GRAPHS[precision]).is_file():
-        command = [sys.executable, "-m", "augself_hub.cli", "export", "--model", str(folder)]
-        command += ["--quantize", precision, "--calibration", str(images)]
-        subprocess.run(command, check=True)
 
 
 # -- Servers ---------------------------------------------------------------------------------------
