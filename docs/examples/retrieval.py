@@ -1,8 +1,10 @@
 """Retrieval: the pictures of a gallery that are nearest to each query.
 
-augself extract PHOTOS --output gallery
-augself extract QUERIES --output queries
-python docs/examples/retrieval.py gallery queries
+    augself extract PHOTOS --output gallery
+    augself extract QUERIES --output queries
+    python docs/examples/retrieval.py gallery queries
+
+A picture's neighbours are named with the cosine of their features; both tables are of one model.
 """
 
 from __future__ import annotations
