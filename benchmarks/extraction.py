@@ -51,6 +51,7 @@ def main() -> None:
     found.say(f"{machine()}; {options.images} images, {options.rounds} rounds")
     for encoder in options.encoders:
         folder = make_model(options.work, encoder)
+        make_graph(folder, "int8", images)
         show_speed(found, encoder, measured(options, folder, images))
     show_memory(found, options, images)
     found.write(options.json)
@@ -97,15 +98,19 @@ def make_images(folder: Path, count: int) -> Path:
 
 
 def make_model(work: Path, encoder: str) -> Path:
-    """An untrained model folder with its graphs; int8 is calibrated on the images in `work`."""
+    """An untrained model folder with its graph; made by a process that may load torch."""
     folder = work / encoder
     if not folder.exists():
-        child("export", ["--model", str(folder), "--work", str(work)])  # which may load torch
-    if not (folder / GRAPHS["int8"]).is_file():
-        command = [sys.executable, "-m", "augself_hub.cli", "export", "--model", str(folder)]
-        command += ["--quantize", "int8", "--calibration", str(work / "images")]
-        subprocess.run(command, check=True)
+        child("export", ["--model", str(folder), "--work", str(work)])
     return folder
+
+
+def make_graph(folder: Path, precision: str, images: Path) -> None:
+    """The graph of another precision, calibrated on the images; made once."""
+    if not (folder / GRAPHS[precision]).is_file():
+        command = [sys.executable, "-m", "augself_hub.cli", "export", "--model", str(folder)]
+        command += ["--quantize", precision, "--calibration", str(images)]
+        subprocess.run(command, check=True)
 
 
 def export(options: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from extraction import WORK, child, make_images, make_model, megabytes
+from extraction import WORK, child, make_graph, make_images, make_model, megabytes
 from findings import Findings, machine, spread
 
 from augself_hub.precision import GRAPHS
@@ -61,11 +61,11 @@ def main() -> None:
     if options.load:
         print(json.dumps(load(options)))
         return
-    make_images(options.work / "images", options.images)
-    found = Findings(UNIT)
+    images, found = make_images(options.work / "images", options.images), Findings(UNIT)
     folder = make_model(options.work, "resnet18")
     found.say(f"{machine()}; ResNet-18, {options.rounds} rounds")
     for precision in options.precisions:
+        make_graph(folder, precision, images)
         show_speed(found, options, folder, precision)
     show_overload(found, options, folder)
     show_start(found, options)
