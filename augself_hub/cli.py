@@ -21,7 +21,7 @@ from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 COMMANDS = {
     "pretrain": "training.commands:pretrain",
     "fit-heads": "training.commands:fit_heads",
-    "evaluate": "training.transfer.commands:evaluate",
+    "evaluate": "training.evaluation.commands:evaluate",
     "convert": "augself_hub.modeling.commands:convert",
     "export": "augself_hub.modeling.commands:export",
     "push": "augself_hub.commands:push",

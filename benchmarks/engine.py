@@ -29,8 +29,8 @@ from untrained import write_untrained
 
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import decode, preprocess
-from serving.cores import usable_cores
-from serving.engine import Engine
+from serving.inference.cores import usable_cores
+from serving.inference.engine import Engine
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
 SIDE, WIDTH, HEIGHT = 224, 500, 375

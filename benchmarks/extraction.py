@@ -8,7 +8,7 @@ rounds go through all rows in turn, and a row's figure is its median.
 
     ready        ONNX Runtime as it comes, on tensors that are in memory already: the ceiling
     ready/core   the same, but one thread a core, each with its own batch
-    ours         `serving.extract`, from files on the disk to a table on the disk
+    ours         `serving.extraction.pipeline`, from files on the disk to a table on the disk
     pipeline     transformers' image-feature-extraction, batch 16, 2 workers
     timm         timm's network, a DataLoader with 2 workers
     ... int8     the same from the int8 graph, which was calibrated on the images
@@ -178,8 +178,8 @@ def tensors(options: argparse.Namespace, threads: int, at_once: int) -> dict[str
 
 
 def ours(options: argparse.Namespace) -> dict[str, float]:
-    from serving.engine import load
-    from serving.extract import extract
+    from serving.extraction.pipeline import extract
+    from serving.inference.engine import load
 
     engine, files = load(str(options.model), "cpu", 1, options.precision), paths(options)
 
@@ -223,8 +223,8 @@ def with_timm(options: argparse.Namespace) -> dict[str, float]:
 
 def grow(options: argparse.Namespace) -> dict[str, float]:
     """The embedded model on a list that repeats the images up to `count`."""
-    from serving.engine import load
-    from serving.extract import extract
+    from serving.extraction.pipeline import extract
+    from serving.inference.engine import load
 
     files, engine = paths(options), load(None, "cpu", 1)
     repeated = [files[number % len(files)] for number in range(options.count)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from augself_hub.folder import versions
-from serving.cores import usable_cores
+from serving.inference.cores import usable_cores
 
 SETS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16"),

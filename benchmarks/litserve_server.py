@@ -9,7 +9,7 @@ import litserve
 import numpy as np
 
 from augself_hub.preprocess import decode, preprocess
-from serving.cores import usable_cores
+from serving.inference.cores import usable_cores
 
 SIDE = 224
 

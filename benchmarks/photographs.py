@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.sources import UNLABELED, Images
+from training.data.sources import UNLABELED, Images
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
 COUNT, PIXELS = 600, 256

@@ -41,13 +41,13 @@ from torch import nn
 
 from augself_hub import AugSelfLoss, Policy
 from augself_hub.modeling.encoders import build_encoder, preprocessing_of
-from training.data import ViewsDataset, collate
-from training.memory import keep_freed_memory
+from training.data.batches import ViewsDataset, collate
+from training.data.sources import Images, folder_images
 from training.methods.simsiam import SimSiam
-from training.pretraining import Pretraining
-from training.settings import Settings
-from training.sources import Images, folder_images
-from training.trainer import AugSelfTrainer, TrainerCallback, training_arguments
+from training.run.memory import keep_freed_memory
+from training.run.pretraining import Pretraining
+from training.run.settings import Settings
+from training.run.trainer import AugSelfTrainer, TrainerCallback, training_arguments
 
 SIDE, WORKERS = 96, 2
 WEIGHTS = {"crop": 1.0, "color": 1.0}

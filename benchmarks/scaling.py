@@ -7,8 +7,8 @@ two strangers: two that do the task of one at the same time and share nothing bu
 strangers lack to 2.0 is the machine's (memory, caches, clocks); what two lack to strangers is ours
 (the end of the queue, the exchange of gradients, the clients on the same cores).
 
-    extraction   `serving.extract` on 500 x 375 JPEGs, ResNet-18 at 224 px; two threads, two workers
-                 of Ray; from a short list to a long one, so that starts do not count
+    extraction   `serving.extraction.pipeline` on 500 x 375 JPEGs, ResNet-18 at 224 px; two threads,
+                 two workers of Ray; from a short list to a long one, so that starts do not count
     serving      `augself serve`, the same; two servers are strangers, but for their clients on the
                  same cores, whose share is shown
     training     `augself pretrain`, SimSiam, ResNet-18 at 64 px, in one process and under torchrun
@@ -138,8 +138,8 @@ def together(jobs: Sequence[Callable[[], Any]]) -> list[Any]:
 
 def extract_row(options: argparse.Namespace, workers: int, **more: Any) -> dict[str, float]:
     """Images a second, from the difference of a list and one of a quarter of its length."""
-    from serving.engine import load
-    from serving.extract import extract
+    from serving.extraction.pipeline import extract
+    from serving.inference.engine import load
 
     engine = load(str(options.work / "resnet18"), "cpu", 1)
     files = sorted((options.work / "images").glob("*.jpg"))[: options.images]
@@ -159,7 +159,7 @@ def extract_row(options: argparse.Namespace, workers: int, **more: Any) -> dict[
 def ray_row(options: argparse.Namespace) -> dict[str, float]:
     import ray
 
-    from serving.extraction.ray_engine import fill
+    from serving.fleet.ray_extraction import fill
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
     return extract_row(options, 2, fill=fill, shard_rows=16)  # a list would be a single shard
@@ -264,9 +264,9 @@ def _handed_out() -> Iterator[tuple[str, float]]:
     """The queue itself, with workers that have nothing to do."""
     import ray
 
-    from serving.extraction import ray_engine
     from serving.extraction.destination import Counts
     from serving.extraction.sources import path_list
+    from serving.fleet import ray_extraction as ray_engine
 
     class Idle:
         def part(self, *_: Any) -> tuple[Counts, bool]:

@@ -5,7 +5,7 @@
 Prints, for growing fleets, what the model foretells and what the simulation takes, with stragglers
 and failures; docs/scale.md explains the figures, which are measured where it says so.
 
-The queue is that of `serving.extraction.ray_engine`: the driver hands a worker its next shard when
+The queue is that of `serving.fleet.ray_extraction`: the driver hands a worker its next shard when
 it is done with the one before, one at a time; a worker that dies starts its shard anew after a
 restart. Both sides know the same fleet and nothing of each other.
 """

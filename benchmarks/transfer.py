@@ -28,10 +28,10 @@ from findings import Findings, machine
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 
-from training.transfer.examples import Examples, top_1
-from training.transfer.fewshot import draw_tasks, few_shot
-from training.transfer.linear import STRENGTHS, linear_probe
-from training.transfer.softmax import SoftmaxRegression
+from training.evaluation.examples import Examples, top_1
+from training.evaluation.fewshot import draw_tasks, few_shot
+from training.evaluation.linear import STRENGTHS, linear_probe
+from training.evaluation.softmax import SoftmaxRegression
 
 Row = tuple[str, float, float, str]  # what, our seconds, the plain way's, compared
 

@@ -17,9 +17,9 @@ from augself_hub.options import GroupedCommand, grouped
 from serving.options import needs, running
 
 if TYPE_CHECKING:
-    from serving.engine import Engine
-    from serving.extract import Summary, Work
     from serving.extraction.destination import Counts
+    from serving.extraction.pipeline import Summary, Work
+    from serving.inference.engine import Engine
     from serving.settings import Settings
 
 _DEVICE, _PRECISION, _DECODE = running(click.option)
@@ -52,7 +52,7 @@ def predict(
 ) -> None:
     """Predict what takes picture A to picture B."""
     with needs("serve"):
-        from serving.engine import load
+        from serving.inference.engine import load
     engine = load(model, device, None, precision, decode)
     if not engine.spec.heads:
         raise AugSelfError(f"{engine.name} has no AugSelf heads: train some with augself fit-heads")
@@ -122,10 +122,10 @@ def extract(
     on with what an interrupted one has left.
     """
     with needs("serve"):
-        from serving.engine import load
-        from serving.extract import Settings
-        from serving.extract import extract as write_table
+        from serving.extraction.pipeline import Settings
+        from serving.extraction.pipeline import extract as write_table
         from serving.extraction.sources import Columns
+        from serving.inference.engine import load
     limit = None if allowed is None else _limit(allowed)
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
     options |= {"columns": Columns.parse(columns), "fill": _filler(where)}
@@ -142,11 +142,11 @@ def extract(
 def _filler(where: str) -> Callable[[Work], Counts]:
     """Who makes the parts of a table: local or ray."""
     if where == "local":
-        from serving.extract import fill_here
+        from serving.extraction.pipeline import fill_here
 
         return fill_here
     with needs("fleet"):
-        from serving.extraction.ray_engine import fill
+        from serving.fleet.ray_extraction import fill
     return fill
 
 
@@ -158,7 +158,7 @@ def extract_list(listing: Path, destination: Path, model: str, device: str) -> N
         model: a model folder.
     """
     with needs("serve"):
-        from serving.extract import extract as write_table
+        from serving.extraction.pipeline import extract as write_table
     write_table(listing, destination, _engine(model, device))
 
 
@@ -166,7 +166,7 @@ def extract_list(listing: Path, destination: Path, model: str, device: str) -> N
 def _engine(model: str, device: str) -> Engine:
     """One engine for the many lists of an evaluation."""
     with needs("serve"):
-        from serving.engine import load
+        from serving.inference.engine import load
     return load(model, device, 1)
 
 
@@ -230,10 +230,10 @@ def _engine(model: str, device: str) -> Engine:
 def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
     """Answer over HTTP: /v1/embeddings, /v1/augmentations, /v2; /docs describes them."""
     with needs("serve"):
-        from serving.api import create_app
-        from serving.models import Source
-        from serving.names import named
-        from serving.server import run
+        from serving.http.api import create_app
+        from serving.http.server import run
+        from serving.inference.models import Source
+        from serving.inference.names import named
     run_as, settings = told(**options)
     sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), host, port)
@@ -248,7 +248,7 @@ def told(
     **options: Any,
 ) -> tuple[list[Any], Settings]:
     """The options of `augself serve` -> how models are run, see `Source.find`, and the settings."""
-    from serving.keys import read_tokens
+    from serving.http.keys import read_tokens
     from serving.limits import Limits
     from serving.settings import Settings
 
@@ -287,7 +287,7 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
 
 
 def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:
-    from serving.differences import describe, is_gray
+    from serving.inference.differences import describe, is_gray
 
     images = [_loaded(path, engine) for path in (a, b)]
     features = engine.features(images)

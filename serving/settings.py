@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from augself_hub.errors import UsageError
-from serving.engine import MAX_BATCH
+from serving.inference.engine import MAX_BATCH
 from serving.limits import Limits
 
 

@@ -10,7 +10,7 @@ from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import draw, pixel_box
 from augself_hub.folder import verify
-from serving.engine import load
+from serving.inference.engine import load
 
 PAIRS = 40  # of each photograph
 VISIBLE = 0.1  # log brightness ratio

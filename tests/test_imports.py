@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("augself_hub", "training", "serving")
+PACKAGES = ("augself_hub", "training", "serving", "research")
 FILES = [
     path.relative_to(ROOT)
     for path in (
@@ -17,6 +17,9 @@ FILES = [
     )
     if path.is_file()
 ]
+SERVING = sorted(
+    path.stem for path in (ROOT / "serving").iterdir() if path.suffix == ".py" or path.is_dir()
+)
 TORCH = ("torch", "torchvision", "transformers", "safetensors.torch", "timm")
 MODELING = "augself_hub.modeling"
 LAZY_EXPORTS = Path("augself_hub/__init__.py")
@@ -62,9 +65,11 @@ def forbidden_to(path):
     top = path.parts[0].removesuffix(".py")
     modeling = path.parts[:2] == ("augself_hub", "modeling")
     forbidden = {"augself_hub": ["training", "serving"], "training": ["serving"],
-                 "serving": ["training"], "app": ["training"]}[top]  # fmt: skip
-    forbidden = [*forbidden, "app"] if top != "app" else forbidden
-    if top != "training" and not modeling:
+                 "serving": ["training"], "app": ["training"], "research": []}[top]  # fmt: skip
+    if path.parts[:2] == ("training", "evaluation"):  # features are extracted in one way
+        forbidden = [f"serving.{room}" for room in SERVING if room != "extraction"]
+    forbidden = [*forbidden, *(name for name in ("app", "research") if name != top)]
+    if top not in ("training", "research") and not modeling:
         forbidden += TORCH
         forbidden += [] if path == LAZY_EXPORTS else [MODELING, *lazy_exports()]
     return forbidden
@@ -80,7 +85,7 @@ def test_a_file_imports_only_what_it_may(path):
     ("path", "source"),
     [
         ("augself_hub/hub.py", "import training"),
-        ("augself_hub/card.py", "from serving.api import app"),
+        ("augself_hub/card.py", "from serving.http.api import app"),
         ("augself_hub/hub.py", "def f():\n    from augself_hub.modeling.model import AugSelfModel"),
         ("augself_hub/hub.py", "from . import modeling"),
         ("augself_hub/augmentations/spec.py", "from ..modeling import model"),
@@ -88,13 +93,16 @@ def test_a_file_imports_only_what_it_may(path):
         ("augself_hub/hub.py", "from safetensors.torch import load_file"),
         ("augself_hub/hub.py", "from safetensors import torch"),
         ("augself_hub/hub.py", "import importlib; importlib.import_module('transformers')"),
-        ("augself_hub/modeling/model.py", "from training.trainer import AugSelfTrainer"),
-        ("training/trainer.py", "if True:\n    import serving.engine"),
-        ("serving/engine.py", "from training import data"),
-        ("serving/engine.py", "from augself_hub import AugSelfModel"),
+        ("augself_hub/modeling/model.py", "from training.run.trainer import AugSelfTrainer"),
+        ("training/run/trainer.py", "if True:\n    import serving.inference.engine"),
+        ("serving/inference/engine.py", "from training import data"),
+        ("training/data/batches.py", "from serving.extraction import pipeline"),
+        ("training/evaluation/cache.py", "from serving.inference.engine import load"),
+        ("training/run/trainer.py", "from research.study import plan"),
+        ("serving/inference/engine.py", "from augself_hub import AugSelfModel"),
         ("serving/demo/try_it.py", "try:\n    import torchvision\nexcept ImportError: pass"),
         ("app.py", "from augself_hub.modeling import model"),
-        ("serving/api.py", "import app"),
+        ("serving/http/api.py", "import app"),
     ],
 )
 def test_a_forbidden_import_is_seen(path, source):
@@ -106,9 +114,11 @@ def test_a_forbidden_import_is_seen(path, source):
     ("path", "source"),
     [
         ("augself_hub/modeling/model.py", "import torch; from augself_hub.hub import verify"),
-        ("training/trainer.py", "from augself_hub import AugSelfModel; import torch"),
-        ("serving/engine.py", "from augself_hub.augmentations.spec import Spec"),
-        ("serving/engine.py", "from augself_hub import __version__; import torchless"),
+        ("training/run/trainer.py", "from augself_hub import AugSelfModel; import torch"),
+        ("serving/inference/engine.py", "from augself_hub.augmentations.spec import Spec"),
+        ("serving/inference/engine.py", "from augself_hub import __version__; import torchless"),
+        ("training/evaluation/cache.py", "from serving.extraction.pipeline import extract"),
+        ("research/study/runs.py", "import torch; from serving.extraction import pipeline"),
         ("app.py", "from serving.demo import similarity"),
     ],
 )
@@ -126,7 +136,7 @@ def test_no_module_has_a_name_that_says_nothing():
 def modules():
     """All of augself_hub but the modeling package, and the HTTP server where there is one."""
     paths = [p for p in FILES if p.parts[0] == "augself_hub" and p.parts[1] != "modeling"]
-    paths += [p for p in FILES if p == Path("serving/api.py")]
+    paths += [p for p in FILES if p == Path("serving/http/api.py")]
     return sorted(".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in paths)
 
 

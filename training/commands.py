@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from augself_hub.options import GroupedCommand, Option, grouped
-from training.settings import FROZEN, NORMALIZATIONS, PAIRS, Settings
+from training.run.settings import FROZEN, NORMALIZATIONS, PAIRS, Settings
 
 _IMAGES, _METHOD, _VIEWS, _OPTIMISATION, _RUN, _PUBLICATION = (
     grouped(heading)
@@ -224,7 +224,7 @@ def _run(resume: bool, options: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from training.methods.layers import rank
-    from training.pretraining import pretrain as run
+    from training.run.pretraining import pretrain as run
 
     folder = run(Settings(**options), resume=resume)
     if rank() == 0:

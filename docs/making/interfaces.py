@@ -9,8 +9,8 @@ import click
 
 import augself_hub
 from augself_hub.cli import augself
-from serving.api import create_app
-from serving.models import Source
+from serving.http.api import create_app
+from serving.inference.models import Source
 from serving.settings import Settings
 
 Schema = dict[str, Any]

@@ -17,12 +17,12 @@ from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import MODEL_KEY
-from serving.client import Local
 from serving.demo.map import STYLE, drawn, principal
 from serving.demo.visitors import BUSY, EXAMPLES, PRIVATE, Models, data_url, readable
 from serving.extraction.destination import ERRORS_KEY
 from serving.extraction.sources import Item
 from serving.extraction.tables import PLAIN, feature_table
+from serving.inference.client import Local
 
 SENTENCE = (
     "Drop pictures and get their features as a table. The map shows them by the two directions in "

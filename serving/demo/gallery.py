@@ -19,8 +19,8 @@ from augself_hub.augmentations.functional import hue
 from augself_hub.errors import UsageError
 from augself_hub.features import FeatureTable, read_manifest
 from augself_hub.preprocess import decode
-from serving.client import Local
 from serving.demo.visitors import EXAMPLES
+from serving.inference.client import Local
 
 ROWS = 3  # of tiles in a photograph
 COLORINGS = {"": 0.0, ", hue turned a third": 1 / 3, ", hue turned two thirds": 2 / 3}

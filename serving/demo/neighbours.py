@@ -11,10 +11,10 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from serving.client import Local
 from serving.demo.gallery import Gallery, features_of, nearest
 from serving.demo.picks import THUMBNAIL, picked, picks
 from serving.demo.visitors import BUSY, PRIVATE, Models, data_url, given, readable, upload
+from serving.inference.client import Local
 
 SENTENCE = (
     "Which pictures are close to this one? First by features that know colour, then by others."

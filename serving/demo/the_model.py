@@ -9,8 +9,8 @@ from html import escape
 import gradio as gr
 
 from augself_hub.folder import CURVES
-from serving.client import Local
 from serving.demo.visitors import PRIVATE, QUIET, Models
+from serving.inference.client import Local
 
 SENTENCE = (
     "What answers on this page. The same models answer programs: "

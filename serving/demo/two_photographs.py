@@ -14,7 +14,7 @@ from PIL import Image
 from serving.demo.picks import picked, picks
 from serving.demo.visitors import FOLDER, PRIVATE, QUIET, Models, readable, upload
 from serving.demo.words import STYLE, listed, sentences
-from serving.differences import is_gray
+from serving.inference.differences import is_gray
 
 SENTENCE = (
     "Give two pictures of one thing. The model compares their features and says, in words, how b "

@@ -36,7 +36,7 @@ from serving.demo.frames import (
 from serving.demo.picks import picked, picks
 from serving.demo.undo import can_undo, undone
 from serving.demo.visitors import EXAMPLES, PRIVATE, QUIET, Models, given, kept, readable, upload
-from serving.differences import is_gray
+from serving.inference.differences import is_gray
 
 SENTENCE = (
     "Two crops of one photograph, coloured differently. From their **features alone** the model "

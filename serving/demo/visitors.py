@@ -17,7 +17,7 @@ from gradio.utils import get_upload_folder
 from PIL import Image
 
 from augself_hub.errors import AugSelfError
-from serving.client import Local
+from serving.inference.client import Local
 
 Models = dict[str, Local]  # by name; the first is picked when the page opens
 

@@ -76,7 +76,7 @@ def _matches(
     index: FeatureIndex, image: Path, data: bytes, count: int, model: str | None, device: str
 ) -> list[Match]:
     """The query goes the way the table's images went: precision and decoding are the table's."""
-    from serving.engine import load
+    from serving.inference.engine import load
     from serving.search.index import refuse_other_model
 
     table = index.table_manifest

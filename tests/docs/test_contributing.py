@@ -23,9 +23,9 @@ from augself_hub import AugSelfLoss, Policy
 from augself_hub.errors import UsageError
 from augself_hub.modeling.encoders import build_encoder
 from augself_hub.modeling.views import finish_views
-from training.data import ViewsDataset, collate
+from training.data.batches import ViewsDataset, collate
 from training.methods import METHODS
-from training.sources import folder_images
+from training.data.sources import folder_images
 
 torch.manual_seed(0)
 policy, weights = Policy(size=32).with_kinds(["gamma"]), {"crop": 1.0, "gamma": 1.0}

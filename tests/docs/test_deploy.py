@@ -210,7 +210,7 @@ def test_the_memory_allowed_holds_the_bodies():
 def test_ray_reads_its_file():
     from ray.serve.schema import ServeDeploySchema
 
-    from serving.ray_serve import Arguments
+    from serving.fleet.ray_serve import Arguments
 
     schema = ServeDeploySchema.model_validate(
         yaml.safe_load((DEPLOY / "ray-serve.yaml").read_text())

@@ -12,8 +12,8 @@ from transformers import AutoModelForImageClassification
 
 from augself_hub import AugSelfModel, hub
 from augself_hub.augmentations.spec import HEADS
-from serving.engine import load
-from serving.extract import extract
+from serving.extraction.pipeline import extract
+from serving.inference.engine import load
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 TILES, SIDE = 14, 96

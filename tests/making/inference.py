@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from serving.tensors import HEADER
+from serving.http.tensors import HEADER
 
 SECRETS = ("0x", "Error", "Exception", "Traceback", "object at", ".py")
 INFER, HEADS = "/v2/models/tiny/infer", "/v2/models/tiny_heads/infer"

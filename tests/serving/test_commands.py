@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from serving import server
+from serving.http import server
 
 
 @pytest.fixture
@@ -94,9 +94,13 @@ def test_an_answers_body_does_not_wait_for_its_head():
 @pytest.mark.parametrize(
     ("arguments", "package", "importer"),
     [
-        (("serve",), "fastapi", "serving.api"),
-        (("extract", "{folder}", "--output", "x"), "pyarrow", "serving.extract"),
-        (("predict", "{a}", "{a}", "--model", "{model}"), "onnxruntime", "serving.engine"),
+        (("serve",), "fastapi", "serving.http.api"),
+        (("extract", "{folder}", "--output", "x"), "pyarrow", "serving.extraction.pipeline"),
+        (
+            ("predict", "{a}", "{a}", "--model", "{model}"),
+            "onnxruntime",
+            "serving.inference.engine",
+        ),
     ],
 )
 def test_a_missing_extra_is_named(

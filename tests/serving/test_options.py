@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.commands import serve
-from serving.engine import MAX_BATCH
+from serving.inference.engine import MAX_BATCH
 from serving.settings import Settings
 
 GROUPS = ("Models", "Limits", "Performance", "Security", "Logs")
@@ -24,9 +24,9 @@ def started(monkeypatch, *options: str) -> dict:
     def create_app(sources, settings):
         seen.update(vars(settings), sources=sources)
 
-    monkeypatch.setattr("serving.api.create_app", create_app)
+    monkeypatch.setattr("serving.http.api.create_app", create_app)
     monkeypatch.setattr(
-        "serving.server.run", lambda app, host, port: seen.update(host=host, port=port)
+        "serving.http.server.run", lambda app, host, port: seen.update(host=host, port=port)
     )
     done = CliRunner().invoke(serve, options)
     assert done.exit_code == 0, done.exception
@@ -77,7 +77,7 @@ def test_every_setting_is_read_by_the_server():
     """No field of the settings that only the command line knows."""
     from inspect import getsource
 
-    from serving import api
+    from serving.http import api
 
     source = getsource(api.create_app)
     unread = [name for name in vars(Settings()) if not re.search(rf"settings\.{name}\b", source)]

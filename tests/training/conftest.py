@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from training.settings import Settings
+from training.run.settings import Settings
 
 _SPEC = spec_from_file_location(
     "local_hub", Path(__file__).parents[1] / "augself_hub" / "conftest.py"

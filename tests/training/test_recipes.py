@@ -12,11 +12,12 @@ from torch import nn
 from augself_hub import AugSelfLoss
 from augself_hub.cli import main
 from augself_hub.errors import UsageError
-from training import commands, pretraining
+from training import commands
+from training.data.sources import Images
 from training.methods import METHODS
 from training.recipes import recipe, recipes
-from training.settings import Settings, policy_of
-from training.sources import Images
+from training.run import pretraining
+from training.run.settings import Settings, policy_of
 
 NAMES = tuple(recipes())
 

@@ -20,13 +20,13 @@ from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError
 from augself_hub.features import MODEL_KEY
-from serving.client import Local
 from serving.demo.features import Read as ReadFiles
 from serving.demo.features import code, group, read_files, summary
 from serving.demo.map import drawn, principal
 from serving.demo.visitors import EXAMPLES
-from serving.engine import Engine
-from serving.extract import extract
+from serving.extraction.pipeline import extract
+from serving.inference.client import Local
+from serving.inference.engine import Engine
 from serving.limits import Limits
 
 

@@ -14,12 +14,12 @@ pytest.importorskip("gradio")
 from gradio_client import handle_file
 
 from augself_hub.errors import UsageError
-from serving.client import Local
 from serving.demo.gallery import features_of, nearest, of_examples, of_table
 from serving.demo.neighbours import COLORLESS, mean_color, search
 from serving.demo.visitors import EXAMPLES
-from serving.engine import Engine
-from serving.extract import extract
+from serving.extraction.pipeline import extract
+from serving.inference.client import Local
+from serving.inference.engine import Engine
 from serving.limits import Limits
 
 

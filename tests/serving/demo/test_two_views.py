@@ -18,12 +18,12 @@ from gradio_client.exceptions import AppError
 
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
-from serving.client import Local
 from serving.demo.comparison import HIDDEN, compare, table
 from serving.demo.controls import box, controls, labels, parameters, place, values
 from serving.demo.frames import enlarged, outlined
 from serving.demo.two_views import EXAMPLES, _of_model, two_views
 from serving.demo.visitors import kept
+from serving.inference.client import Local
 from serving.limits import Limits
 
 POLICY = Policy(size=32).with_kinds(("rot", "sol"))

@@ -11,10 +11,10 @@ from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import KINDS, Policy
 from augself_hub.modeling.encoders import build_encoder
 from augself_hub.preprocess import Preprocessing
-from training.data import ViewsDataset, collate
+from training.data.batches import ViewsDataset, collate
+from training.data.sources import folder_images
 from training.methods import METHODS
-from training.pretraining import Pretraining
-from training.sources import folder_images
+from training.run.pretraining import Pretraining
 
 
 @pytest.fixture(scope="module")

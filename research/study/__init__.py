@@ -1,0 +1,11 @@
+"""The study of docs/protocol.md: what AugSelf does at a scale two cores can repeat.
+
+    python -m research.study run PLAN OUTPUT --corpus CORPUS --records RECORDS
+    python -m research.study report PLAN RECORDS RESULTS.md
+    python -m research.study beside MODEL TWIN WORK --corpus CORPUS --recipe NAME
+
+The first command runs what a plan asks for and is not in RECORDS yet: two runs side by side, a
+thread each. Killed, it goes on where it was. A run leaves one small JSON file in RECORDS, and the
+report is computed from these files alone. The third is of a single pair that is to be published: it
+adds its results to the model's card.
+"""

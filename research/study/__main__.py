@@ -1,0 +1,106 @@
+"""The study's commands; see the package's docstring."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import click
+
+from augself_hub.errors import AugSelfError
+from research.study.plan import Run, read_plan
+
+_PATH = click.Path(path_type=Path)
+_CORPUS = click.option("--corpus", type=_PATH, required=True, help="What research.corpora built.")
+_RECORDS = click.option("--records", type=_PATH, required=True, help="A JSON file of each run.")
+
+
+@click.group()
+def study() -> None:
+    """Run a plan and report on it."""
+
+
+@study.command()
+@click.argument("plan", type=_PATH)
+@click.argument("output", type=_PATH)
+@_CORPUS
+@_RECORDS
+@click.option("--jobs", default=2, show_default=True, help="Runs side by side, a thread each.")
+def run(plan: Path, output: Path, corpus: Path, records: Path, jobs: int) -> None:
+    """Make every run of PLAN that has no record yet; their folders go into OUTPUT."""
+    from research.study.schedule import Places, carry_out_all
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through _stop
+    carry_out_all(read_plan(plan), Places(plan, output, corpus, records), jobs)
+
+
+@study.command(hidden=True)
+@click.argument("plan", type=_PATH)
+@click.argument("phase")
+@click.argument("arm")
+@click.argument("seed", type=int)
+@click.argument("rate")
+@click.argument("output", type=_PATH)
+@_CORPUS
+@_RECORDS
+def one(
+    plan: Path,
+    phase: str,
+    arm: str,
+    seed: int,
+    rate: str,
+    output: Path,
+    corpus: Path,
+    records: Path,
+) -> None:
+    """Make one run, as `run` asks for it."""
+    from research.study.runs import carry_out
+
+    chosen = Run(phase, arm, seed, float(rate) if rate else None)
+    carry_out(read_plan(plan), chosen, output, corpus, records)
+
+
+@study.command()
+@click.argument("plan", type=_PATH)
+@click.argument("records", type=_PATH)
+@click.argument("results", type=_PATH)
+def report(plan: Path, records: Path, results: Path) -> None:
+    """Write the study's section of RESULTS and its charts from RECORDS alone."""
+    from research.study.report import write
+
+    write(read_plan(plan), records, results)
+
+
+@study.command()
+@click.argument("model", type=_PATH)
+@click.argument("twin", type=_PATH)
+@click.argument("work", type=_PATH)
+@_CORPUS
+@click.option("--recipe", required=True, help="The recipe that MODEL was made by.")
+def beside(model: Path, twin: Path, work: Path, corpus: Path, recipe: str) -> None:
+    """Put results of TWIN, an untrained encoder and colour histograms beside MODEL's in its card.
+
+    Features are kept in WORK.
+    """
+    from research.study.beside import put_beside, table
+
+    click.echo(table(put_beside(model, twin, recipe, corpus, work)))
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        study.main(prog_name="python -m research.study", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit("error: interrupted")
+    except (AugSelfError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""One run of a study: make what is compared, measure it, write its record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from augself_hub.errors import Diverged
+from augself_hub.folder import EVALUATION, versions
+from augself_hub.modeling.objective import AugSelfLoss
+from research.corpora.building import HELD_OUT, MANIFEST, PRETRAIN
+from research.study.measuring import measured, tables_of
+from research.study.plan import GRAY_HISTOGRAM, HISTOGRAM, LINEAR, SHUFFLED, TRAINED, Arm, Plan, Run
+from research.study.references import Histograms, untrained
+from research.study.shuffled import ShuffledTargets
+from training.evaluation.cache import Tables
+from training.evaluation.results import Result, write_json
+from training.monitoring.awareness import TASK
+from training.run.checkpoints import newest_valid
+from training.run.pretraining import MODEL, pretrain
+from training.run.settings import Settings, command_line
+
+FEATURES = "features"
+Record = dict[str, Any]
+
+
+def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -> None:
+    """Make a run and write records/NAME.json; what an earlier start has left is gone on with.
+
+    A run that diverged has a record too. None is written where SIGTERM stopped the run.
+    """
+    torch.set_num_threads(1)
+    arm, settings = plan.arms[run.arm], settings_of(plan, run, output, corpus)
+    record = _described(run, arm, settings, corpus)
+    started = time.process_time()
+    try:
+        tables = _tables(arm, settings)
+        if tables is None:
+            return
+        trained = time.process_time()
+        measures = plan.measures[plan.phase(run.phase).measures]
+        found = measured(tables, measures, corpus)
+        record["results"] = [_short(result, place) for place, result in found]
+        record["held_out_pairs"] = _held_out_pairs(settings.output / MODEL)
+    except Diverged as error:
+        trained = time.process_time()
+        record["diverged"] = str(error)
+    seconds = {"making": trained - started, "measuring": time.process_time() - trained}
+    record["cpu_seconds"] = {name: round(value) for name, value in seconds.items()}
+    records.mkdir(parents=True, exist_ok=True)
+    write_json(records / f"{run.name}.json", record)
+
+
+def settings_of(plan: Plan, run: Run, output: Path, corpus: Path) -> Settings:
+    """What `augself pretrain` is given for a run."""
+    rate = {} if run.rate is None else {"base_lr": run.rate}
+    return Settings(
+        data=str(corpus / PRETRAIN),
+        output=output / run.name,
+        held_out=str(corpus / HELD_OUT),
+        seed=run.seed,
+        **{**plan.settings, **plan.arms[run.arm].settings, **rate},
+    )
+
+
+def _tables(arm: Arm, settings: Settings) -> Tables | None:
+    """The features of what is compared; None where SIGTERM stopped its making."""
+    if arm.kind in (HISTOGRAM, GRAY_HISTOGRAM):
+        return Histograms(settings.size, gray=arm.kind == GRAY_HISTOGRAM)
+    model = settings.output / MODEL
+    if not model.is_dir():
+        _make(arm, settings)
+    if not model.is_dir():
+        return None
+    return tables_of(model, settings.output / FEATURES)
+
+
+def _make(arm: Arm, settings: Settings) -> None:
+    if arm.kind not in TRAINED:
+        untrained(settings, settings.output / MODEL)
+        return
+    resume = newest_valid(settings.output) is not None
+    if not resume:
+        shutil.rmtree(settings.output, ignore_errors=True)
+    pretrain(settings, resume, ShuffledTargets if arm.kind == SHUFFLED else AugSelfLoss)
+
+
+def _described(run: Run, arm: Arm, settings: Settings, corpus: Path) -> Record:
+    manifest = json.loads((corpus / MANIFEST).read_text())
+    return {
+        "name": run.name,
+        "phase": run.phase,
+        "arm": run.arm,
+        "kind": arm.kind,
+        "seed": run.seed,
+        "rate": run.rate,
+        "command": command_line(settings) if arm.kind in TRAINED else None,
+        "corpus": manifest["sha256"],
+        "versions": versions(),
+    }
+
+
+def _short(result: Result, place: str) -> Record:
+    """What the report needs; `correct` has a digit for each test image of a linear probe."""
+    record = {"task": result.task, "set": place}
+    record |= {name: getattr(result, name) for name in ("metric", "value", "trivial")}
+    kept = ("kind", "dimension", "shots", "strength", "invariance")
+    record |= {name: result.details[name] for name in kept if name in result.details}
+    if result.task == LINEAR:
+        record["correct"] = "".join(str(int(score > 0)) for score in result.scores)
+    return record
+
+
+def _held_out_pairs(model: Path) -> list[Record]:
+    """R^2 and accuracies of the run's own heads on held-out photographs."""
+    if not (model / EVALUATION).is_file():
+        return []
+    results = json.loads((model / EVALUATION).read_text())["results"]
+    fields = ("kind", "dimension", "metric", "value", "trivial")
+    return [{f: r[f] for f in fields} for r in results if r["task"] == TASK]

@@ -1,0 +1,369 @@
+"""Batch extraction: images -> a table of features, or pairs of images -> predicted differences.
+
+    a source cuts itself into shards; shard k of the source becomes part k of the table
+
+`extract_shards` is the whole inner loop. It depends on nothing but its arguments, so any shard may
+be computed at any time, anywhere: in this process (`fill_here`) or on a cluster
+(`extraction.ray_engine`). Here one thread a core takes a batch from bytes to rows: no core waits
+for another, also not at a shard's end, and while one decodes, another may run the model. Order, and
+so the output, depends on the source alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+import pyarrow as pa
+
+from augself_hub.errors import AugSelfError, ImageError
+from augself_hub.features import DIFFERENCES, FORMAT, TABLE
+from augself_hub.folder import versions
+from augself_hub.preprocess import Preprocessing
+from serving.extraction.destination import ERRORS_KEY, Counts, Destination, refuse_too_many
+from serving.extraction.opening import open_source
+from serving.extraction.progress import Progress
+from serving.extraction.sources import USUAL, Columns, Item, Shard, ShardError, Source
+from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
+from serving.inference.cores import usable_cores
+from serving.inference.differences import is_gray
+from serving.inference.engine import Engine
+
+SHARD_ROWS = 2048
+BATCH = 16  # at the end all cores wait for the last batch, so it should be small
+_AHEAD = 2  # batches a worker that wait or are done but not yet taken
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did.
+
+    Args:
+        counts: of the whole table. seconds: of this run.
+        computed: images of this run; the others were there already.
+        images_per_second: of those computed.
+    """
+
+    counts: Counts
+    seconds: float
+    computed: int
+    images_per_second: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """A destination to be filled: what `extract` hands to whoever makes the parts.
+
+    Args:
+        there: open. shards: shard k becomes part k.
+        engine: in this process, with one thread of its own.
+        progress: told of what is done.
+        workers: at once; None: as many as there are cores for.
+    """
+
+    there: Destination
+    shards: Sequence[Shard]
+    engine: Engine
+    settings: Settings
+    progress: Progress
+    workers: int | None
+
+
+class PartMaker:
+    """Makes parts of a destination with one engine, `workers` batches at once.
+
+    Leaving it drops what waits: a run that has failed does not finish.
+    """
+
+    def __init__(
+        self, there: Destination, engine: Engine, settings: Settings, workers: int
+    ) -> None:
+        self.there, self.engine, self.settings, self.workers = there, engine, settings, workers
+        self._pool = ThreadPoolExecutor(workers)
+
+    def __enter__(self) -> PartMaker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def make(
+        self, shards: Sequence[tuple[int, Shard]], done: Callable[[int, int], None]
+    ) -> Iterator[Counts]:
+        """The parts of shards, which come with their numbers, one after the other in this order."""
+        tables = extract_shards(
+            (shard for _, shard in shards),
+            self.engine,
+            self.settings,
+            self._pool,
+            self.workers,
+            done,
+        )
+        for (number, shard), table in zip(shards, tables, strict=True):
+            yield self.there.write_part(number, table, shard.digest, self.engine.sha256)
+
+
+def fill_here(work: Work) -> Counts:
+    """Make the parts that are not there, one after the other in this process, a batch a core."""
+    total, missing = Counts(), []
+    for number, shard in enumerate(work.shards):
+        part = work.there.part(number, shard.digest)
+        if part is None:
+            missing.append((number, shard))
+        else:
+            work.progress.keep(part.images, part.errors)
+            total = total.plus(part)
+    workers = work.workers or usable_cores()
+    with PartMaker(work.there, work.engine, work.settings, workers) as maker:
+        for part in maker.make(missing, work.progress.add):
+            total = total.plus(part)
+    return total
+
+
+def extract(
+    source: str | Path | Sequence[str | Path] | Source,
+    destination: str | Path,
+    engine: Engine,
+    settings: Settings = PLAIN,
+    *,
+    columns: Columns = USUAL,
+    split: str | None = None,
+    layout: str = "parquet",
+    shard_rows: int = SHARD_ROWS,
+    workers: int | None = None,
+    fill: Callable[[Work], Counts] = fill_here,
+) -> Summary:
+    """Write the features of every image of a source (see `augself_hub.features`).
+
+    What an unfinished run has left in the destination is gone on with.
+
+    Args:
+        source: a path, a glob, a URL or a Hub id (see docs/extract.md), a list of paths, or any
+            `Source`.
+        destination: a new folder, or one that the same call began.
+        engine: with one thread of its own; `workers` of them run at once.
+        columns: of a CSV, parquet file or dataset. split: the only one wanted of a dataset.
+        layout: parquet, or npy: one features.npy beside ids.parquet.
+        shard_rows: images in one part, where the source lets itself be cut.
+        workers: threads; None: the usable cores.
+        fill: makes the parts; `extraction.ray_engine.fill` does so on a Ray cluster.
+
+    Raises:
+        UsageError: the source has more shards than a table may have parts.
+        AugSelfError: no image can be read, the input is not what it was when the destination was
+            begun, somebody else writes there, or the disk is full.
+    """
+    images = open_source(source, columns, split, settings.pairs)
+    shards = images.shards(shard_rows)
+    refuse_too_many(shards)
+    plan = _plan(images, shards, engine, settings, layout, shard_rows)
+    plan["source"] |= {"columns": dataclasses.asdict(columns), "split": split}
+    with Destination(Path(destination)) as there, _progress(shards) as progress:
+        finished = there.adopt(plan)
+        if finished:
+            there.clean(layout == "parquet")
+            counts = Counts(**there.manifest()["counts"])
+            return Summary(counts, progress.seconds, 0, 0.0)
+        counts = fill(Work(there, shards, engine, settings, progress, workers))
+        _finish(there, images, plan, counts)
+        computed = progress.done - progress.kept
+        return Summary(counts, progress.seconds, computed, progress.rate)
+
+
+def extract_shards(
+    shards: Iterable[Shard],
+    engine: Engine,
+    settings: Settings,
+    pool: Executor,
+    workers: int,
+    done: Callable[[int, int], None] = lambda images, errors: None,
+) -> Iterator[pa.Table]:
+    """Shards of the source -> a part of the table each, in order, its errors in the metadata.
+
+    While the last batches of one are computed, those of the next are begun.
+
+    Args:
+        pool: where batches are computed, `workers` at a time.
+        done: told of the images and errors of each batch.
+    """
+    run = partial(_extracted, engine=engine, settings=settings)
+    batches = (batch for number, shard in enumerate(shards) for batch in _batches(number, shard))
+    results = _in_order(pool, run, batches, _AHEAD * workers)
+    for _, some in groupby(results, key=itemgetter(0)):
+        tables, errors = [], []
+        for _, table, failed in some:
+            tables.append(table)
+            errors += failed
+            done(table.num_rows + len(failed), len(failed))
+        part = pa.concat_tables(tables).combine_chunks()
+        yield part.replace_schema_metadata({ERRORS_KEY: json.dumps(errors)})
+
+
+def _extracted(
+    batch: _Batch, engine: Engine, settings: Settings
+) -> tuple[int, pa.Table, list[dict[str, str]]]:
+    """The batch's shard and `extract_batch` of its items. Raises what reading them raised."""
+    if isinstance(batch.items, Exception):
+        raise batch.items
+    return batch.shard, *extract_batch(batch.items, engine, settings)
+
+
+def extract_batch(
+    items: Sequence[Item], engine: Engine, settings: Settings
+) -> tuple[pa.Table, list[dict[str, str]]]:
+    """Items -> the rows of those that can be read, and {id, reason} of those that cannot."""
+    loaded = [(item, _load(item, engine.preprocessing)) for item in items]
+    errors = [{"id": item.id, "reason": found} for item, found in loaded if isinstance(found, str)]
+    good = [(item, found) for item, found in loaded if not isinstance(found, str)]
+    readable = [item for item, _ in good]
+    images = [image for _, found in good for image in found]
+    features = engine.features(images) if images else np.empty((0, engine.spec.features), "f4")
+    if settings.pairs:
+        return _differences(readable, images, features, engine), errors
+    return feature_table(readable, features, settings), errors
+
+
+def _load(item: Item, preprocessing: Preprocessing) -> list[np.ndarray] | str:
+    """The item's images, (S, S, 3) uint8 each, or the reason there are none."""
+    if item.problem is not None:
+        return item.problem
+    try:
+        return [preprocessing.prepare(_bytes(image)) for image in item.images]
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return error.strerror or "cannot be read"
+    except ValueError:  # a name no file can have, such as one with a zero byte
+        return "cannot be read"
+
+
+def _bytes(image: Path | bytes) -> bytes:
+    return image if isinstance(image, bytes) else image.read_bytes()
+
+
+def _differences(
+    pairs: Sequence[Item], images: Sequence[np.ndarray], features: np.ndarray, engine: Engine
+) -> pa.Table:
+    """N pairs, their 2 N images and features -> rows."""
+    gray = np.array([is_gray(image) for image in images], bool).reshape(-1, 2).any(axis=1)
+    heads = engine.spec.heads.items()
+    values = {kind: np.empty((0, head.outputs), np.float32) for kind, head in heads}
+    values = engine.differences(features[::2], features[1::2]) if pairs else values
+    return difference_table(pairs, engine.spec, values, gray)
+
+
+class _Batch(NamedTuple):
+    """A few items of a shard, by its place; or the error instead of which they would come."""
+
+    shard: int
+    items: list[Item] | Exception
+
+
+def _batches(number: int, shard: Shard) -> Iterator[_Batch]:
+    """All of a shard. The first is empty: it gives the columns where no image can be read.
+
+    An error takes its turn, so that the shards before it are done with when it is raised.
+    """
+    yield _Batch(number, [])
+    items = _items(shard)
+    try:
+        while some := list(islice(items, BATCH)):
+            yield _Batch(number, some)
+    except Exception as error:
+        yield _Batch(number, error)
+
+
+def _items(shard: Shard) -> Iterator[Item]:
+    """What damage leaves of a shard; the damage itself is one more item."""
+    try:
+        yield from shard.items()
+    except ShardError as error:
+        yield Item((shard.name,), (), problem=str(error))
+
+
+def _in_order(
+    pool: Executor, run: Callable[[Any], Any], inputs: Iterable[Any], ahead: int
+) -> Iterator[Any]:
+    """pool.map, but no more than `ahead` inputs are taken before their results are."""
+    waiting: deque[Future[Any]] = deque()
+    for one in inputs:
+        waiting.append(pool.submit(run, one))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _progress(shards: Sequence[Shard]) -> Progress:
+    images = [shard.images for shard in shards]
+    return Progress(None if None in images else sum(images))  # type: ignore[arg-type]
+
+
+def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Counts) -> None:
+    there.write_errors()
+    if not counts.rows:
+        there.abandon()
+        raise AugSelfError(
+            f"none of the {counts.images} images in {source.location} can be read: "
+            f"{there.errors} says why"
+        )
+    if plan["layout"] == "npy":
+        model = plan["model"]
+        there.write_array(counts.rows, model["features"], plan["dtype"], model["sha256"])
+    names = source.label_names
+    if plan["table"] == TABLE and not names:
+        names = [str(number) for number in range(there.largest_label() + 1)]
+    manifest = {**plan, "label_names": names, "counts": dataclasses.asdict(counts)}
+    there.finish(manifest, keep_parts=plan["layout"] == "parquet")
+
+
+def _plan(
+    source: Source,
+    shards: Sequence[Shard],
+    engine: Engine,
+    settings: Settings,
+    layout: str,
+    shard_rows: int,
+) -> dict[str, Any]:
+    """What the table is of: all that decides what is in it."""
+    digests = [{"name": shard.name, "sha256": shard.digest} for shard in shards]
+    fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    return {
+        "format": FORMAT,
+        "table": DIFFERENCES if settings.pairs else TABLE,
+        "layout": layout,
+        "model": {
+            "name": engine.name,
+            "revision": engine.name.partition("@")[2] or None,
+            "sha256": engine.sha256,
+            "heads_sha256": engine.heads_sha256 if settings.pairs else None,
+            "features": engine.spec.features,
+        },
+        "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),
+        "provider": engine.provider,
+        "precision": engine.precision,
+        "dtype": settings.dtype,
+        "normalized": settings.normalize,
+        "shard_rows": shard_rows,
+        "source": {"location": source.location, "sha256": fingerprint},
+        "shards": digests,
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    """Of what decides the numbers."""
+    there = {name: v for name, v in versions().items() if name.startswith(("augself", "onnxr"))}
+    return {**there, "pillow": PIL.__version__}

@@ -1,0 +1,216 @@
+"""Extraction on a Ray cluster, or on a Ray of this machine's own: `augself extract --engine ray`.
+
+    the driver   holds the destination's lock, hands out shards, counts
+    a worker     an actor with a session of its own: shard k of the source -> part k, on the disk
+
+Plain actors, and neither Ray Data nor its checkpoints (docs/extract.md has the reasons): a shard is
+a unit of work already, a part that is whole is its checkpoint, and only numbers travel through Ray.
+What kills a worker costs its shard, which Ray gives to the worker's successor; what kills the
+driver costs every worker's shard, and the same command goes on.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from augself_hub.errors import AugSelfError
+from serving.extraction.destination import Counts, Destination
+from serving.extraction.pipeline import PartMaker, Work
+from serving.extraction.sources import Shard
+from serving.extraction.tables import Settings
+from serving.inference.engine import EMBEDDED_NAME, Engine, load
+from serving.inference.providers import CPU
+
+RETRIES = 3  # of a shard whose worker died
+
+
+def fill(work: Work) -> Counts:
+    """Make the parts on a cluster, or on a Ray of this machine's own where it belongs to none.
+
+    RAY_ADDRESS names the cluster, as for every program of Ray.
+
+    Raises:
+        AugSelfError: a node does not see the same files or model, or a shard kills every worker.
+    """
+    with _ray():
+        count, needs, threads = room(work.engine.provider, ray.cluster_resources(), work.workers)
+        actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **needs)(Worker)
+        told = (work.there.folder.resolve(), Model.of(work.engine), work.settings, threads)
+        return _handed_out(work, [actor.remote(*told) for _ in range(min(count, len(work.shards)))])
+
+
+@contextmanager
+def _ray() -> Iterator[None]:
+    """Connected, as the caller is or until the end."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray of our own reports to nobody
+    ray.init(include_dashboard=False, logging_level="WARNING")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def room(
+    provider: str, resources: dict[str, float], wanted: int | None
+) -> tuple[int, dict[str, int], int]:
+    """How many workers a cluster has room for, what each takes of it, and its threads.
+
+    A worker is a core, which reads, decodes and runs the model; on GPUs it is a GPU and its share
+    of the cores. Nothing else needs a core: there are no readers, and the driver waits.
+
+    Args:
+        provider: the driver's. resources: CPU and GPU of the whole cluster. wanted: workers.
+
+    Raises:
+        AugSelfError: the model runs on GPUs here, and the cluster has none.
+    """
+    cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    if provider == CPU:
+        return wanted or cores, {"num_cpus": 1}, 1
+    if not gpus:
+        raise AugSelfError("the Ray cluster has no GPU: add nodes that do, or give --device cpu")
+    threads = max(1, cores // gpus)
+    return wanted or gpus, {"num_cpus": threads, "num_gpus": 1}, threads
+
+
+@dataclass(frozen=True)
+class Model:
+    """The driver's model, for a worker to load."""
+
+    folder: Path
+    name: str
+    precision: str
+    decode: str
+    sha256: str
+    provider: str
+
+    @classmethod
+    def of(cls, engine: Engine) -> Model:
+        decode, folder = engine.preprocessing.decode, engine.folder.resolve()
+        return cls(folder, engine.name, engine.precision, decode, engine.sha256, engine.provider)
+
+    def load(self) -> Engine:
+        """From its folder where this node sees it, else by its name.
+
+        Raises:
+            AugSelfError: it is another one here, or it has not the driver's provider.
+        """
+        named = None if self.name == EMBEDDED_NAME else self.name
+        device = self.provider.removesuffix("ExecutionProvider").lower()
+        place = str(self.folder) if self.folder.is_dir() else named
+        engine = load(place, device, 1, self.precision, self.decode)
+        if engine.sha256 != self.sha256:
+            raise AugSelfError(
+                f"{engine.name} on {platform.node()} is model {engine.sha256[:12]}, on the driver "
+                f"{self.sha256[:12]}: give every node the same"
+            )
+        return engine
+
+
+class Worker:
+    """An actor. A restarted one loads the model again.
+
+    Args:
+        folder: the destination's. threads: batches at once.
+    """
+
+    def __init__(self, folder: Path, model: Model, settings: Settings, threads: int) -> None:
+        self.there = Destination(folder)
+        self.model, self.settings, self.threads = model, settings, threads
+
+    @cached_property
+    def maker(self) -> PartMaker:
+        return PartMaker(self.there, self.model.load(), self.settings, self.threads)
+
+    def part(self, number: int, shard: Shard, digest: str) -> tuple[Counts, bool]:
+        """One shard's part, and whether it was there already.
+
+        Args:
+            digest: of the shard, as the driver sees it.
+
+        Raises:
+            AugSelfError: this node sees another source, or no destination.
+        """
+        if shard.digest != digest:
+            raise AugSelfError(
+                f"{shard.name} on {platform.node()} is not what the driver sees: put SOURCE on a "
+                "file system that every node shares, and leave it as it is meanwhile"
+            )
+        if not self.there.data.is_dir():
+            raise _not_shared(self.there)
+        part = self.there.part(number, digest)
+        if part is not None:
+            return part, True
+        [part] = self.maker.make([(number, shard)], lambda images, errors: None)
+        return part, False
+
+
+def _handed_out(work: Work, workers: Sequence[Any]) -> Counts:
+    """Each worker gets the next shard when it is done with the one before.
+
+    Its first comes when it has started: one there is no room for yet is not waited for.
+    """
+    following = enumerate(work.shards)
+    waiting = {worker.__ray_ready__.remote(): (worker, None) for worker in workers}
+    left, total = len(work.shards), Counts()
+    while left:
+        [done], _ = ray.wait(list(waiting))
+        worker, number = waiting.pop(done)
+        made = _result(done, "starting" if number is None else work.shards[number].name)
+        if number is not None:
+            total = total.plus(_noted(work, number, *made))
+            left -= 1
+        if (asked := next(following, None)) is not None:
+            number, shard = asked
+            part = worker.part.remote(number, _undigested(shard), shard.digest)
+            waiting[part] = (worker, number)
+    return total
+
+
+def _result(done: Any, doing: str) -> Any:
+    """What a worker answered; what it raised, as it raised it."""
+    try:
+        return ray.get(done)
+    except RayTaskError as error:
+        raise error.cause from error
+    except RayActorError as error:
+        raise AugSelfError(
+            f"a worker and its {RETRIES} successors died: {doing}; perhaps for want of memory, "
+            "Ray's log says more. The parts written so far are kept; give fewer --threads"
+        ) from error
+
+
+def _noted(work: Work, number: int, part: Counts, kept: bool) -> Counts:
+    """Tell the progress of a part, which has to be where the driver sees it, too."""
+    if not work.there.has_part(number):
+        raise _not_shared(work.there)
+    (work.progress.keep if kept else work.progress.add)(part.images, part.errors)
+    return part
+
+
+def _not_shared(there: Destination) -> AugSelfError:
+    return AugSelfError(
+        f"{there.folder} on {platform.node()} is not the folder that other nodes see: put --output "
+        "on a file system that every node shares"
+    )
+
+
+def _undigested(shard: Shard) -> Shard:
+    """The shard without the digest it remembers, so that a node has to look at its own files."""
+    copied = copy.copy(shard)
+    copied.__dict__.pop("digest", None)
+    return copied

@@ -1,0 +1,128 @@
+"""The server as a deployment of Ray Serve: many replicas, on one machine or a cluster.
+
+    serve run serving.fleet.ray_serve:build options="--model org/name" min_replicas=2 max_replicas=8
+
+Every replica is the whole server of `augself serve`, its gate and limits included. Where a replica
+is full it says 429 itself; Ray's own limits are the net behind, for what a replica does not count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import time
+from typing import Any
+
+from click.core import ParameterSource
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve import Application
+
+from augself_hub.errors import AugSelfError, UsageError
+from serving import commands
+from serving.http.api import create_app
+from serving.http.gate import Gate
+from serving.http.problems import RETRY_SECONDS
+from serving.inference.models import Source
+from serving.inference.names import named
+from serving.settings import Settings
+
+_START_SECONDS = 60.0
+_LONGER_THAN_THE_DEADLINE = 5.0
+
+
+class Arguments(BaseModel):
+    """What `serve run` passes on as NAME=VALUE.
+
+    Args:
+        options: of `augself serve`, but for --host, --port (Ray's own) and --demo.
+        min_replicas, max_replicas: as many as requests need, between these.
+        cpus, gpus: of one replica; cores also bound its threads where options do not.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: str = ""
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
+class Replica:
+    """One server. Ray replaces it where its models stay lost."""
+
+    app: Gate
+
+    def check_health(self) -> None:
+        if not _ready(self.app):
+            raise RuntimeError("a model is lost")
+
+
+def build(arguments: dict[str, Any]) -> Application:
+    """The deployment; nothing is loaded here.
+
+    Raises:
+        UsageError: options that cannot be, or are not for Ray.
+        ValidationError: an argument that is none.
+    """
+    asked = Arguments.model_validate(arguments)
+    models, run_as, settings = _told(asked)
+
+    def app() -> Gate:
+        sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
+        return _started(create_app(sources, settings))
+
+    deployment = serve.deployment(
+        serve.ingress(app)(Replica), name="augself", **_net(asked, settings)
+    )
+    return deployment.bind()
+
+
+def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
+    """Models, how they are run, and the settings, as `augself serve` reads them."""
+    context = commands.serve.make_context("augself serve", shlex.split(asked.options))
+    for name in ("host", "port"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"--{name} is Ray's to say: serve start --http-{name}")
+    options = dict(context.params)
+    del options["host"], options["port"]
+    models = options.pop("models")
+    (device, threads, *rest), settings = commands.told(**options)
+    if settings.demo:
+        raise UsageError("the demo knows its visitors: one process, augself serve --demo")
+    cores = max(1, int(asked.cpus))
+    run_as = [device, threads or cores, *rest]
+    own = {"decoders": settings.decoders or cores, "names_requests": False}  # Ray's proxy does
+    return models, run_as, dataclasses.replace(settings, **own)
+
+
+def _net(asked: Arguments, settings: Settings) -> dict[str, Any]:
+    """Ray's limits, wide enough that a replica's own come first."""
+    slots, seconds = settings.limits.slots, settings.limits.deadline_seconds
+    return {
+        "max_ongoing_requests": 2 * slots,  # health and metrics need no slot
+        "max_queued_requests": slots,
+        "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_SECONDS},
+        "autoscaling_config": {
+            "min_replicas": asked.min_replicas,
+            "max_replicas": asked.max_replicas,
+            "target_ongoing_requests": slots / 2,
+        },
+        "ray_actor_options": {"num_cpus": asked.cpus, "num_gpus": asked.gpus},
+        "graceful_shutdown_timeout_s": seconds + _LONGER_THAN_THE_DEADLINE,
+    }
+
+
+def _started(gate: Gate) -> Gate:
+    """Once its models ran; Ray asks for its health at once."""
+    until = time.monotonic() + _START_SECONDS
+    while not _ready(gate):
+        if time.monotonic() > until:
+            raise AugSelfError(f"the models do not run after {_START_SECONDS:g} seconds")
+        time.sleep(0.05)
+    return gate
+
+
+def _ready(gate: Gate) -> bool:
+    return gate.app.state.service.models.ready  # type: ignore[attr-defined]

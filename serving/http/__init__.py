@@ -1,0 +1,1 @@
+"""The HTTP server: routes and schemas, what stands before them, the process."""

@@ -1,0 +1,306 @@
+"""The HTTP interface: routes, their answers, their errors.
+
+POST /v1/embeddings        images -> features, in OpenAI's shape
+POST /v1/augmentations     pairs of images -> how their augmentations differ
+GET  /v1/models            what is served
+/v2/...                    the open inference protocol, see `kserve`
+GET  /health/live, /health/ready, /metrics, /docs
+/                          the demo, where it was asked for
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from augself_hub import __version__
+from serving.http import kserve
+from serving.http.access_log import AccessLog, note
+from serving.http.bodies import Item, read_embeddings, read_pairs
+from serving.http.gate import Gate, inner_path
+from serving.http.keys import Keys
+from serving.http.late_demo import LateDemo
+from serving.http.negotiation import JSON, NPY, negotiated
+from serving.http.problems import Problem
+from serving.http.schemas import (
+    AugmentationAnswer,
+    AugmentationRequest,
+    EmbeddingAnswer,
+    EmbeddingOptions,
+    EmbeddingRequest,
+    ErrorAnswer,
+    ModelList,
+    ModelRecord,
+    request_body,
+)
+from serving.http.urls import AllowedHosts, Fetcher
+from serving.inference.differences import describe, is_gray
+from serving.inference.models import Model, Models, Source
+from serving.inference.service import Service
+from serving.limits import Limits
+from serving.metrics import Metrics
+from serving.settings import Settings
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer},
+    "5XX": {"model": ErrorAnswer},
+}
+_CLIENT_LEFT = 499  # nobody reads it; it is what the metrics count
+
+
+def create_app(sources: Sequence[Source], settings: Settings | None = None) -> Gate:
+    """The whole server as one ASGI application, its gate outside; its models loaded unless lazy.
+
+    Args:
+        sources: the models; the first is the default.
+
+    Raises:
+        MissingExtra: the demo was asked for without Gradio.
+        UsageError: two models of one name, there or under /v2, or settings that cannot be.
+        AugSelfError: a model cannot be loaded, the access log cannot be written.
+    """
+    settings = settings or Settings()
+    limits, metrics, keys = settings.limits, Metrics(), Keys(settings.tokens)
+    models = Models(
+        sources, metrics, limits.waiting_images, settings.max_batch, settings.memory_limit
+    )
+    kserve.refuse_shared_names(models)
+    hosts = AllowedHosts.parse(settings.url_hosts)
+    fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
+    service = Service(models, limits, metrics, settings.decoders, fetcher)
+    demo = LateDemo(service, settings.table) if settings.demo else None
+    log = AccessLog(settings.access_log, metrics) if settings.access_log else None
+    if not settings.lazy:
+        models.preload()
+    return Gate(_application(service, demo), limits, metrics, keys, log, settings.names_requests)
+
+
+def _application(service: Service, demo: LateDemo | None) -> FastAPI:
+    app = FastAPIOffline(
+        title="AugSelf Hub",
+        version=__version__,
+        lifespan=partial(_lifespan, service, demo),
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers=_HANDLERS,
+    )
+    app.state.service = service
+    _add_routes(app)
+    if demo is not None:
+        app.mount("/", demo)
+    return app
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(service: Service, demo: LateDemo | None, app: FastAPI) -> AsyncIterator[None]:
+    service.start()
+    async with contextlib.nullcontext() if demo is None else demo.running():
+        yield
+    await service.stop()
+
+
+def _add_routes(app: FastAPI) -> None:
+    images = request_body(EmbeddingRequest, "image", raw=True)
+    pairs = request_body(AugmentationRequest, "image_a", "image_b", raw=False)
+    either = {**_ERRORS, 200: {"content": {NPY: {}}}}
+    app.post(
+        "/v1/embeddings", response_model=EmbeddingAnswer, responses=either, openapi_extra=images
+    )(embeddings)
+    app.post(
+        "/v1/augmentations",
+        response_model=AugmentationAnswer,
+        responses=_ERRORS,
+        openapi_extra=pairs,
+    )(augmentations)
+    app.get("/v1/models", response_model=ModelList)(models)
+    app.get("/health/live")(live)
+    app.get("/health/ready", responses={503: {"model": ErrorAnswer}})(ready)
+    app.get("/metrics", response_class=PlainTextResponse)(metrics)
+    kserve.add_routes(app)
+    # Before the demo, which would answer every path.
+    for rest in ("/v1", "/v1/{rest:path}", "/v2", "/v2/{rest:path}"):
+        app.router.routes.append(Route(rest, Unrouted(), include_in_schema=False))
+
+
+async def embeddings(request: Request) -> Response:
+    """Features of one or more images, in the order of the request."""
+    media_type = negotiated(request.headers.get("accept"), JSON, NPY)
+    service: Service = request.app.state.service
+    with service.metrics.stage("read"):
+        options, items = await read_embeddings(request, service.limits)
+    model = service.models.named(options.model)
+    note(request.scope, model=model.name, images=len(items))
+    features = await service.answered(request, model, _features(service, model, items))
+    with service.metrics.stage("encode"):
+        if options.normalize:
+            features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        if media_type == NPY:
+            return Response(_npy(features), media_type=NPY)
+        return JSONResponse(_embedding_answer(model.name, features, options))
+
+
+async def augmentations(request: Request) -> Response:
+    """How the augmentations of the second image of each pair differ from the first's."""
+    negotiated(request.headers.get("accept"), JSON)
+    service: Service = request.app.state.service
+    with service.metrics.stage("read"):
+        options, pairs = await read_pairs(request, service.limits)
+    model = service.models.named(options.model)
+    note(request.scope, model=model.name, images=2 * len(pairs))
+    data = await service.answered(request, model, _differences(service, model, pairs))
+    with service.metrics.stage("encode"):
+        return JSONResponse({"object": "list", "model": model.name, "data": data})
+
+
+async def models(request: Request) -> JSONResponse:
+    """What is served."""
+    service: Service = request.app.state.service
+    records = [_record(model, service.limits) for model in service.models.all.values()]
+    return JSONResponse(ModelList(data=records).model_dump())
+
+
+async def live() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "live"}
+
+
+async def ready(request: Request) -> dict[str, str]:
+    """Every loaded model ran lately and accepts work."""
+    if not request.app.state.service.models.ready:
+        raise Problem(503, "not_ready", "a model is lost: try again later")
+    return {"status": "ready"}
+
+
+async def metrics(request: Request) -> Response:
+    """Counters for Prometheus."""
+    return Response(request.app.state.service.text_metrics(), media_type=CONTENT_TYPE_LATEST)
+
+
+class Unrouted:
+    """Whatever else is under /v1 or /v2: 405 where another method would do, else 404."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        allowed = sorted(
+            method
+            for route in scope["app"].routes
+            if route.matches(scope)[0] is Match.PARTIAL
+            for method in route.methods
+        )
+        if allowed:
+            raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
+        raise HTTPException(404)
+
+
+async def _features(service: Service, model: Model, items: list[Item]) -> np.ndarray:
+    async with service.models.held(model) as batcher:
+        images = await service.images(items, model.source.preprocessing)
+        return await service.features(batcher, images)
+
+
+async def _differences(
+    service: Service, model: Model, pairs: list[tuple[Item, Item]]
+) -> list[dict[str, Any]]:
+    """All first images, then all second ones, so that one split gives both sides."""
+    spec = model.source.spec
+    items = [a for a, _ in pairs] + [b for _, b in pairs]
+    async with service.models.held(model) as batcher:
+        images = await service.images(items, model.source.preprocessing)
+        a, b = np.split(await service.features(batcher, images), 2)
+        physical = await service.in_thread(batcher.engine.differences, a, b)
+    gray = [is_gray(image) for image in images]
+    return [
+        {
+            "index": i,
+            "differences": describe(
+                spec,
+                {kind: values[i] for kind, values in physical.items()},
+                gray[i] or gray[i + len(pairs)],
+            ),
+        }
+        for i in range(len(pairs))
+    ]
+
+
+def _embedding_answer(
+    model: str, features: np.ndarray, options: EmbeddingOptions
+) -> dict[str, Any]:
+    packed = options.encoding_format == "base64"
+    data = [
+        {"object": "embedding", "index": i, "embedding": _base64(row) if packed else row.tolist()}
+        for i, row in enumerate(features)
+    ]
+    usage = {"prompt_tokens": 0, "total_tokens": 0}
+    return {"object": "list", "model": model, "data": data, "usage": usage}
+
+
+def _base64(row: np.ndarray) -> str:
+    return base64.b64encode(row.astype("<f4").tobytes()).decode()
+
+
+def _npy(features: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, features.astype("<f4"), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _record(model: Model, limits: Limits) -> ModelRecord:
+    source = model.source
+    heads = source.spec.heads.items()
+    return ModelRecord(
+        id=model.name,
+        dimension=source.spec.features,
+        augmentations={kind: [d.name for d in head.dimensions] for kind, head in heads},
+        units={kind: {d.name: d.unit for d in head.dimensions} for kind, head in heads},
+        limits=vars(limits),
+        sha256=source.sha256,
+        state=model.state,
+        memory_bytes=0 if model.batcher is None else model.bytes,
+        provider=model.provider,
+        precision=source.precision,
+        decode=source.decode,
+    )
+
+
+async def _on_problem(request: Request, problem: Problem) -> JSONResponse:
+    note(request.scope, error=problem.code)
+    return problem.response(inner_path(request.scope))
+
+
+async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    """What the framework refuses by itself."""
+    codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "not this method")}
+    code, message = codes.get(error.status_code, ("refused", "the request cannot be answered"))
+    problem = Problem(error.status_code, code, message, headers=dict(error.headers or {}))
+    return await _on_problem(request, problem)
+
+
+async def _on_client_left(request: Request, error: ClientDisconnect) -> JSONResponse:
+    return await _on_problem(request, Problem(_CLIENT_LEFT, "client_left", "the client left"))
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    """Our bug: the log has the traceback, the client a sentence."""
+    problem = Problem(500, "internal_error", "the server failed on this request")
+    return await _on_problem(request, problem)
+
+
+_HANDLERS: dict[Any, Any] = {
+    Problem: _on_problem,
+    HTTPException: _on_http_exception,
+    ClientDisconnect: _on_client_left,
+    Exception: _on_bug,
+}

@@ -1,0 +1,211 @@
+"""Request bodies: JSON with data: URLs, multipart forms, raw images -> options and image bytes.
+
+Nothing here decodes an image or fetches one: see `urls` for hosts that were allowed.
+"""
+
+from __future__ import annotations
+
+import binascii
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from serving.http.problems import Problem
+from serving.http.schemas import (
+    AugmentationOptions,
+    AugmentationRequest,
+    EmbeddingOptions,
+    EmbeddingRequest,
+)
+from serving.limits import Limits
+
+Record = TypeVar("Record", bound=BaseModel)
+Asked = TypeVar("Asked")
+_MARKS, _ITEM_MARKS = 100_000, 8  # [, { and commas: more than a request has, and than an item
+_OPTION_FIELDS = 8  # more form fields than the options there are
+_UNNAMED = ("", "application/octet-stream")  # such a body is taken for an image and sniffed
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a request: where it was (`input[3]`), and its bytes or its data: URL."""
+
+    param: str
+    content: bytes | str
+
+    def data(self) -> bytes:
+        """The image file.
+
+        Raises:
+            Problem: 400, not a data: URL with base64 data.
+        """
+        if isinstance(self.content, bytes):
+            return self.content
+        head, _, payload = self.content.partition(",")
+        if not (head.startswith("data:") and head.endswith(";base64")):
+            message = "not a data: URL (data:image/jpeg;base64,...), and no other is read here"
+            raise Problem(400, "bad_data_url", message, self.param)
+        try:
+            return binascii.a2b_base64(payload, strict_mode=True)
+        except ValueError:
+            raise Problem(400, "bad_base64", "not valid base64", self.param) from None
+
+
+async def read_embeddings(request: Request, limits: Limits) -> tuple[EmbeddingOptions, list[Item]]:
+    """The body of POST /v1/embeddings -> its options and 1 to `limits.items` images."""
+    kind, body = await read_body(request)
+    if kind == "application/json":
+        asked = _validated(EmbeddingRequest, body, limits)
+        items = [Item(f"input[{i}]", url) for i, url in enumerate(asked.input)]
+        return asked, _counted(items, limits, "input")
+    if kind == "multipart/form-data":
+        form = _Form(limits.items + _OPTION_FIELDS).parse(request, body)
+        items = [Item(f"image[{i}]", data) for i, data in enumerate(form.take("image"))]
+        return form.options(EmbeddingOptions), _counted(items, limits, "image")
+    if kind.startswith("image/") or kind in _UNNAMED:
+        return _from_strings(EmbeddingOptions, dict(request.query_params)), [Item("image", body)]
+    raise _unsupported()
+
+
+async def read_pairs(
+    request: Request, limits: Limits
+) -> tuple[AugmentationOptions, list[tuple[Item, Item]]]:
+    """The body of POST /v1/augmentations -> its options and 1 to `limits.items` pairs."""
+    kind, body = await read_body(request)
+    if kind == "application/json":
+        asked = _validated(AugmentationRequest, body, limits)
+        pairs = [
+            (Item(f"pairs[{i}].a", pair.a), Item(f"pairs[{i}].b", pair.b))
+            for i, pair in enumerate(asked.pairs)
+        ]
+        return asked, _counted(pairs, limits, "pairs")
+    if kind == "multipart/form-data":
+        form = _Form(2 + _OPTION_FIELDS).parse(request, body)
+        pair = (form.one("image_a"), form.one("image_b"))
+        return form.options(AugmentationOptions), [pair]
+    raise _unsupported()
+
+
+async def read_body(request: Request) -> tuple[str, bytes]:
+    """(media type, body). Compressed bodies are refused: their size says nothing."""
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "unsupported_encoding", "compressed bodies are not read: send it plain")
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    return kind, await request.body()
+
+
+def _unsupported() -> Problem:
+    message = "this Content-Type is not read: send application/json, multipart/form-data or image/*"
+    return Problem(415, "unsupported_content_type", message)
+
+
+def _counted(items: list[Asked], limits: Limits, param: str) -> list[Asked]:
+    if not items:
+        raise Problem(400, "no_images", "there is no image", param)
+    if len(items) > limits.items:
+        message = f"{len(items)} items, more than the {limits.items} allowed"
+        raise Problem(413, "too_many_items", message, param)
+    return items
+
+
+def _validated(record: type[Record], body: bytes, limits: Limits) -> Record:
+    """JSON -> a request. 400 where it is not JSON, 422 where it is not this request.
+
+    413 where it has more values than any request: parsed, a list takes 150 times its text.
+    """
+    if sum(map(body.count, (b"[", b"{", b","))) > _MARKS + _ITEM_MARKS * limits.items:
+        raise Problem(413, "too_many_values", "the JSON has more values than any request")
+    try:
+        return record.model_validate_json(body)
+    except ValidationError as error:
+        raise schema_problem(error) from None
+
+
+def _from_strings(record: type[Record], fields: dict[str, str]) -> Record:
+    try:
+        return record.model_validate_strings(fields)
+    except ValidationError as error:
+        raise schema_problem(error) from None
+
+
+def schema_problem(error: ValidationError, status: int = 422) -> Problem:
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return Problem(400, "bad_json", "the body is not JSON")
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
+    param = "".join(steps).lstrip(".")[:100] or None
+    # The library's own sentence names our class.
+    message = "this must be an object" if first["type"] == "model_type" else first["msg"]
+    return Problem(status, first["type"], message, param)
+
+
+@dataclass
+class _Form:
+    """A multipart form: field -> the bytes of its parts. File names are ignored."""
+
+    max_parts: int
+    parts: dict[str, list[bytes]] = field(default_factory=dict)
+    _headers: list[tuple[bytearray, bytearray]] = field(default_factory=list)
+    _data: bytearray = field(default_factory=bytearray)
+    _count: int = 0
+    _ended: bool = False
+
+    def parse(self, request: Request, body: bytes) -> _Form:
+        _, parameters = parse_options_header(request.headers["content-type"])
+        if not parameters.get(b"boundary"):
+            raise Problem(400, "bad_multipart", "the Content-Type names no boundary")
+        try:
+            parser = MultipartParser(parameters[b"boundary"], self._callbacks())
+            parser.write(body)
+            parser.finalize()
+        except FormParserError:
+            raise Problem(400, "bad_multipart", "the form cannot be read") from None
+        if not self._ended:
+            raise Problem(400, "bad_multipart", "the form ends before its last boundary")
+        return self
+
+    def take(self, name: str) -> list[bytes]:
+        return self.parts.pop(name, [])
+
+    def one(self, name: str) -> Item:
+        """The only part of this name. A pair has two images: fewer or more are a mistake."""
+        found = self.take(name)
+        if len(found) != 1:
+            raise Problem(422, "bad_pair", f"{len(found)} fields {name}, 1 is wanted", name)
+        return Item(name, found[0])
+
+    def options(self, record: type[Record]) -> Record:
+        """The fields that are left, the last of each name."""
+        named = {k[:100]: v[-1][:1000].decode(errors="replace") for k, v in self.parts.items()}
+        return _from_strings(record, named)
+
+    def _callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_begin": lambda: self._headers.append((bytearray(), bytearray())),
+            "on_header_field": lambda data, i, j: self._headers[-1][0].extend(data[i:j]),
+            "on_header_value": lambda data, i, j: self._headers[-1][1].extend(data[i:j]),
+            "on_part_data": lambda data, i, j: self._data.extend(memoryview(data)[i:j]),
+            "on_part_end": self._end,
+            "on_end": self._finish,
+        }
+
+    def _begin(self) -> None:
+        self._count += 1
+        if self._count > self.max_parts:
+            message = f"the form has more than the {self.max_parts} fields allowed"
+            raise Problem(413, "too_many_items", message)
+        self._headers, self._data = [], bytearray()
+
+    def _end(self) -> None:
+        headers = {bytes(name).lower(): bytes(value) for name, value in self._headers}
+        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+        name = options.get(b"name", b"").decode(errors="replace")
+        self.parts.setdefault(name, []).append(bytes(self._data))
+
+    def _finish(self) -> None:
+        self._ended = True

@@ -1,0 +1,237 @@
+"""The gate outside everything: tokens, slots, bytes and time of bodies, draining, the access log.
+
+It is plain ASGI around the whole application, so that whatever is mounted in it, the demo's upload
+route too, stands behind the same limits. What it refuses it answers itself, whatever the
+application makes of its interrupted read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.http.access_log import AccessLog, Visit, note
+from serving.http.keys import Keys
+from serving.http.problems import Problem
+from serving.limits import Limits
+from serving.metrics import Metrics
+
+_WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
+_COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
+_LINGER_SECONDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+class Gate:
+    """ASGI middleware around the application.
+
+    Args:
+        log: where lines about requests go; None: nowhere.
+        names: whether it puts X-Request-Id on answers.
+
+    Attributes:
+        active: requests that hold a slot now. held_bytes: of their bodies.
+        draining: new ones, and whoever asks for readiness, get 503.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        keys: Keys,
+        log: AccessLog | None,
+        names: bool,
+    ) -> None:
+        self.app, self.limits, self.metrics, self.keys, self.log = app, limits, metrics, keys, log
+        self.names = names
+        self.active = self.held_bytes = 0
+        self.draining = False
+        metrics.active.set_function(lambda: self.active)
+        metrics.body_bytes.set_function(lambda: self.held_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        visit = Visit(scope)
+        exchange = _Exchange(self, receive, visit.signed(send, self.names))
+        try:
+            await self._admit(scope, exchange)
+        except Exception:
+            logger.exception("request %s failed", visit.id)
+            if not exchange.status:
+                raise
+        finally:
+            self._count(visit, inner_path(scope), exchange)
+
+    def _count(self, visit: Visit, path: str, exchange: _Exchange) -> None:
+        label = _label(path)
+        self.metrics.requests.labels(label, exchange.status).inc()
+        self.metrics.seconds.labels(label).observe(visit.seconds)
+        if self.log is not None:
+            self.log.write(visit.record(exchange.status, exchange.bytes))
+
+    async def _admit(self, scope: Scope, exchange: _Exchange) -> None:
+        headers = Headers(scope=scope)
+        problem = self._refusal(scope, headers)
+        if problem is not None:
+            await exchange.refuse(scope, problem)
+            return
+        slots = int(scope["method"] not in _WITHOUT_SLOT)
+        self.active += slots
+        try:
+            if slots:
+                exchange.expect(_length(headers) or 0)
+            await exchange.run(self.app, scope)
+        finally:
+            self.active -= slots
+            exchange.release()
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
+        """What is known before the body is read."""
+        path = inner_path(scope)
+        if _kept(path) and not self.keys.admit(headers.get("authorization", "")):
+            return _unauthorized()
+        length = _length(headers)
+        if length is None:
+            return Problem(400, "bad_length", "Content-Length is not a number")
+        if length > self.limits.body_bytes:
+            return _too_large(self.limits)
+        if self.draining and (path.endswith("/ready") or scope["method"] not in _WITHOUT_SLOT):
+            return Problem(503, "draining", "the server is shutting down: try again later")
+        if scope["method"] in _WITHOUT_SLOT:
+            return None
+        if self.active >= self.limits.slots:
+            return Problem(429, "busy", f"{self.active} requests are being answered: try again")
+        if self.held_bytes + length > self.limits.total_bytes:
+            return _no_room()
+        return None
+
+
+class _Exchange:
+    """One request and its answer: counts and times the body, and may replace the answer."""
+
+    def __init__(self, gate: Gate, receive: Receive, send: Send) -> None:
+        self.gate, self.limits, self._receive, self._send = gate, gate.limits, receive, send
+        self.status = 0  # none sent: the client left
+        self.bytes = 0
+        self._held = 0
+        self._complete = False
+        self._problem: Problem | None = None
+        self._until = time.monotonic() + self.limits.upload_seconds
+
+    def expect(self, length: int) -> None:
+        """A body of this length is coming: its room is taken at once."""
+        self._hold(length)
+
+    def release(self) -> None:
+        self._hold(0)
+
+    async def run(self, app: ASGIApp, scope: Scope) -> None:
+        try:
+            await app(scope, self._guarded_receive, self._guarded_send)
+        except Exception:
+            if self._problem is None:
+                raise
+        if self._problem is not None and not self.status:
+            await self.refuse(scope, self._problem)
+
+    async def refuse(self, scope: Scope, problem: Problem) -> None:
+        """Answer, then read on a little: a client that still sends would miss the answer."""
+        note(scope, error=problem.code)
+        response = problem.response(inner_path(scope))
+        response.headers["Connection"] = "close"
+        await response(scope, self._receive, self._linger)
+        self.status = problem.status
+
+    async def _linger(self, message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        await self._send({**message, "more_body": True})
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while not self._complete:
+                    self._note(await self._receive())
+        except TimeoutError:
+            pass
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _guarded_receive(self) -> Message:
+        """The next part of the body, in time and within the limits. Raises the problem if not."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._until - time.monotonic()):
+                message = await self._receive()
+        except TimeoutError:
+            self._problem = Problem(408, "slow_upload", "the body took too long to arrive")
+            raise self._problem from None
+        self._note(message)
+        self._hold(max(self._held, self.bytes))
+        if self.bytes > self.limits.body_bytes:
+            self._problem = _too_large(self.limits)
+        elif self.gate.held_bytes > self.limits.total_bytes:
+            self._problem = _no_room()
+        if self._problem is not None:
+            raise self._problem
+        return message
+
+    def _note(self, message: Message) -> None:
+        self.bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+
+    def _hold(self, total: int) -> None:
+        self.gate.held_bytes += total - self._held
+        self._held = total
+
+    async def _guarded_send(self, message: Message) -> None:
+        if self._problem is not None and not self.status:
+            return  # the application's own answer to its interrupted read
+        self.status = message.get("status", self.status)
+        await self._send(message)
+
+
+def inner_path(scope: Scope) -> str:
+    """The path as our routes have it, wherever the whole application was mounted."""
+    root: str = scope.get("root_path", "").rstrip("/")
+    path: str = scope["path"]
+    return path[len(root) :] if path.startswith(f"{root}/") else path
+
+
+def _kept(path: str) -> bool:
+    """Whether a key opens it. Probes have none."""
+    return path.startswith(("/v1", "/v2")) and not path.startswith("/v2/health/")
+
+
+def _label(path: str) -> str:
+    """What it is counted as: a name of ours."""
+    if path.startswith("/v2/models/") and path.endswith("/infer"):
+        return "/v2/infer"
+    return path if path in _COUNTED else "other"
+
+
+def _length(headers: Headers) -> int | None:
+    """What Content-Length says, 0 where there is none, None where it is no sensible number."""
+    length = headers.get("content-length", "0")
+    return int(length) if length.isdecimal() and len(length) <= 18 else None
+
+
+def _unauthorized() -> Problem:
+    message = "the bearer token is missing or wrong"
+    return Problem(401, "unauthorized", message, headers={"WWW-Authenticate": "Bearer"})
+
+
+def _no_room() -> Problem:
+    return Problem(429, "busy", "the bodies of other requests fill the memory allowed: try again")
+
+
+def _too_large(limits: Limits) -> Problem:
+    return Problem(
+        413, "body_too_large", f"the body has more than the {limits.body_bytes} bytes allowed"
+    )

@@ -1,0 +1,187 @@
+"""The open inference protocol (KServe v2) over HTTP: what the graphs take, and what they give.
+
+GET  /v2                        what this server is
+GET  /v2/health/live, /v2/health/ready
+GET  /v2/models/{name}          the tensors of one graph
+GET  /v2/models/{name}/ready
+POST /v2/models/{name}/infer    tensors, see `tensors`
+
+A model is there under its name, pixel_values -> features, and again as NAME_heads where it has
+heads, features_a and features_b -> one raw output a kind. The images are preprocessed already:
+`preprocess.py` says how. Models have no versions. Everything behind the routes is /v1's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from augself_hub import __version__
+from augself_hub.errors import UsageError
+from serving.http.access_log import note
+from serving.http.bodies import read_body
+from serving.http.problems import Problem
+from serving.http.schemas import (
+    GraphRecord,
+    InferAnswer,
+    InferRequest,
+    SentenceAnswer,
+    ServerRecord,
+    inlined,
+)
+from serving.http.tensors import BINARY, HEADER, Tensor, answer, read_tensors
+from serving.inference.batcher import Batcher
+from serving.inference.models import Model, Models
+from serving.inference.service import Service
+
+HEADS = "_heads"
+_READY_STATES = ("loaded", "unloaded")  # asking an unloaded model loads it
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": SentenceAnswer},
+    "5XX": {"model": SentenceAnswer},
+}
+_OCTETS = {"schema": {"type": "string", "format": "binary"}}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One graph of a model: what the protocol calls a model.
+
+    Args:
+        run: the inputs, N rows each -> the outputs, likewise.
+    """
+
+    name: str
+    model: Model
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    run: Callable[[Service, Batcher, list[np.ndarray]], Awaitable[list[np.ndarray]]]
+
+
+def add_routes(app: FastAPI) -> None:
+    """The routes above; the application's state holds the service."""
+    one = "/v2/models/{name:path}"
+    body = {"application/json": {"schema": inlined(InferRequest)}, BINARY: _OCTETS}
+    asked = {"requestBody": {"required": True, "content": body}}
+    given: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {}}}}
+    app.get("/v2", response_model=ServerRecord)(server)
+    app.get("/v2/", include_in_schema=False)(server)
+    app.get("/v2/health/live")(live)
+    app.get("/v2/health/ready", responses=_ERRORS)(ready)
+    app.post(
+        f"{one}/infer", response_model=InferAnswer, responses=_ERRORS | given, openapi_extra=asked
+    )(infer)
+    app.get(f"{one}/ready", responses=_ERRORS)(model_ready)
+    app.get(one, response_model=GraphRecord, responses=_ERRORS)(metadata)
+
+
+def refuse_shared_names(models: Models) -> None:
+    """Raises UsageError where a model is called as another one's heads are."""
+    for name, model in models.all.items():
+        if model.source.spec.heads and name + HEADS in models.all:
+            raise UsageError(
+                f"the heads of {name} are called {name}{HEADS} under /v2, and so is another model: "
+                "rename the folder of one"
+            )
+
+
+async def server() -> dict[str, Any]:
+    """What this server is."""
+    extensions = ["binary_tensor_data"]
+    return {"name": "augself-hub", "version": __version__, "extensions": extensions}
+
+
+async def live() -> dict[str, bool]:
+    """The process answers."""
+    return {"live": True}
+
+
+async def ready(request: Request) -> dict[str, bool]:
+    """Every loaded model ran lately and accepts work."""
+    if not request.app.state.service.models.ready:
+        raise Problem(503, "not_ready", "a model is lost: try again later")
+    return {"ready": True}
+
+
+async def metadata(request: Request, name: str) -> dict[str, Any]:
+    """A graph's inputs and outputs."""
+    try:
+        graph = _graph(request.app.state.service.models, name)
+    except Problem:
+        if name.endswith("/infer"):
+            raise HTTPException(405, headers={"Allow": "POST"}) from None
+        raise
+    inputs, outputs = ([_record(t) for t in side] for side in (graph.inputs, graph.outputs))
+    return {"name": name, "platform": "onnxruntime_onnx", "inputs": inputs, "outputs": outputs}
+
+
+async def model_ready(request: Request, name: str) -> dict[str, Any]:
+    """One model would answer, if need be after it was loaded."""
+    graph = _graph(request.app.state.service.models, name)
+    if graph.model.state not in _READY_STATES:
+        raise Problem(503, "not_ready", f"the model is {graph.model.state}: try again later")
+    return {"name": name, "ready": True}
+
+
+async def infer(request: Request, name: str) -> Response:
+    """The graph's outputs for these inputs."""
+    service: Service = request.app.state.service
+    with service.metrics.stage("read"):
+        _, body = await read_body(request)
+        graph = _graph(service.models, name)
+        header = request.headers.get(HEADER)
+        asked = read_tensors(body, header, graph.inputs, graph.outputs, service.limits)
+    note(request.scope, model=name, images=len(asked.inputs[0]))
+    values = await service.answered(request, graph.model, _run(service, graph, asked.inputs))
+    results = {tensor.name: rows for tensor, rows in zip(graph.outputs, values, strict=True)}
+    with service.metrics.stage("encode"):
+        return answer(name, asked, results)
+
+
+async def _run(service: Service, graph: Graph, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    async with service.models.held(graph.model) as batcher:
+        return await graph.run(service, batcher, inputs)
+
+
+async def _features(
+    service: Service, batcher: Batcher, inputs: list[np.ndarray]
+) -> list[np.ndarray]:
+    return [await service.features(batcher, list(inputs[0]))]
+
+
+async def _heads(service: Service, batcher: Batcher, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    return list((await service.in_thread(batcher.engine.heads, *inputs)).values())
+
+
+def _graph(models: Models, name: str) -> Graph:
+    """What the protocol calls a model of this name. Raises the 404."""
+    owner = models.all.get(name.removesuffix(HEADS))
+    if owner is not None and owner.name != name and owner.source.spec.heads:
+        return _heads_of(owner)
+    return _encoder_of(models.named(name))
+
+
+def _encoder_of(model: Model) -> Graph:
+    side, width = model.source.preprocessing.size, model.source.spec.features
+    images, features = Tensor("pixel_values", "UINT8", (side, side, 3)), _floats("features", width)
+    return Graph(model.name, model, (images,), (features,), _features)
+
+
+def _heads_of(model: Model) -> Graph:
+    spec = model.source.spec
+    pair = tuple(_floats(name, spec.features) for name in ("features_a", "features_b"))
+    kinds = tuple(_floats(kind, head.outputs) for kind, head in spec.heads.items())
+    return Graph(model.name + HEADS, model, pair, kinds, _heads)
+
+
+def _floats(name: str, width: int) -> Tensor:
+    return Tensor(name, "FP32", (width,))
+
+
+def _record(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "datatype": tensor.datatype, "shape": [-1, *tensor.shape]}

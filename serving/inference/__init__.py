@@ -1,0 +1,1 @@
+"""Models on ONNX Runtime: sessions and providers, batching, which models are loaded."""

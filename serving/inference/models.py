@@ -1,0 +1,380 @@
+"""The models of one server: loaded at start or when asked for, the least recently used evicted.
+
+    unloaded ──asked for──> loading ──> loaded ──room needed──> leaving ──idle──> unloaded
+
+A request holds its model while it works. A model that must make room takes no new requests, answers
+those that hold it, and goes; requests that come meanwhile wait for it to be loaded again. Loading
+happens on a thread of its own, one model after the other, so it stops neither the event loop nor
+other models. Everything else here runs on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from augself_hub import hub
+from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.folder import read_spec, verify
+from augself_hub.preprocess import Preprocessing
+from serving.http.problems import Problem
+from serving.inference.batcher import LANE_IMAGES, Batcher
+from serving.inference.engine import Engine, graphs_of, name_of
+from serving.inference.providers import Graph
+from serving.metrics import Metrics
+
+RETRY_SECONDS = 10.0  # a model that could not be loaded is tried again after so long
+_STATM = Path("/proc/self/statm")
+_PAGE = 4096
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be loaded, any number of times: where it lies and how it is run.
+
+    Args:
+        name: what requests call it.
+        folder: a verified model folder.
+        device, threads, precision, decode: see `Engine`.
+    """
+
+    name: str
+    folder: Path
+    device: str = "auto"
+    threads: int | None = None
+    precision: str = "fp32"
+    decode: str = "exact"
+
+    @classmethod
+    def find(
+        cls,
+        model: str | None,
+        device: str,
+        threads: int | None,
+        precision: str,
+        decode: str,
+        name: str | None = None,
+    ) -> Source:
+        """A folder, a Hub id or None, the embedded model.
+
+        Args:
+            name: what requests call it; None: see `name_of`.
+
+        Raises:
+            ModelFolderError: it is not there, or has no graph of this precision.
+        """
+        folder = hub.resolve(model)
+        return cls(name or name_of(model), folder, device, threads, precision, decode)
+
+    def __post_init__(self) -> None:
+        """Described at the start: later the folder may be another's."""
+        _ = self.spec, self.preprocessing, self.graphs
+
+    def load(self) -> Engine:
+        """Raises AugSelfError where the folder is no longer what it was at the start."""
+        if graphs_of(verify(self.folder), self.precision) != self.graphs:
+            raise AugSelfError(f"{self.folder} has changed: start the server again")
+        return Engine(
+            self.folder,
+            self.device,
+            self.threads,
+            self.name,
+            self.precision,
+            self.decode,
+            in_lanes=True,
+        )
+
+    @cached_property
+    def spec(self) -> Spec:
+        return read_spec(self.folder)
+
+    @cached_property
+    def preprocessing(self) -> Preprocessing:
+        return replace(Preprocessing.from_folder(self.folder), decode=self.decode)
+
+    @cached_property
+    def graphs(self) -> list[Graph]:
+        return graphs_of(self.folder, self.precision)
+
+    @property
+    def sha256(self) -> str:
+        """Of the encoder's graph."""
+        return self.graphs[0].sha256
+
+    @cached_property
+    def graph_bytes(self) -> int:
+        """Of its graphs on disk: in memory it takes more."""
+        return sum(graph.path.stat().st_size for graph in self.graphs)
+
+
+@dataclass
+class Model:
+    """One model's state.
+
+    Attributes:
+        batcher: its queue and worker; None: it is not in memory.
+        bytes: what it takes; before it was first loaded, what its graphs take on disk.
+        provider: what it runs on, while it is loaded.
+        users: requests that hold it. waiting: requests that wait for it to be loaded.
+    """
+
+    source: Source
+    bytes: int
+    batcher: Batcher | None = None
+    provider: str | None = None
+    leaving: bool = False
+    users: int = 0
+    used_at: float = 0.0
+    failed_at: float | None = None
+    waiting: list[asyncio.Future[None]] = field(default_factory=list)
+    loading: asyncio.Task[None] | None = None
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def state(self) -> str:
+        """loaded, lost (its worker died), loading, failed (to load) or unloaded."""
+        if self.batcher is not None and not self.leaving:
+            return "loaded" if self.batcher.ready else "lost"
+        if self.loading is not None:
+            return "loading"
+        return "unloaded" if self.failed_at is None else "failed"
+
+
+class Models:
+    """All of them; the first answers requests that name none.
+
+    Args:
+        sources: at least one.
+        max_waiting, max_batch: of each model's queue, see `Batcher`.
+        memory_limit: bytes all loaded models may take; None: any.
+
+    Raises:
+        UsageError: two models of one name, or one that can never fit.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        metrics: Metrics,
+        max_waiting: int,
+        max_batch: int,
+        memory_limit: int | None = None,
+    ) -> None:
+        self.metrics, self.memory_limit = metrics, memory_limit
+        self.all = {source.name: Model(source, source.graph_bytes) for source in sources}
+        if len(self.all) < len(sources):
+            twice = next(s.name for s in sources if self.all[s.name].source is not s)
+            raise UsageError(
+                f"two models have the same name, {twice}: give one another, --model NAME=FOLDER"
+            )
+        for model in self.all.values():
+            self._refuse_too_large(model)
+        self._batcher = partial(
+            Batcher, metrics=metrics, max_waiting=max_waiting, max_batch=max_batch
+        )
+        self._max_batch = max_batch
+        self._one_at_a_time = asyncio.Lock()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+
+    @property
+    def first(self) -> Model:
+        return next(iter(self.all.values()))
+
+    @property
+    def loaded(self) -> list[Model]:
+        return [model for model in self.all.values() if model.batcher is not None]
+
+    @property
+    def ready(self) -> bool:
+        """Whatever is loaded ran lately. What is not loaded is not asked."""
+        return all(m.batcher.ready for m in self.loaded if m.batcher and not m.leaving)
+
+    def preload(self) -> None:
+        """Load at start, in their order, what fits; the rest is loaded when it is asked for."""
+        for model in self.all.values():
+            batcher = self._open(model) if self._fits(model) else None
+            if batcher is not None and self._fits(model):  # now that it has been measured
+                self._enter(model, batcher)
+            else:
+                logger.info("%s does not fit beside the others: loaded when asked for", model.name)
+
+    def named(self, name: str | None) -> Model:
+        """The model a request names. Raises the 404."""
+        model = self.first if name is None else self.all.get(name)
+        if model is None:
+            raise Problem(404, "model_not_found", "no such model: see GET /v1/models", "model")
+        return model
+
+    @contextlib.asynccontextmanager
+    async def held(self, model: Model) -> AsyncIterator[Batcher]:
+        """The model's queue, loaded if need be, which stays while the `with` lasts.
+
+        Raises:
+            Problem: 503, it cannot be loaded.
+        """
+        await self._take(model)
+        try:
+            assert model.batcher is not None
+            yield model.batcher
+        finally:
+            self._give_back(model)
+
+    async def stop(self, seconds: float) -> None:
+        """Answer what was accepted, within the time."""
+        for model in self.all.values():
+            if model.loading is not None:
+                model.loading.cancel()
+        drains = (asyncio.to_thread(m.batcher.drain, seconds) for m in self.loaded if m.batcher)
+        await asyncio.gather(*drains)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def _take(self, model: Model) -> None:
+        if model.batcher is not None and not model.leaving:
+            self._grant(model)
+            return
+        if model.failed_at is not None and time.monotonic() - model.failed_at < RETRY_SECONDS:
+            raise _not_loaded()
+        grant = asyncio.get_running_loop().create_future()
+        model.waiting.append(grant)
+        if model.loading is None:
+            model.loading = asyncio.create_task(self._load(model))
+        try:
+            await grant
+        except asyncio.CancelledError:
+            if grant.done() and not grant.cancelled() and grant.exception() is None:
+                self._give_back(model)
+            raise
+
+    def _grant(self, model: Model) -> None:
+        model.users += 1
+        model.used_at = time.monotonic()
+        model.idle.clear()
+
+    def _give_back(self, model: Model) -> None:
+        model.users -= 1
+        if model.users == 0:
+            model.idle.set()
+
+    async def _load(self, model: Model) -> None:
+        """Make room, load, and let in all who wait; or tell them all that it failed."""
+        problem: Problem | None = _not_loaded()
+        try:
+            async with self._one_at_a_time:
+                await self._make_room(model)
+                loop = asyncio.get_running_loop()
+                batcher = await loop.run_in_executor(self._loader, self._open, model)
+                self._enter(model, batcher)
+                await self._make_room(model)  # now that it has been measured
+                problem = None
+        except Exception:
+            logger.exception("model %s cannot be loaded", model.name)
+            await self._evict(model)
+            model.failed_at = time.monotonic()
+        finally:
+            model.loading = None
+            self._answer_waiting(model, problem)
+
+    def _answer_waiting(self, model: Model, problem: Problem | None) -> None:
+        """Those who wait hold the model from now on, so that nothing evicts it before they ran."""
+        waiting, model.waiting = model.waiting, []
+        for grant in waiting:
+            if grant.done():
+                continue
+            if problem is not None:
+                grant.set_exception(problem)
+            else:
+                self._grant(model)
+                grant.set_result(None)
+
+    def _open(self, model: Model) -> Batcher:
+        """Load and run all at once that may, since arenas keep their memory; measure it."""
+        before = resident()
+        engine = model.source.load()
+        side = engine.preprocessing.size
+        black = np.zeros((side, side, 3), np.uint8)
+        engine.features([black] * self._max_batch)
+        if engine.lanes > 1:
+            with ThreadPoolExecutor(engine.lanes) as pool:
+                list(pool.map(engine.features_in_lane, [[black] * LANE_IMAGES] * engine.lanes))
+        model.bytes = max(model.bytes, resident() - before)
+        return self._batcher(engine, renew=model.source.load)
+
+    def _enter(self, model: Model, batcher: Batcher) -> None:
+        engine = batcher.engine
+        batcher.start()
+        model.batcher, model.provider, model.failed_at = batcher, engine.provider, None
+        model.used_at = time.monotonic()
+        model.idle.set()
+        self.metrics.loads.labels(model.name).inc()
+        self.metrics.memory.labels(model.name).set(model.bytes)
+        self.metrics.model.labels(model.name, engine.sha256, engine.provider).set(1)
+        logger.info("serving %s on %s", model.name, engine.provider)
+
+    def _fits(self, model: Model) -> bool:
+        """Together with what is loaded already."""
+        others = sum(other.bytes for other in self.loaded if other is not model)
+        return self.memory_limit is None or others + model.bytes <= self.memory_limit
+
+    async def _make_room(self, model: Model) -> None:
+        """Evict the least recently used until this model fits; each first answers its requests."""
+        while not self._fits(model):
+            self._refuse_too_large(model)
+            others = [m for m in self.loaded if m is not model]
+            await self._evict(min(others, key=lambda m: m.used_at))
+
+    async def _evict(self, model: Model) -> None:
+        if model.batcher is None:
+            return
+        model.leaving = True
+        await model.idle.wait()
+        batcher, model.batcher, model.leaving = model.batcher, None, False
+        self.metrics.evictions.labels(model.name).inc()
+        self.metrics.memory.labels(model.name).set(0)
+        self.metrics.model.remove(model.name, model.source.sha256, model.provider)
+        model.provider = None
+        await asyncio.to_thread(_end, batcher)
+        logger.info("evicted %s", model.name)
+
+    def _refuse_too_large(self, model: Model) -> None:
+        if self.memory_limit is not None and model.bytes > self.memory_limit:
+            raise UsageError(
+                f"{model.name} takes {model.bytes} bytes, more than --memory-limit "
+                f"{self.memory_limit}: give more, or leave the model out"
+            )
+
+
+def _not_loaded() -> Problem:
+    return Problem(503, "model_not_loaded", "the model cannot be loaded: try again later")
+
+
+def _end(batcher: Batcher) -> None:
+    """End the worker of an idle model and give its memory back to the system."""
+    batcher.drain(1)
+    del batcher
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident() -> int:
+    """Bytes of this process in memory; 0 where the system does not say (see docs/serve.md)."""
+    return int(_STATM.read_text().split()[1]) * _PAGE if _STATM.is_file() else 0

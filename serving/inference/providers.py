@@ -1,0 +1,357 @@
+"""Which provider runs a graph, and never silently another one.
+
+    cpu             the CPU
+    cuda, tensorrt  that provider, or a refusal that names what is missing
+    auto            CUDA where an NVIDIA driver is installed, else the CPU; where there is a driver
+                    and CUDA still cannot be had, a warning says why; int8 runs on the CPU
+
+ONNX Runtime's list of available providers tells what was compiled in, not what works. So its
+library is loaded first, which yields the missing dependency's name, and the session is asked
+afterwards what it got.
+
+On a GPU batches have one of a few fixed sizes, with buffers bound once, and each size runs before
+the first request: see `Runner`. None of it has been measured; where there is a GPU
+tests/serving/inference/test_gpu.py runs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError, UsageError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession, SessionOptions
+
+BUCKETS = (1, 4, 16, 32)  # rows of a run on a GPU; the last is the most anywhere
+DEVICES = ("auto", "cpu", "cuda", "tensorrt")
+CPU = "CPUExecutionProvider"
+_PROVIDERS = {
+    "cpu": CPU,
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_WINDOWS = sys.platform == "win32"
+_DRIVER = "nvcuda.dll" if _WINDOWS else "libcuda.so.1"
+_LIBRARY = "onnxruntime_providers_{}.dll" if _WINDOWS else "libonnxruntime_providers_{}.so"
+_TENSORRT = "nvinfer_10.dll" if _WINDOWS else "libnvinfer.so.10"
+_ON_CPU = "running on the CPU, CUDA cannot be used: %s"
+_GPU_MEMORY = 4 << 30  # bytes of ONNX Runtime's arena, and of TensorRT's scratch space
+_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A graph file and what a GPU has to know of it in advance.
+
+    Args:
+        path: of the file. sha256: of the same, which names what is compiled from it.
+        precision: fp32, int8 or fp16.
+        inputs: name -> shape of one row.
+    """
+
+    path: Path
+    sha256: str
+    precision: str
+    inputs: dict[str, tuple[int, ...]]
+
+
+class Runner:
+    """One graph's session: any number of rows in, every output out. Threads may share it.
+
+    On the CPU a batch runs as it is. On a GPU it is filled up to one of `buckets` rows, since a new
+    shape costs a choice of convolutions (cuda) or a compilation (tensorrt).
+
+    Args:
+        session: of the graph.
+        buckets: sizes, rising; none: every size as it comes.
+        memory: where buffers of the buckets lie, ONNX Runtime's name.
+
+    Attributes:
+        session: for those who ask it about itself.
+    """
+
+    def __init__(
+        self, session: InferenceSession, buckets: Sequence[int] = (), memory: str = "cuda"
+    ) -> None:
+        self.session = session
+        self._buckets = [_Bucket(session, rows, memory) for rows in buckets]
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Name -> N >= 1 rows, for every input -> N rows of each output, in the graph's order."""
+        rows, most = len(next(iter(inputs.values()))), BUCKETS[-1]
+        parts = [
+            self._run({name: values[start : start + most] for name, values in inputs.items()})
+            for start in range(0, rows, most)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if not self._buckets:
+            return self.session.run(None, inputs)
+        rows = len(next(iter(inputs.values())))
+        return next(bucket for bucket in self._buckets if bucket.rows >= rows).run(inputs)
+
+
+class _Bucket:
+    """A batch size with buffers on the device: a run copies in, runs, copies out."""
+
+    def __init__(self, session: InferenceSession, rows: int, memory: str) -> None:
+        self.rows = rows
+        self._session, self._binding = session, session.io_binding()
+        self._lock = threading.Lock()
+        self._inputs = {v.name: self._buffer(v, memory) for v in session.get_inputs()}
+        self._outputs = {v.name: self._buffer(v, memory) for v in session.get_outputs()}
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in self._outputs.items():
+            self._binding.bind_ortvalue_output(name, value)
+        self._warm_up()
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """At most `rows` rows in, as many out."""
+        rows = len(next(iter(inputs.values())))
+        with self._lock:
+            for name, values in inputs.items():
+                self._inputs[name].update_inplace(self._filled(values))
+            self._binding.synchronize_inputs()
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+            return [value.numpy()[:rows].copy() for value in self._outputs.values()]
+
+    def _buffer(self, value: Any, memory: str) -> Any:
+        shape = [self.rows, *value.shape[1:]]
+        create = _onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        return create(shape, _TYPES[value.type], memory, 0)
+
+    def _filled(self, values: np.ndarray) -> np.ndarray:
+        """Repeats of the last row fill the batch; nobody reads what comes of them."""
+        missing = self.rows - len(values)
+        rest = np.repeat(values[-1:], missing, axis=0)
+        return np.ascontiguousarray(np.concatenate([values, rest]) if missing else values)
+
+    def _warm_up(self) -> None:
+        inputs = self._session.get_inputs()
+        self.run({v.name: np.zeros((1, *v.shape[1:]), _TYPES[v.type]) for v in inputs})
+
+
+def open_graphs(graphs: Sequence[Graph], device: str, threads: int) -> list[Runner]:
+    """One runner a graph, all on the same device.
+
+    Raises:
+        UsageError: no such device, or one that the precision is not for.
+        MissingExtra: there is no ONNX Runtime.
+        ModelFolderError: a graph cannot be loaded.
+        AugSelfError: cuda or tensorrt cannot be had; says what is missing.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"there is no device {device!r}: give one of {', '.join(DEVICES)}")
+    precision = graphs[0].precision
+    if device == "auto" and precision == "int8":
+        device = "cpu"
+    chosen = _choose(device)
+    _refuse_misfit(chosen, precision)
+    try:
+        return [_runner(graph, chosen, threads) for graph in graphs]
+    except AugSelfError as error:
+        if device == chosen or chosen == "cpu":
+            raise
+        logger.warning(_ON_CPU, error)
+        _refuse_misfit("cpu", precision)
+        return [_runner(graph, "cpu", threads) for graph in graphs]
+
+
+def _refuse_misfit(device: str, precision: str) -> None:
+    """On the wrong processor a quantised graph is slower than fp32, or computes in fp32 anyway."""
+    if precision == "int8" and device != "cpu":
+        raise UsageError(f"int8 is for the CPU: give --precision fp32 or fp16 with {device}")
+    if precision == "fp16" and device == "cpu":
+        raise UsageError("fp16 is for GPUs: give --precision fp32 or int8 on the CPU")
+
+
+def _choose(device: str) -> str:
+    """cpu, cuda, tensorrt or auto -> the device to try."""
+    reason = _two_installations()
+    if reason and device in ("cpu", "auto"):
+        logger.warning("%s", reason)
+    if device == "cpu" or (device == "auto" and _load_error(_DRIVER)):
+        return "cpu"
+    wanted = "cuda" if device == "auto" else device
+    reason = reason or _missing(wanted)
+    if reason is None:
+        return wanted
+    if device == "auto":
+        logger.warning(_ON_CPU, reason)
+        return "cpu"
+    raise AugSelfError(f"--device {device} cannot be used: {reason}")
+
+
+def _runner(graph: Graph, device: str, threads: int) -> Runner:
+    """A graph on exactly this device, warm."""
+    session = _session(graph, device, threads)
+    try:
+        return Runner(session) if device == "cpu" else Runner(session, BUCKETS)
+    except Exception as error:  # what a GPU refuses shows at the first run
+        raise AugSelfError(f"--device {device} cannot be used: {_line(error)}") from error
+
+
+def _session(graph: Graph, device: str, threads: int) -> InferenceSession:
+    try:
+        # Without enable_fallback=0 a failing provider is replaced later, in the middle of a run.
+        session = _onnxruntime().InferenceSession(
+            str(graph.path),
+            _options(threads),
+            providers=_providers(graph, device),
+            enable_fallback=0,
+        )
+    except AugSelfError:
+        raise
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise ModelFolderError(f"{graph.path} cannot be loaded: {_line(error)}") from error
+    if session.get_providers()[0] != _PROVIDERS[device]:
+        raise AugSelfError(f"--device {device} cannot be used: ONNX Runtime took another provider")
+    return session
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _providers(graph: Graph, device: str) -> list[tuple[str, dict[str, str]]]:
+    """What a session is offered, best first; nodes that one cannot run go to the next."""
+    options = {"cpu": {}, "cuda": _cuda_options()}
+    if device == "tensorrt":
+        options["tensorrt"] = _tensorrt_options(graph)
+    order = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}
+    return [(_PROVIDERS[name], options[name]) for name in order[device]]
+
+
+def _cuda_options() -> dict[str, str]:
+    """https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"""
+    return {
+        "device_id": "0",
+        "gpu_mem_limit": str(_GPU_MEMORY),
+        "arena_extend_strategy": "kSameAsRequested",  # the other one doubles
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries them all, a batch size at a time
+    }
+
+
+def _tensorrt_options(graph: Graph) -> dict[str, str]:
+    """https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
+
+    Compiling takes minutes: the result is kept. The profile spans the buckets, so that no batch
+    compiles again.
+    """
+    cache = str(_engine_cache(graph.sha256))
+    profiles = {
+        f"trt_profile_{name}_shapes": _profile(graph, rows)
+        for name, rows in (("min", BUCKETS[0]), ("opt", BUCKETS[-2]), ("max", BUCKETS[-1]))
+    }
+    return {
+        "device_id": "0",
+        "trt_max_workspace_size": str(_GPU_MEMORY),
+        "trt_fp16_enable": str(graph.precision == "fp16"),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": cache,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": cache,
+        **profiles,
+    }
+
+
+def _profile(graph: Graph, rows: int) -> str:
+    """As in `images:16x64x64x3`."""
+    shapes = (f"{n}:{'x'.join(map(str, (rows, *shape)))}" for n, shape in graph.inputs.items())
+    return ",".join(shapes)
+
+
+def _engine_cache(sha256: str) -> Path:
+    """A folder for one model, versions and GPU: an engine fits no other."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    versions = f"ort{_onnxruntime().__version__}-trt{_tensorrt_version()}"
+    folder = caches / "augself" / "tensorrt" / f"{sha256}-{versions}-{_gpu_name()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _tensorrt_version() -> int:
+    return int(ctypes.CDLL(_TENSORRT).getInferLibVersion())
+
+
+def _gpu_name() -> str:
+    """Of the first GPU, as a file may be named; asked of the driver, which is there."""
+    driver, device, name = ctypes.CDLL(_DRIVER), ctypes.c_int(), ctypes.create_string_buffer(128)
+    if (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetName(name, len(name), device)
+    ):
+        raise AugSelfError("the NVIDIA driver finds no GPU")
+    return re.sub(r"[^A-Za-z0-9]+", "-", name.value.decode()).strip("-")
+
+
+def _options(threads: int) -> SessionOptions:
+    options = _onnxruntime().SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads would take the cores that decoding needs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnxruntime", "serve") from error
+    return onnxruntime
+
+
+def _missing(device: str) -> str | None:
+    """Why a provider's library does not load, or None where it does."""
+    ort = _onnxruntime()
+    if _PROVIDERS[device] not in ort.get_available_providers():
+        return "the installed ONNX Runtime has no such provider: pip install 'augself-hub[cuda]'"
+    ort.preload_dlls(directory="")
+    library = Path(str(ort.__file__)).parent / "capi" / _LIBRARY.format(device)
+    return _load_error(str(library))
+
+
+def _load_error(library: str) -> str | None:
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _two_installations() -> str | None:
+    """Two ONNX Runtimes overwrite each other's files: which one runs is chance."""
+    if not (_installed("onnxruntime") and _installed("onnxruntime-gpu")):
+        return None
+    return (
+        "onnxruntime and onnxruntime-gpu are both installed: "
+        "pip uninstall both, then pip install onnxruntime-gpu"
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True

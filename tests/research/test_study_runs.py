@@ -1,0 +1,129 @@
+"""A study's command: what has a record is not made again, and a killed study goes on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from research.study import report
+from research.study.plan import read_plan
+
+
+@pytest.fixture
+def small_corpus(tmp_path: Path) -> Path:
+    """Two labelled sets of flat pictures, whose colour is their class, and images to train on."""
+    corpus, random = tmp_path / "corpus", np.random.default_rng(0)
+    for place in ("final/flat", "development/flat"):
+        for split, count in (("train", 8), ("val", 4), ("test", 4)):
+            for label, color in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+                for number in range(count):
+                    path = corpus / place / split / label / f"{number}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    noise = random.integers(0, 50, (40, 40, 3))
+                    Image.fromarray((np.array(color) + noise).astype(np.uint8)).save(path)
+    for place in ("pretrain", "held-out"):
+        (corpus / place).mkdir()
+        for number in range(40):
+            noise = random.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+            image = Image.fromarray(noise).resize((48, 48), Image.Resampling.BICUBIC)
+            image.save(corpus / place / f"{number}.png")
+    (corpus / "manifest.json").write_text(json.dumps({"sha256": "0" * 64, "files": {}}))
+    return corpus
+
+
+ARMS = """
+[settings]
+method = "simclr"
+encoder = "resnet18-w16"
+size = 32
+epochs = 2
+batch_size = 16
+workers = 0
+monitor_every = 0
+report_to = []
+[arms.plain]
+settings = { augself = {} }
+[arms.augself]
+settings = { augself = { crop = 1.0, color = 1.0 } }
+[arms.colours]
+kind = "colour histogram"
+[arms.grays]
+kind = "gray histogram"
+[measures]
+development = [{ tasks = ["linear"], sets = ["development/*"] }]
+final = [{ tasks = ["linear"], sets = ["final/*"] }]
+[[comparisons]]
+title = "Does it help?"
+without = ["confirmation", "plain"]
+with = ["confirmation", "augself"]
+[[phases]]
+name = "references"
+arms = ["colours", "grays"]
+seeds = [0]
+measures = "final"
+"""
+TRAINING = """
+[[phases]]
+name = "tuning"
+arms = ["plain", "augself"]
+rates = [0.1, 0.2]
+seeds = [100]
+measures = "development"
+[[phases]]
+name = "confirmation"
+arms = ["plain", "augself"]
+seeds = [0, 1]
+measures = "final"
+"""
+
+
+def command(corpus: Path, plan: str) -> list[str]:
+    path = corpus.parent / "plan.toml"
+    path.write_text(plan)
+    words = [sys.executable, "-m", "research.study", "run", path, corpus.parent / "runs"]
+    words += ["--corpus", corpus, "--records", corpus.parent / "records"]
+    return list(map(str, words))
+
+
+def test_what_has_a_record_is_not_run_again(small_corpus):
+    """The first start makes two runs, the second none; a lost record is made again."""
+    words = command(small_corpus, ARMS)
+    first = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "references: 2 runs to make" in first.stdout
+    record = small_corpus.parent / "records/references-colours-seed0.json"
+    found = json.loads(record.read_text())["results"]
+    assert [(r["set"], r["value"], r["correct"]) for r in found] == [("final/flat", 100.0, "1" * 8)]
+    record.unlink()
+    second = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert "references: 1 runs to make" in second.stdout and record.is_file()
+
+
+def test_a_missing_set_is_refused_before_anything_is_run(small_corpus):
+    words = command(small_corpus, ARMS.replace('"final/*"', '"generated/*"') + TRAINING)
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "is of generated/*: build it" in done.stderr and done.stderr.count("\n") == 1
+    assert not (small_corpus.parent / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on(small_corpus):
+    """SIGTERM in the middle of training; the same command then finishes and reports."""
+    words = command(small_corpus, ARMS + TRAINING)
+    study = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    while not list((small_corpus.parent / "runs").glob("tuning-*/settings.json")):
+        assert study.poll() is None
+    study.terminate()
+    study.wait(timeout=120)
+    subprocess.run(words, check=True, timeout=900)
+    names = {path.stem for path in (small_corpus.parent / "records").glob("*.json")}
+    assert len(names) == 2 + 4 + 4
+    results = small_corpus.parent / "results.md"
+    report.write(read_plan(Path(words[4])), small_corpus.parent / "records", results)
+    assert "2 pairs" in results.read_text()

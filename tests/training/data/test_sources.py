@@ -1,0 +1,172 @@
+"""Every source of training images, in its official layout on disk."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as PillowImage
+from torchvision import datasets
+
+from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
+from training.data.sources import UNLABELED, open_images
+from training.run import pretraining
+
+
+def picture(value: int) -> PillowImage.Image:
+    return PillowImage.new("RGB", (12, 10), (value, 0, 0))
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for number, name in enumerate(("b/1.png", "a/0.png", "a/2.png", "loose.png")):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(10 * number).save(path)
+    return tmp_path / "photos"
+
+
+def test_a_folder_is_sorted_and_its_sub_folders_are_classes(folder):
+    images = open_images(str(folder))
+    assert list(images.names) == ["a/0.png", "a/2.png", "b/1.png", "loose.png"]
+    assert list(images.classes) == ["a", "b"]
+    assert list(images.labels) == [0, 0, 1, UNLABELED]
+    assert images.read(2).getpixel((0, 0)) == (0, 0, 0)
+    assert images.read(1).getpixel((0, 0)) == (20, 0, 0)
+
+
+def test_a_class_list_keeps_its_classes_in_its_order(folder):
+    images = open_images(str(folder)).only(["b", "a"])
+    assert list(images.names) == ["a/0.png", "a/2.png", "b/1.png"]
+    assert list(images.labels) == [1, 1, 0]
+    assert images.read(2).getpixel((0, 0)) == (0, 0, 0)
+    with pytest.raises(UsageError, match="no class 'c'"):
+        open_images(str(folder)).only(["a", "c"])
+
+
+def test_sources_travel_to_worker_processes(folder):
+    images = pickle.loads(pickle.dumps(open_images(str(folder)).at([3, 1])))
+    assert images.read(0).getpixel((0, 0)) == (30, 0, 0)
+
+
+def test_stl10_in_its_official_layout(tmp_path, monkeypatch):
+    place = tmp_path / "stl10_binary"
+    place.mkdir()
+    pixels = np.zeros((2, 3, 96, 96), np.uint8)
+    pixels[1, 0] = 50
+    pixels.tofile(place / "train_X.bin")
+    np.array([1, 10], np.uint8).tofile(place / "train_y.bin")
+    pixels[:1].tofile(place / "unlabeled_X.bin")
+    (place / "class_names.txt").write_text("\n".join("abcdefghij"))
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    images = open_images(f"stl10:{tmp_path}")
+    assert list(images.labels) == [0, 9, UNLABELED]
+    assert list(images.classes) == list("abcdefghij")
+    assert images.read(1).size == (96, 96)
+    assert images.read(1).getpixel((5, 5)) == (50, 0, 0)
+
+
+def test_cifar10_in_its_official_layout(tmp_path, monkeypatch):
+    place = tmp_path / "cifar-10-batches-py"
+    place.mkdir()
+    for number in range(1, 6):
+        batch = {"data": np.full((1, 3072), number, np.uint8), "labels": [number]}
+        (place / f"data_batch_{number}").write_bytes(pickle.dumps(batch))
+    (place / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    images = open_images(f"cifar10:{tmp_path}")
+    assert list(images.labels) == [1, 2, 3, 4, 5]
+    assert images.read(4).getpixel((0, 0)) == (5, 5, 5)
+
+
+def test_cifar100_in_its_official_layout(tmp_path, monkeypatch):
+    place = tmp_path / "cifar-100-python"
+    place.mkdir()
+    batch = {"data": np.full((2, 3072), 9, np.uint8), "fine_labels": [0, 1]}
+    (place / "train").write_bytes(pickle.dumps(batch))
+    (place / "meta").write_bytes(pickle.dumps({"fine_label_names": ["apple", "bear"]}))
+    monkeypatch.setattr(datasets.CIFAR100, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    images = open_images(f"cifar100:{tmp_path}")
+    assert list(images.classes) == ["apple", "bear"]
+    assert list(images.labels) == [0, 1]
+    assert images.read(1).getpixel((31, 31)) == (9, 9, 9)
+
+
+@pytest.fixture
+def imagenet(tmp_path) -> Path:
+    """Three classes; two of them have the same name, as cranes and maillots have in ImageNet."""
+    names = {"n01": ("crane",), "n02": ("drake",), "n03": ("crane", "hoist")}
+    torch.save((names, []), tmp_path / "meta.bin")
+    for number, wnid in enumerate(names):
+        (tmp_path / "train" / wnid).mkdir(parents=True)
+        for photograph in range(2):
+            picture(10 * number + photograph).save(
+                tmp_path / "train" / wnid / f"{wnid}_{photograph}.JPEG", quality=100
+            )
+    return tmp_path
+
+
+def test_imagenet_in_its_official_layout(imagenet):
+    images = open_images(f"imagenet:{imagenet}")
+    assert list(images.classes) == ["n01", "n02", "n03"]
+    assert list(images.labels) == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_class_list_makes_a_part_of_imagenet(imagenet):
+    """As ImageNet-100 is made: synsets, one a line."""
+    listed = imagenet / "classes.txt"
+    listed.write_text("n03\nn01\n")
+    images = pretraining._images(f"imagenet:{imagenet}", listed)
+    assert list(images.classes) == ["n03", "n01"]
+    assert list(images.labels) == [1, 1, 0, 0]
+    assert images.read(2).getpixel((5, 5))[0] == pytest.approx(20, abs=2)
+
+
+def test_a_hugging_face_folder(folder):
+    (folder / "loose.png").unlink()
+    images = open_images(f"hf:{folder}")
+    assert list(images.classes) == ["a", "b"]
+    assert sorted(images.labels) == [0, 0, 1]
+    assert images.read(0).size == (12, 10)
+
+
+def test_a_hugging_face_parquet_with_damaged_bytes(tmp_path, folder):
+    good = (folder / "a/2.png").read_bytes()
+    rows = {
+        "image": [{"bytes": good, "path": None}, {"bytes": b"no", "path": None}],
+        "label": [1, 0],
+    }
+    features = Features({"image": Image(decode=False), "label": ClassLabel(names=["x", "y"])})
+    data = Dataset.from_dict(rows, features.copy()).cast_column("image", Image())
+    (tmp_path / "data").mkdir()
+    data.to_parquet(tmp_path / "data/train.parquet")
+    images = open_images(f"hf:{tmp_path / 'data'}")
+    assert list(images.labels) == [1, 0]
+    assert images.read(0).getpixel((0, 0)) == (20, 0, 0)
+    with pytest.raises(UndecodableImage):
+        images.read(1)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        ("nowhere", AugSelfError, "no folder nowhere"),
+        ("mnist:there", UsageError, "unknown source 'mnist': use a folder, or stl10"),
+        ("stl10:nowhere", AugSelfError, "no STL10 in nowhere"),
+        (
+            "hf:nowhere/at-all/really",
+            AugSelfError,
+            "data set nowhere/at-all/really cannot be opened",
+        ),
+    ],
+)
+def test_what_is_not_there_is_refused(tmp_path, monkeypatch, source, error, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        open_images(source)

@@ -1,0 +1,274 @@
+"""`augself evaluate` from a folder of images to a model's evaluation.json, card and charts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from augself_hub.augmentations.spec import Policy
+from augself_hub.cli import augself
+from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.features import FeatureTable
+from augself_hub.folder import EVALUATION, verify, write_manifest
+from research.generated import sprites
+from serving.commands import extract_list
+from serving.extraction.pipeline import extract
+from serving.inference.engine import load
+from training.evaluation.awareness import awareness
+from training.evaluation.cache import Model, Tables
+from training.evaluation.datasets import open_dataset
+from training.evaluation.evaluate import Plan, evaluate
+from training.evaluation.examples import commonest
+from training.evaluation.finetune import finetune
+from training.evaluation.tasks import Settings, Subject
+from training.evaluation.views import CHANGES, changed, pairs
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sets") / "sprites"
+    sprites(folder, 240)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    """Dark and bright red: any network can tell them apart."""
+    folder = tmp_path_factory.mktemp("sets") / "plain"
+    for name, least in (("dark", 20), ("bright", 180)):
+        (folder / name).mkdir(parents=True)
+        for i in range(60):
+            Image.new("RGB", (32, 32), (least + i, 0, 0)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tables(tiny_model, cache) -> Tables:
+    return Tables(Model.resolve(str(tiny_model)), cache, extract_list, "cpu")
+
+
+def subject(tables: Tables, folder: Path) -> Subject:
+    images = open_dataset(f"folder:{folder}", None)
+    return Subject(folder.name, images, tables.of(images), "top-1")
+
+
+def run(*arguments: object, cache: Path) -> str:
+    words = ["evaluate", *map(str, arguments), "--cache", str(cache), "--device", "cpu"]
+    done = CliRunner().invoke(augself, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_results_go_into_the_model_folder_and_its_card(tiny_model, drawn, plain, cache, tmp_path):
+    """Measured twice, a number stands once; the folder stays what its manifest says."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    old = {"task": "held-out pairs", "name": "crop y R^2", "metric": "r_squared", "value": 0.5}
+    (model / EVALUATION).write_text(json.dumps({"protocol": "As told.", "results": [old]}))
+    write_manifest(model)
+    asked = ("--model", model, "--tasks", "linear,fewshot,knn,localization,retrieval")
+    sets = f"folder:{drawn / 'shape'},folder:{plain}"
+    options = ("--ways", "2", "--shots", "1", "--queries", "8", "--datasets", sets)
+    printed = run(*asked, *options, cache=cache)
+    assert "linear probe" in printed and "shape, 2-way 1-shot" in printed
+    run(*asked[:3], "linear", *options[6:], cache=cache)
+    results = json.loads((verify(model) / EVALUATION).read_text())["results"]
+    assert results[0] == old
+    assert len(results) == 1 + 5 + 4  # without boxes there is no localization
+    probe = next(r for r in results if r["task"] == "linear probe" and r["dataset"] == "plain")
+    assert (probe["value"], probe["trivial"]) == (100, 50)
+    assert probe["images"] == {"train": 86, "validation": 10, "test": 24}
+    assert probe["seed"] == 0 and "Multinomial" in probe["protocol"] and probe["versions"]
+    card = (model / "README.md").read_text()
+    assert "| plain, top-1 | 100 % | 50 |" in card and "As told." in card and "kNN: plain" in card
+
+
+def test_the_commonest_class_is_measured_as_the_predictions_are():
+    """Right of 3 in 5 images, and of one of three classes."""
+    labels = np.array([4, 4, 1, 9, 4])
+    assert commonest(labels, "top-1") == pytest.approx(60)
+    assert commonest(labels, "mean per class") == pytest.approx(100 / 3)
+
+
+def test_a_second_run_computes_no_feature(tables, drawn, cache):
+    images = open_dataset(f"folder:{drawn / 'shape'}", None)
+    before = tables.of(images)
+    again = Tables(tables.model, cache, lambda *_: pytest.fail("extracted again"), "cpu")
+    np.testing.assert_array_equal(again.of(images).features, before.features)
+    assert [before.label_names[n] for n in before.labels] == list(images.classes)
+    assert before.splits == list(images.splits)
+
+
+def test_a_table_of_another_model_is_refused(tables, drawn, tmp_path):
+    """Somebody copied a cache entry into another model's place."""
+    images = open_dataset(f"folder:{drawn / 'shape'}", None)
+
+    def other(listing: Path, place: Path, model: str, device: str) -> None:
+        shutil.copytree(tables._place(images), place)
+
+    tables.of(images)
+    model = Model(**{**vars(tables.model), "sha256": "f" * 64})
+    with pytest.raises(AugSelfError, match=r"is of model \w{12} and not of tiny \(ffff"):
+        Tables(model, tmp_path / "other", other, "cpu").of(images)
+
+
+def test_an_unreadable_image_is_refused_by_name(tables, paint, tmp_path):
+    for c in "ab":
+        for i in range(6):
+            paint(tmp_path / "set" / c / f"{i}.png", i)
+    (tmp_path / "set/b/3.png").write_bytes(b"no image")
+    images = open_dataset(f"folder:{tmp_path / 'set'}", None)
+    with pytest.raises(AugSelfError, match=r"1 of 12 images of set cannot be read.*b/3\.png"):
+        tables.of(images)
+
+
+def test_a_class_with_too_few_images_is_refused_by_name(tables, drawn):
+    plan = Plan(["fewshot"], [f"folder:{drawn / 'color'}"], None, Settings(shots=(30,)))
+    with pytest.raises(AugSelfError, match="has 40 images, 30 shots and 16"):
+        evaluate(tables, plan, plan.open())
+
+
+def test_one_class_only_is_refused_by_name(tables, paint, tmp_path):
+    for i in range(12):
+        paint(tmp_path / "set/only" / f"{i}.png", i)
+    plan = Plan(["linear"], [f"folder:{tmp_path / 'set'}"], None, Settings())
+    with pytest.raises(AugSelfError, match="every image is of class 'only'"):
+        evaluate(tables, plan, plan.open())
+
+
+def test_features_that_are_no_numbers_are_refused(tables, drawn):
+    one = subject(tables, drawn / "shape")
+    broken = one.table.features.copy()
+    broken[5] = np.nan
+    table = FeatureTable(**{**vars(one.table), "features": broken})
+    with pytest.raises(AugSelfError, match="NaN or infinity, the first is row 5"):
+        Subject(one.name, one.images, table, "top-1").examples("train", "val", "test")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tasks", "lineer", "--datasets", "folder:x"), "unknown task 'lineer': use linear"),
+        (("--tasks", "linear", "--datasets", "mnist"), "unknown data set 'mnist'"),
+        (("--tasks", "linear", "--datasets", "pets"), "pets needs --data"),
+        (("--tasks", "localization", "--datasets", "{bare}"), "no data set can answer localiz"),
+        (("--tasks", "linear", "--datasets", "{bare}"), "give --output DIR for the results"),
+        (
+            ("--tasks", "linear", "--datasets", "{bare}", "--compare", "a", "b", "--model", "c"),
+            "--compare takes no --model",
+        ),
+    ],
+)
+def test_wrong_usage_is_named(words, message, tables, cache, paint, tmp_path):
+    for c in "ab":
+        for i in range(6):
+            paint(tmp_path / "bare" / c / f"{i}.png", i)
+    words = [word.format(bare=f"folder:{tmp_path / 'bare'}") for word in words]
+    if "linear" not in message and "--output" not in message and "--compare" not in message:
+        words += ["--output", str(tmp_path / "out")]
+    with pytest.raises(UsageError, match=message):
+        run(*words, cache=cache)
+
+
+def test_a_model_without_graphs_names_the_export(tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    shutil.rmtree(model / "onnx")
+    write_manifest(model)
+    with pytest.raises(AugSelfError, match="augself export --model"):
+        Model.resolve(str(model))
+
+
+def test_two_models_are_compared_on_the_same_images(tiny_model, drawn, cache, tmp_path):
+    output = tmp_path / "out"
+    words = ("--compare", "augself_hub/pretrained", tiny_model, "--tasks", "linear,knn")
+    words = ("--compare", tiny_model, tiny_model, *words[3:])
+    run(*words, "--datasets", f"folder:{drawn / 'color'}", "--output", output, cache=cache)
+    comparison = json.loads((output / "comparison.json").read_text())
+    assert [d["difference"] for d in comparison["differences"]] == [0, 0]
+    assert comparison["differences"][0]["over_images"] == [0, 0]
+    assert (output / "comparison.md").read_text().count("| color, top-1 |") == 2
+    assert {p.name for p in output.iterdir()} >= {"comparison.png", "comparison.svg"}
+
+
+def test_views_are_what_their_parameters_say(drawn):
+    """A quarter turn, a mirror and a gray view, seen in the pixels themselves."""
+    images = open_dataset(f"folder:{drawn / 'shape'}", None)
+    plain = np.asarray(images.image(0))
+    for kind, strength, expected in (
+        ("rot", 1, np.rot90(plain)),
+        ("flip", 1, plain[:, ::-1]),
+        ("brightness", 0.4, plain * 0.6),
+    ):
+        view = changed(images, [0], kind, strength, 96).image(0)
+        np.testing.assert_allclose(np.asarray(view), expected, atol=1)
+    gray = np.asarray(changed(images, [0], "gray", 1, 96).image(0))
+    assert (gray == gray[..., :1]).all()
+
+
+def test_pairs_do_not_depend_on_how_they_are_read(drawn):
+    images = open_dataset(f"folder:{drawn / 'shape'}", None)
+    two = pairs(images, [3, 5], Policy(size=32), 0)
+    backwards = {i: two.images.read(i) for i in (3, 0, 2, 1)}
+    again = pairs(images, [3, 5], Policy(size=32), 0)
+    assert [backwards[i] for i in range(4)] == [again.images.read(i) for i in range(4)]
+    assert (
+        two.images.fingerprint() != pairs(images, [3, 5], Policy(size=32), 1).images.fingerprint()
+    )
+    assert len(set(backwards.values())) == 4
+
+
+@pytest.fixture
+def known_features(tiny_model, cache) -> Tables:
+    """Tables whose features are the logarithms of the pixels' mean and spread: we know of what."""
+
+    def statistics(images):
+        pixels = np.stack(images).reshape(len(images), -1, 3).astype(np.float32) + 1
+        features = np.zeros((len(images), engine.spec.features), np.float32)
+        features[:, :6] = np.log(np.hstack([pixels.mean(axis=1), pixels.std(axis=1) + 1]))
+        return features
+
+    engine = load(str(tiny_model), "cpu", 1)
+    engine.features = statistics
+    model = Model.resolve(str(tiny_model))
+    extract_known = lambda listing, place, *_: extract(listing, place, engine)  # noqa: E731
+    return Tables(model, cache / "known", extract_known, "cpu")
+
+
+def test_awareness_and_invariance_say_what_features_know(known_features, drawn, monkeypatch):
+    """Mean and spread of the pixels know brightness exactly and cannot know a mirror or a turn."""
+    monkeypatch.setattr("training.evaluation.awareness.FITTED", 120)
+    monkeypatch.setattr("training.evaluation.awareness.COMPARED", 20)
+    results = awareness(subject(known_features, drawn / "shape"), known_features, Settings())
+    found = {(r.task, r.details.get("dimension", r.name)): r for r in results}
+    assert found["awareness, two views", "color brightness"].value > 0.8
+    assert abs(found["awareness, two views", "flip mirrored"].value - 50) < 25
+    assert {r.details["dimension"] for r in results if r.task == "AugSelf heads"} >= {"crop y"}
+    assert ("awareness, one view", "rot quarter_turns") in found
+    assert all(r.trivial is not None for r in results)
+    kept = {
+        (r.details["kind"], r.details["strength"]): r for r in results if "strength" in r.details
+    }
+    assert len(kept) == sum(map(len, CHANGES.values()))
+    for blind in (("flip", 1), ("rot", 1), ("rot", 3)):
+        assert kept[blind].details["invariance"] == pytest.approx(1, abs=1e-3)
+    falling = [kept["brightness", strength].value for strength in CHANGES["brightness"]]
+    assert falling == sorted(falling, reverse=True) and falling[-1] < 0.9999
+
+
+def test_finetuning_learns_what_is_easy(tables, plain, monkeypatch):
+    monkeypatch.setattr("training.evaluation.finetune.BATCH", 16)
+    (found,) = finetune(subject(tables, plain), tables.model, Settings(epochs=6))
+    assert found.value > 90
+    assert found.value == pytest.approx(found.scores.mean())

@@ -1,0 +1,111 @@
+"""A damaged checkpoint, other settings or a full disk never cost more than they must."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import resource
+import shutil
+
+import pytest
+
+from augself_hub.augmentations.spec import Policy
+from augself_hub.errors import AugSelfError
+from training.run import checkpoints, pretraining
+from training.run.pretraining import pretrain
+
+pytestmark = pytest.mark.forks
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: flip(folder / "optimizer.pt"), "optimizer.pt is damaged"),
+        (lambda folder: flip(folder / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda folder: (folder / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda folder: (folder / "manifest.json").unlink(), "it was not finished"),
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(run, caplog, damage, said):
+    damage(run.output / "checkpoint-6")
+    with caplog.at_level(logging.WARNING, logger="training"):
+        chosen = checkpoints.newest_valid(run.output)
+    assert chosen == run.output / "checkpoint-4"
+    assert f"ignored {run.output / 'checkpoint-6'}: {said}" in caplog.text
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_is_replaced_and_never_outlives_a_good_one(
+    run, finished, assert_same_end
+):
+    """Left in place it would count as the newest, and the good ones would be rotated away."""
+    shutil.copytree(run.output / "checkpoint-6", run.output / "checkpoint-11")
+    for name in ("checkpoint-6", "checkpoint-11"):
+        flip(run.output / name / "model.safetensors")
+    pretrain(run, resume=True)
+    left = sorted(p.name for p in run.output.glob("checkpoint-*"))
+    assert left == ["checkpoint-10", "checkpoint-12"]
+    assert_same_end(run.output, finished(run))
+
+
+def test_without_a_valid_checkpoint_a_resume_says_what_to_do(run):
+    for folder in run.output.glob("checkpoint-*"):
+        flip(folder / "scheduler.pt")
+    with pytest.raises(AugSelfError, match=r"no valid checkpoint in .*: remove it and start"):
+        pretrain(run, resume=True)
+
+
+def test_a_finished_run_resumes_to_its_end(settings, assert_same_end, tmp_path):
+    made = settings("run")
+    pretrain(made)
+    before = shutil.copytree(made.output, tmp_path / "before")
+    assert pretrain(made, resume=True) == made.output / "model"
+    assert_same_end(made.output, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"base_lr": 0.05}, "base_lr = 0.03, not 0.05"),
+        ({"augself": {"crop": 1.0}}, "augself = {'crop': 1.0, 'color': 1.0}, not {'crop': 1.0}"),
+        ({"seed": 1}, "seed = 0, not 1"),
+        ({"method": "byol"}, "method = simsiam, not byol"),
+    ],
+)
+def test_other_settings_are_refused_by_name(run, change, said):
+    with pytest.raises(AugSelfError, match=said.replace("{", r"\{").replace("}", r"\}")):
+        pretrain(dataclasses.replace(run, **change), resume=True)
+
+
+def test_other_images_are_refused(run, photos, tmp_path):
+    data = tmp_path / "moved"
+    shutil.copytree(photos, data)
+    moved = dataclasses.replace(run, data=str(data), workers=1)
+    pretraining._check_settings(moved, pretraining._datasets(moved, Policy(16))[0])
+    (data / "00.png").rename(data / "renamed.png")
+    with pytest.raises(AugSelfError, match="was started with images_sha256 ="):
+        pretrain(moved, resume=True)
+
+
+@pytest.mark.parametrize("megabytes", [1, pytest.param(4.5, marks=pytest.mark.slow)])
+def test_a_full_disk_keeps_the_last_good_checkpoint(run, megabytes, finished, assert_same_end):
+    """A limit on the size of files makes every write beyond it fail, in a real file system."""
+    names = {p: p.stat().st_size for p in (run.output / "checkpoint-6").iterdir()}
+    assert max(names.values()) > megabytes * 1e6
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(megabytes * 1e6), hard))
+    try:
+        with pytest.raises(AugSelfError, match=r"checkpoint-8 cannot be saved .*: make room"):
+            pretrain(run, resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(p.name for p in run.output.iterdir()) == [
+        "checkpoint-4", "checkpoint-6", "settings.json",
+    ]  # fmt: skip
+    pretrain(run, resume=True)
+    assert_same_end(run.output, finished(run))

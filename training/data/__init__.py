@@ -1,0 +1,1 @@
+"""Images -> batches of two views."""

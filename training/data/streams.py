@@ -1,0 +1,395 @@
+"""Streams: images that are read in order, shard by shard, and never all listed.
+
+    stream:wds:URLS           WebDataset tars, compressed ones too; x-{000..099}.tar is a hundred
+    stream:hf:NAME[:SPLIT]    a Hugging Face data set that is not downloaded first
+
+An epoch is `images` images. It is cut into lanes, and a lane is read by one worker of one process:
+
+    shards, permuted by (seed, epoch), dealt to 16 lanes at most (2, 4, 8, ... of fewer shards)
+    lane -> its shards one after another -> a keyed shuffle buffer -> position 0, 1, 2, ...
+    batch b of an epoch = the next positions of lane b mod lanes
+
+So an image of a stream is asked for like one of a list: by (epoch, (lane, position)). What that is
+depends on (seed, epoch, lane, position) alone; the order of an epoch does not depend on workers,
+and a resumed run reads on where it was: it reads again, undecoded, what its lanes have passed. Each
+byte is read once as long as workers times processes divides the number of lanes; else lanes are
+read by several, and nothing but the reading is lost. The order depends on how many images a process
+takes at a time, hence on the number of processes, which a resume compares; the views never do.
+
+No image comes twice in an epoch unless its lane has run out, which then begins its next turn, with
+other views. What an epoch leaves out, others bring: the shards are dealt anew.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tarfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import fsspec
+import numpy as np
+from PIL import Image
+
+from augself_hub.augmentations.spec import Policy
+from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.preprocess import decode
+from training.data.batches import KeyedSampler, Read, Views
+from training.data.sources import UNLABELED, Images, open_rows
+from training.data.tars import expanded, key_of, shard_names, tar_members
+
+PREFIX = "stream:"
+LANES = 16
+BUFFER = 4096  # undecoded images that wait to be drawn, of all lanes together
+HELD_OUT_EVERY = 20
+PATIENCE = 1000  # images in a row that cannot be decoded
+
+
+class Sample(NamedTuple):
+    """An undecoded image: its name shard/key, its bytes, its label."""
+
+    name: str
+    data: bytes
+    label: int
+
+
+class ShardError(Exception):
+    """The rest of a shard cannot be read. The message is the reason."""
+
+
+class Shard(Protocol):
+    """A part of a stream, read from its beginning."""
+
+    @property
+    def name(self) -> str: ...
+    def samples(self) -> Iterator[Sample]:
+        """Raises ShardError where the rest is damaged, AugSelfError where it cannot be reached."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Shards that make an endless supply of epochs.
+
+    Args:
+        shards: what there is to read.
+        classes: label names; empty where they are not known before all is read.
+        images: how many make an epoch.
+        held_out: leave out one image in twenty, by their names (`held_out_images` takes them).
+        labelled: leave out the images without a label.
+    """
+
+    shards: Sequence[Shard]
+    classes: Sequence[str]
+    images: int
+    held_out: bool
+    labelled: bool = False
+
+    def __len__(self) -> int:
+        return self.images
+
+    @property
+    def names(self) -> list[str]:
+        return [shard.name for shard in self.shards]
+
+    @property
+    def labels(self) -> tuple[()]:
+        """No label is known before it is read."""
+        return ()
+
+    @property
+    def lanes(self) -> int:
+        return min(LANES, 1 << (len(self.shards).bit_length() - 1))
+
+    def trains_on(self, sample: Sample) -> bool:
+        if self.labelled and sample.label == UNLABELED:
+            return False
+        return not (self.held_out and is_held_out(sample))
+
+
+def open_stream(source: str, images: int | None, held_out: bool, labelled: bool = False) -> Stream:
+    """A stream by name; nothing but what tells its shards is read yet.
+
+    Args:
+        source: as above.
+        images: how many make an epoch.
+        held_out: whether images are to be held out of it.
+        labelled: whether images without a label are of no use.
+
+    Raises:
+        UsageError: an unknown kind, or no epoch length.
+        AugSelfError: nothing is there.
+    """
+    kind, _, place = source.removeprefix(PREFIX).partition(":")
+    if kind not in _KINDS:
+        raise UsageError(f"unknown stream {kind!r}: use {', '.join(PREFIX + k for k in _KINDS)}")
+    if not images:
+        raise UsageError(f"{source} does not say how long an epoch is: give --epoch-images")
+    shards, classes = _KINDS[kind](place)
+    return Stream(shards, classes, images, held_out, labelled)
+
+
+# -- What is read ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TarShard:
+    """One tar. A label is a number, or not known."""
+
+    name: str
+    url: str
+
+    def samples(self) -> Iterator[Sample]:
+        try:
+            for member in tar_members(self.url, "r|*", load=True):
+                label = int(member.label) if member.label.isdecimal() else UNLABELED
+                yield Sample(f"{self.name}/{member.key}", member.data, label)
+        except tarfile.TarError as error:
+            raise ShardError(str(error)) from error
+
+
+def _tars(pattern: str) -> tuple[list[Shard], list[str]]:
+    urls = expanded(pattern)
+    return [TarShard(*both) for both in zip(shard_names(urls), urls, strict=True)], []
+
+
+@dataclass(frozen=True)
+class RowsShard:
+    """One shard of a streaming Hugging Face data set."""
+
+    dataset: Any
+    number: int
+    image: str
+    label: str | None
+
+    @property
+    def name(self) -> str:
+        return f"shard {self.number}"
+
+    def samples(self) -> Iterator[Sample]:
+        part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
+        try:
+            for row, cells in enumerate(part.iter(1)):  # plain iteration deals out by itself
+                name = cells.get("__key__", [row])[0]  # of a WebDataset
+                label = cells[self.label][0] if self.label else None
+                label = UNLABELED if label is None else label
+                yield Sample(f"{self.name}/{name}", _bytes(cells[self.image][0]), label)
+        except (ConnectionError, TimeoutError) as error:
+            raise AugSelfError(f"{self.name} cannot be reached: {error}") from error
+        except (OSError, ValueError, tarfile.TarError, EOFError) as error:  # as readers raise them
+            raise ShardError(str(error)) from error
+
+
+def _bytes(cell: dict[str, Any]) -> bytes:
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    with fsspec.open(cell["path"], "rb") as file:
+        return file.read()
+
+
+def _rows(place: str) -> tuple[list[Shard], list[str]]:
+    rows = open_rows(place, streaming=True)
+    numbers = range(rows.bare.num_shards)
+    return [RowsShard(rows.bare, n, rows.image, rows.label) for n in numbers], rows.classes
+
+
+_KINDS = {"wds": _tars, "hf": _rows}
+
+
+# -- In which order --------------------------------------------------------------------------------
+
+
+class LaneSampler(KeyedSampler):
+    """Yields (epoch, (lane, position)) in order.
+
+    Args:
+        images: of an epoch.
+        batch: images of one optimizer step; the last few that do not fill one are left out.
+        share: images a process takes at a time. They are of one lane.
+        lanes: how many there are.
+    """
+
+    def __init__(self, images: int, batch: int, share: int, lanes: int) -> None:
+        super().__init__(images, 0, batch)
+        self.share, self.lanes = share, lanes
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        epoch = self.epoch
+        return ((epoch, self._place(n)) for n in range(self.length))
+
+    def _place(self, n: int) -> tuple[int, int]:
+        share, within = divmod(n, self.share)
+        turn, lane = divmod(share, self.lanes)
+        return lane, turn * self.share + within
+
+
+class Lane:
+    """One lane of one epoch: a window on its samples that moves forwards.
+
+    Attributes:
+        damaged: names of the shards whose rest could not be read, since it was last emptied.
+    """
+
+    def __init__(self, stream: Stream, seed: int, epoch: int, number: int) -> None:
+        self.stream, self.seed, self.epoch, self.number = stream, seed, epoch, number
+        self.damaged: list[str] = []
+        self.first = 0  # position of the window's first sample
+        self._window: deque[tuple[int, Sample]] = deque()
+        self._coming = self._turns()
+
+    def since(self, position: int) -> Iterator[tuple[int, Sample]]:
+        """(turn, sample) from a position on, which is not before `first`. Never ends."""
+        while self.first < position:
+            _ = self._window.popleft() if self._window else next(self._coming)
+            self.first += 1
+        for ahead in itertools.count():
+            if ahead == len(self._window):
+                self._window.append(next(self._coming))
+            yield self._window[ahead]
+
+    def _turns(self) -> Iterator[tuple[int, Sample]]:
+        for turn in itertools.count():
+            samples = self._shuffled(self._samples(turn), turn)
+            empty = True
+            for sample in samples:
+                empty = False
+                yield turn, sample
+            if empty:
+                raise AugSelfError(f"no images in {', '.join(self.stream.names[:3])} ...")
+
+    def _samples(self, turn: int) -> Iterator[Sample]:
+        shards = self.stream.shards
+        order = np.random.default_rng((self.seed, self.epoch, turn)).permutation(len(shards))
+        for number in order[self.number :: self.stream.lanes]:
+            try:
+                yield from filter(self.stream.trains_on, shards[number].samples())
+            except ShardError:
+                self.damaged.append(shards[number].name)
+
+    def _shuffled(self, samples: Iterable[Sample], turn: int) -> Iterator[Sample]:
+        """A buffer from which a keyed choice is drawn whenever it is full."""
+        random = np.random.default_rng((self.seed, self.epoch, turn, self.number))
+        room, buffer = BUFFER // self.stream.lanes, []
+        for sample in samples:
+            buffer.append(sample)
+            if len(buffer) >= room:
+                yield _drawn(buffer, random)
+        while buffer:
+            yield _drawn(buffer, random)
+
+
+def _drawn(buffer: list[Sample], random: np.random.Generator) -> Sample:
+    chosen = int(random.integers(len(buffer)))
+    buffer[chosen], buffer[-1] = buffer[-1], buffer[chosen]
+    return buffer.pop()
+
+
+def is_held_out(sample: Sample) -> bool:
+    """One image in twenty, by its name."""
+    return key_of(sample.name) % HELD_OUT_EVERY == 0
+
+
+# -- What is made of it ----------------------------------------------------------------------------
+
+
+class StreamViews(Views):
+    """(epoch, (lane, position)) -> the views of an image of a stream.
+
+    Args:
+        images: the stream.
+        policy, seed: as `Views` takes them.
+    """
+
+    def __init__(self, images: Stream, policy: Policy, seed: int) -> None:
+        super().__init__(policy, seed)
+        self.images = images
+        self._lanes: dict[int, Lane] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, key: tuple[int, tuple[int, int]]) -> Read:
+        epoch, (number, position) = key
+        lane = self._lane(epoch, number, position)
+        turn, asked = next(lane.since(position))
+        image, label, skipped = _first_readable(lane.since(position))
+        skipped += lane.damaged
+        lane.damaged.clear()
+        return Read(image, label, (epoch + (turn << 32), key_of(asked.name)), skipped)
+
+    def _lane(self, epoch: int, number: int, position: int) -> Lane:
+        """The lane where it is, or from its beginning, if that is behind what is asked for."""
+        lane = self._lanes.get(number)
+        if lane is None or lane.epoch != epoch or lane.first > position:
+            lane = self._lanes[number] = Lane(self.images, self.seed, epoch, number)
+        return lane
+
+    def sampler(self, seed: int, batch: int, share: int) -> LaneSampler:
+        return LaneSampler(len(self), batch, share, self.images.lanes)
+
+    def lost(self, skipped: set[str], epochs: float) -> float:
+        """The share of what so many epochs read, or of the shards, that is among these names."""
+        shards = skipped & set(self.images.names)
+        return max(len(skipped) / (epochs * len(self)), len(shards) / len(self.images.shards))
+
+    def check_readable(self) -> None:
+        """Raise AugSelfError where nothing can be decoded. What it opens, it closes again."""
+        _first_readable(Lane(self.images, self.seed, 0, 0).since(0))
+
+
+def _first_readable(coming: Iterator[tuple[int, Sample]]) -> tuple[Image.Image, int, list[str]]:
+    """The first image that can be decoded, its label, and the names of those that cannot."""
+    skipped: list[str] = []
+    for _, sample in itertools.islice(coming, PATIENCE):
+        try:
+            return decode(sample.data), sample.label, skipped
+        except ImageError:
+            skipped.append(sample.name)
+    raise AugSelfError(f"none of {PATIENCE} images in a row can be decoded, from {skipped[0]} on")
+
+
+def held_out_images(stream: Stream, most: int) -> Images:
+    """What the stream leaves out, undecoded in memory: the first so many, in the shards' order.
+
+    At most an epoch of images is read for it.
+    """
+    some = filter(is_held_out, itertools.islice(_in_order(stream), len(stream)))
+    return _listed(stream, list(itertools.islice(some, most)))
+
+
+def labelled_images(stream: Stream, most: int) -> Images:
+    """Those with a label among the first so many that the stream trains on, in the shards' order.
+
+    They are undecoded in memory.
+    """
+    some = itertools.islice(filter(stream.trains_on, _in_order(stream)), most)
+    return _listed(stream, [sample for sample in some if sample.label != UNLABELED])
+
+
+def _in_order(stream: Stream) -> Iterator[Sample]:
+    return itertools.chain.from_iterable(_whole(shard) for shard in stream.shards)
+
+
+def _listed(stream: Stream, samples: list[Sample]) -> Images:
+    names, labels = [s.name for s in samples], [s.label for s in samples]
+    keys = [key_of(name) for name in names]
+    return Images(names, labels, stream.classes, _Bytes([s.data for s in samples]), keys)
+
+
+def _whole(shard: Shard) -> Iterator[Sample]:
+    try:
+        yield from shard.samples()
+    except ShardError:  # training will name it
+        return
+
+
+@dataclass(frozen=True)
+class _Bytes:
+    """`read` of files that are in memory."""
+
+    files: list[bytes]
+
+    def __call__(self, index: int) -> Image.Image:
+        return decode(self.files[index])

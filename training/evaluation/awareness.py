@@ -1,0 +1,233 @@
+"""Awareness and invariance: what frozen features still say of augmentations, and what they ignore.
+
+- Probes on held-out images: the parameters of one view from its features, the difference of two
+  views from both features, by linear models fitted on views of other images.
+- The AugSelf heads' own predictions on the same held-out pairs.
+- Invariance: the cosine of an image with its augmented view, against other images' views.
+
+Every model sees the same views, drawn with the paper's ranges and not with its own; solarization
+and rotation, which the paper's default leaves out, have pairs of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.sampling import Parameters
+from augself_hub.augmentations.spec import HEADS, Head, Policy
+from training.evaluation.cache import Model, Tables
+from training.evaluation.invariance import invariance
+from training.evaluation.listing import TEST, TRAIN, VALIDATION, keyed_share
+from training.evaluation.probes import Views, class_probe, regression_probe
+from training.evaluation.results import Result
+from training.evaluation.tasks import Settings, Subject
+from training.evaluation.views import CHANGES, changed, pairs
+
+FITTED, HELD_OUT, COMPARED = 1000, 500, 300  # images: of the probes, of invariance
+_DRAWS: dict[str, tuple[str, ...]] = {
+    "": ("crop", "color", "flip", "blur"),
+    "sol": ("sol",),
+    "rot": ("rot",),
+}
+_DIFFERENCE, _ABSOLUTE, _HEADS = "awareness, two views", "awareness, one view", "AugSelf heads"
+_PROTOCOLS = {
+    _DIFFERENCE: "Linear probes from the raw features of both views of held-out images to their "
+    "difference; R^2 against the training views' mean, accuracy beside the commonest class.",
+    _ABSOLUTE: "Linear probes from the raw features of one view of held-out images to its "
+    "parameters; R^2 against the training views' mean, accuracy beside the commonest class.",
+    _HEADS: "The model's own heads on the same held-out pairs; R^2 is against predicting no "
+    "difference.",
+    "invariance": "Mean cosine of the features of an image and of its changed self, beside the "
+    "mean cosine with other changed images.",
+}
+
+
+def awareness(subject: Subject, tables: Tables, settings: Settings) -> list[Result]:
+    """All of the above for one data set.
+
+    Raises:
+        AugSelfError: an image cannot be read, too few images, features that are not finite.
+    """
+    found: list[Result] = []
+    for extra, kinds in _DRAWS.items():
+        policy = Policy(size=tables.model.preprocessing.size).with_kinds((extra,))
+        train, test = (
+            _Drawn(subject, tables, some, policy, settings.seed)
+            for some in (_fitted(subject), _held_out(subject, HELD_OUT))
+        )
+        found += _probes(subject, kinds, train, test)
+        found += _own_heads(subject, tables.model, kinds, test)
+    order = list(_PROTOCOLS)
+    found.sort(key=lambda result: order.index(result.task))
+    return found + _invariance(subject, tables)
+
+
+def _fitted(subject: Subject) -> np.ndarray:
+    return _some(subject, subject.images.rows(TRAIN, VALIDATION), FITTED)
+
+
+def _held_out(subject: Subject, count: int) -> np.ndarray:
+    return _some(subject, subject.images.rows(TEST), count)
+
+
+def _some(subject: Subject, rows: np.ndarray, count: int) -> np.ndarray:
+    """At most so many of these rows, chosen by name and from each class as many as its share."""
+    if len(rows) <= count:
+        return rows
+    images = subject.images
+    ids, classes = ([names[i] for i in rows] for names in (images.ids, images.classes))
+    return rows[keyed_share(ids, classes, count)]
+
+
+class _Drawn:
+    """Pairs of views of some images, and their features.
+
+    Attributes:
+        pairs: their parameters. ya, yb: (N, D) features. rows: (N,) the images.
+    """
+
+    def __init__(
+        self, subject: Subject, tables: Tables, rows: np.ndarray, policy: Policy, seed: int
+    ) -> None:
+        self.rows = rows
+        self.pairs = pairs(subject.images, rows, policy, seed)
+        features = tables.of(self.pairs.images).features
+        self.ya, self.yb = features[::2], features[1::2]
+
+    def two(self, kind: str, name: str) -> Views:
+        """What both features should say of the difference."""
+        drawn = self.pairs
+        target, mask = targets(kind, drawn.a, drawn.b, drawn.policy, "relative")
+        return Views(np.hstack([self.ya, self.yb]), target, mask, self.rows, name)
+
+    def one(self, kind: str, name: str) -> Views:
+        """What the first view's features should say of its parameters."""
+        target, mask = absolute(kind, self.pairs.a)
+        return Views(self.ya, target, mask, self.rows, name)
+
+
+def absolute(kind: str, w: Parameters) -> tuple[np.ndarray, np.ndarray]:
+    """One view's parameters (N, n) in the order of the head's dimensions, and what it shows.
+
+    Positions are the crop's centre in the source as displayed (mirrored where the view is), sizes
+    and colour factors are logarithms, classes are class numbers.
+    """
+    if kind == "crop":
+        top, left, height, width = w["crop"].T
+        x = left + width / 2
+        x = np.where(w["flip"], 1 - x, x)
+        target = np.stack([top + height / 2, x, np.log(height), np.log(width)], axis=1)
+    elif kind == "color":
+        target = np.hstack([np.log(w["color"][:, :3]), w["color"][:, 3:]])
+    else:
+        target = np.asarray(1 - w["sol"] if kind == "sol" else w[kind], np.float64)[:, None]
+    mask = np.ones(target.shape, bool)
+    if kind == "color":
+        mask[:, 2:] = ~w["gray"][:, None]
+    return target, mask
+
+
+def _probes(subject: Subject, kinds: Sequence[str], train: _Drawn, test: _Drawn) -> list[Result]:
+    found: list[Result] = []
+    for kind in kinds:
+        head = HEADS["relative"][kind]
+        for task, views in ((_DIFFERENCE, _Drawn.two), (_ABSOLUTE, _Drawn.one)):
+            parts = views(train, kind, "training views"), views(test, kind, "held-out views")
+            found += _probed(subject, task, kind, head, *parts)
+    return found
+
+
+def _probed(
+    subject: Subject, task: str, kind: str, head: Head, train: Views, test: Views
+) -> list[Result]:
+    if head.type != "regression":
+        probe = class_probe(train, test)
+        name = f"{kind} {head.dimensions[0].name}"
+        values = (name, probe.accuracy, probe.trivial, probe.views)
+        return [_result(subject, task, kind, *values, metric="accuracy")]
+    return [
+        _result(subject, task, kind, f"{kind} {d.name}", one.r_squared, 0.0, one.views)
+        for d, one in zip(head.dimensions, regression_probe(train, test), strict=True)
+    ]
+
+
+def _own_heads(subject: Subject, model: Model, kinds: Sequence[str], drawn: _Drawn) -> list[Result]:
+    """The heads' R^2 and accuracies on the held-out pairs, in the model's own convention."""
+    wanted = [kind for kind in kinds if kind in model.spec.heads]
+    if not wanted:
+        return []
+    import torch
+
+    from augself_hub.modeling.model import AugSelfModel
+    from training.monitoring.awareness import scores
+
+    heads = AugSelfModel.from_pretrained(model.folder)
+    with torch.no_grad():
+        predicted = heads.differences(*(torch.from_numpy(y.copy()) for y in (drawn.ya, drawn.yb)))
+    results: list[Result] = []
+    for kind in wanted:
+        target, mask = targets(
+            kind, drawn.pairs.a, drawn.pairs.b, model.spec.policy, model.spec.convention
+        )
+        truth = (torch.from_numpy(np.asarray(target, np.float64)), torch.from_numpy(mask))
+        for one in scores(kind, model.spec.heads[kind], predicted[kind].double(), *truth):
+            scale = 1 if one["metric"] == "r_squared" else 100
+            name, metric = one["name"].removesuffix(" R^2").removesuffix(" accuracy"), one["metric"]
+            values = (name, scale * one["value"], scale * one["trivial"], one["pairs"])
+            results.append(_result(subject, _HEADS, kind, *values, metric=metric))
+    return results
+
+
+def _result(
+    subject: Subject,
+    task: str,
+    kind: str,
+    name: str,
+    value: float,
+    trivial: float,
+    views: int,
+    metric: str = "r_squared",
+) -> Result:
+    sign = "R^2" if metric == "r_squared" else "accuracy"
+    return Result(
+        task=task,
+        dataset=subject.name,
+        name=f"{subject.name}, {name}, {sign}",
+        metric=metric,
+        unit="R^2" if metric == "r_squared" else "%",
+        value=value,
+        trivial=trivial,
+        protocol=_PROTOCOLS[task],
+        details={"kind": kind, "dimension": name, "views": views},
+    )
+
+
+def _invariance(subject: Subject, tables: Tables) -> list[Result]:
+    rows = _held_out(subject, COMPARED)
+    return [
+        _kept(subject, tables, rows, kind, strength)
+        for kind, strengths in CHANGES.items()
+        for strength in strengths
+    ]
+
+
+def _kept(subject: Subject, tables: Tables, rows: np.ndarray, kind: str, strength: float) -> Result:
+    """How similar features stay under one augmentation at one strength."""
+    views = changed(subject.images, rows, kind, strength, tables.model.preprocessing.size)
+    one = invariance(subject.table.features[rows], tables.of(views).features)
+    details = {"kind": kind, "strength": strength, "invariance": one.invariance}
+    return Result(
+        task="invariance",
+        dataset=subject.name,
+        name=f"{subject.name}, {kind} {strength:g}",
+        metric="cosine",
+        unit="cosine",
+        value=one.alignment,
+        trivial=one.baseline,
+        protocol=_PROTOCOLS["invariance"],
+        details={**details, "images": {"test": len(rows)}},
+        scores=one.cosines,
+    )

@@ -1,0 +1,132 @@
+"""Feature tables, each extracted once.
+
+A table is kept under (sha256 of the model's graph, fingerprint of the images, preprocessing), so a
+second evaluation computes no feature again. Serving extracts them; the command line hands its
+`extract` over, because training may not import serving.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from augself_hub import hub
+from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.features import ERRORS, MANIFEST, FeatureTable, read_manifest
+from augself_hub.folder import ENCODER_GRAPH, read_spec
+from augself_hub.folder import read_manifest as read_model
+from augself_hub.preprocess import Preprocessing
+from training.evaluation.listing import LabelledImages
+
+log = logging.getLogger(__name__)
+Extract = Callable[[Path, Path, str, str], None]
+"""(listing, destination, model folder, device): writes the destination's table."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model under evaluation.
+
+    Args:
+        name: as it was given; None: the embedded one.
+        folder: where its files are. sha256: of its encoder's graph.
+    """
+
+    name: str | None
+    folder: Path
+    sha256: str
+    spec: Spec
+    preprocessing: Preprocessing
+
+    @classmethod
+    def resolve(cls, name: str | None) -> Model:
+        """A folder, a Hub id or None, the embedded model.
+
+        Raises:
+            ModelFolderError: it is not there, or has no graph to extract features with.
+        """
+        folder = hub.resolve(name)
+        sha256 = read_model(folder)["files"].get(ENCODER_GRAPH.as_posix())
+        if sha256 is None:
+            raise ModelFolderError(
+                f"{folder} has no {ENCODER_GRAPH}, which features are extracted with: "
+                f"augself export --model {folder}"
+            )
+        return cls(name, folder, sha256, read_spec(folder), Preprocessing.from_folder(folder))
+
+    @property
+    def title(self) -> str:
+        """A Hub id as it is; a folder's last name, or its last two where that is `model`."""
+        if self.name is None:
+            return "embedded"
+        if not Path(self.name).is_dir():
+            return self.name
+        *_, above, last = ("", *Path(self.name).resolve().parts)
+        return f"{above}/{last}" if last == "model" else last
+
+
+class Tables:
+    """The feature tables of one model.
+
+    Args:
+        cache: the folder they are kept in.
+        extract: see above. device: what it is to run on.
+    """
+
+    def __init__(self, model: Model, cache: Path, extract: Extract, device: str = "auto") -> None:
+        self.model, self.cache, self.extract, self.device = model, cache, extract, device
+
+    def of(self, images: LabelledImages) -> FeatureTable:
+        """The features of these images, in their order.
+
+        Raises:
+            AugSelfError: an image cannot be read, or the table is another model's.
+        """
+        place = self._place(images)
+        if not (place / MANIFEST).is_file():
+            log.info("extracting %d images of %s", len(images), images.name)
+            listing = images.write(place.with_name(f"{place.name}-list"))
+            self.extract(listing, place, str(self.model.folder), self.device)
+            listing.unlink()
+        _refuse_errors(place, images)
+        table = FeatureTable.read(place)
+        refuse_other_model(table, self.model)
+        return table
+
+    def _place(self, images: LabelledImages) -> Path:
+        settings = json.dumps(dataclasses.asdict(self.model.preprocessing))
+        key = f"{self.model.sha256} {images.fingerprint()} {settings}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        name = re.sub(r"[^\w.-]+", "-", images.name)[:40]
+        return self.cache / f"{name}-{digest}"
+
+
+def refuse_other_model(table: FeatureTable, model: Model) -> None:
+    """Features of one model say nothing about another.
+
+    Raises:
+        AugSelfError: the table comes from another model.
+    """
+    if table.model != model.sha256:
+        raise AugSelfError(
+            f"the table is of model {table.model[:12]} and not of {model.title} "
+            f"({model.sha256[:12]}): remove it from the cache and evaluate again"
+        )
+
+
+def _refuse_errors(place: Path, images: LabelledImages) -> None:
+    """The protocol counts every image: one that cannot be read would shift the result."""
+    if not (errors := read_manifest(place)["counts"]["errors"]):
+        return
+    first = json.loads((place / ERRORS).read_text().splitlines()[0])
+    raise AugSelfError(
+        f"{errors} of {len(images)} images of {images.name} cannot be read, the first is "
+        f"{first['id']} ({first['reason']}): mend or remove it"
+    )

@@ -1,0 +1,191 @@
+"""The command `augself evaluate`. What computes is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from augself_hub.commands import table
+from augself_hub.errors import UsageError
+from augself_hub.folder import EVALUATION
+
+if TYPE_CHECKING:
+    from training.evaluation.cache import Extract, Model, Tables
+    from training.evaluation.compare import Difference
+    from training.evaluation.evaluate import Plan
+    from training.evaluation.results import Result
+
+CACHE = Path("~/.cache/augself")
+
+
+def _names(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
+    """a,b -> a and b, each once."""
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not names:
+        raise click.BadParameter("give at least one name")
+    return names
+
+
+def _numbers(context: click.Context, option: click.Parameter, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _names(context, option, text))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not of the form 1,5") from None
+
+
+@click.command()
+@click.option(
+    "--model", help="A model folder or a Hub id (org/name@revision). Default: the embedded model."
+)
+@click.option(
+    "--compare",
+    nargs=2,
+    metavar="A B",
+    help="Models without and with AugSelf; several seeds of one recipe, with commas, on each side.",
+)
+@click.option(
+    "--tasks",
+    required=True,
+    callback=_names,
+    help="Of linear, fewshot, knn, localization, retrieval, awareness, finetune, with commas.",
+)
+@click.option(
+    "--datasets",
+    required=True,
+    callback=_names,
+    help="cifar10, pets ... (a wrong name lists them), folder:DIR or hf:NAME, with commas.",
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder that holds the data sets.")
+@click.option("--download", is_flag=True, help="Fetch what is missing, where torchvision can.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for results and charts, instead of the model's evaluation.json and card.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=CACHE,
+    show_default=True,
+    envvar="AUGSELF_CACHE",
+    help="Folder for features, which are extracted once.",
+)
+@click.option("--seed", default=0, show_default=True, help="Of tasks, views and finetuning.")
+@click.option("--ways", type=click.IntRange(2), default=5, show_default=True, help="Of few-shot.")
+@click.option("--shots", default="1,5", show_default=True, callback=_numbers, help="Of few-shot.")
+@click.option("--queries", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Finetuning.")
+@click.option("--device", default="auto", show_default=True, help="Of extraction: cpu, cuda ...")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+@click.pass_obj
+def evaluate(
+    extract: Extract,
+    model: str | None,
+    compare: tuple[str, str] | None,
+    output: Path | None,
+    cache: Path,
+    seed: int,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Measure how well a model's features serve other data sets."""
+    from training.evaluation.cache import Model, Tables
+    from training.evaluation.evaluate import Plan
+    from training.evaluation.tasks import Settings
+
+    chosen = {name: options.pop(name) for name in ("ways", "shots", "queries", "epochs")}
+    plan = Plan(settings=Settings(seed=seed, **chosen), **options)
+
+    def tables(name: str | None) -> Tables:
+        return Tables(Model.resolve(name), cache.expanduser(), extract, device)
+
+    if compare is None:
+        found = _evaluated(tables(model), plan, output)
+        click.echo(_printed(found, as_json))
+        return
+    if model is not None or output is None:
+        raise UsageError("--compare takes no --model and needs --output, a folder for its charts")
+    sides = [[tables(name) for name in side.split(",")] for side in compare]
+    click.echo(_compared(sides, plan, output, as_json))
+
+
+def _evaluated(tables: Tables, plan: Plan, output: Path | None) -> list[Result]:
+    """Evaluate one model; its results go into its own folder, or into `output`."""
+    from training.evaluation.evaluate import evaluate
+    from training.evaluation.report import tradeoff_chart
+    from training.evaluation.results import merged, write_into, write_json
+
+    model = tables.model
+    if output is None:
+        _refuse_unwritable(model)
+    found = evaluate(tables, plan, plan.open())
+    records = [result.record(model.sha256, plan.settings.seed) for result in found]
+    if output is None:
+        write_into(model.folder, records)
+        return found
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / EVALUATION
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, merged(before, records))
+    tradeoff_chart({model.title: found}, output / "awareness")
+    return found
+
+
+def _refuse_unwritable(model: Model) -> None:
+    own = model.name is not None and Path(model.name).is_dir()
+    if not own or not os.access(model.folder.resolve().parent, os.W_OK):
+        raise UsageError(
+            f"{model.title} is no folder that can be changed: give --output DIR for the results"
+        )
+
+
+def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_json: bool) -> str:
+    """Evaluate both sides and write comparison.json, .md, .png and .svg."""
+    from training.evaluation.compare import check_sides, compare
+    from training.evaluation.evaluate import evaluate
+    from training.evaluation.report import difference_chart, tradeoff_chart
+
+    check_sides(*([tables.model for tables in side] for side in sides))
+    datasets = plan.open()
+    without, with_ = ([evaluate(tables, plan, datasets) for tables in side] for side in sides)
+    differences = compare(without, with_, plan.settings.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    names = [[tables.model.title for tables in side] for side in sides]
+    text = _write_comparison(differences, names, plan, output)
+    difference_chart(differences, output / "comparison")
+    first = {"without AugSelf": without[0], "with AugSelf": with_[0]}
+    tradeoff_chart(first, output / "awareness")
+    return json.dumps([d.record() for d in differences], indent=2) if as_json else text
+
+
+def _write_comparison(
+    differences: Sequence[Difference], names: list[list[str]], plan: Plan, output: Path
+) -> str:
+    from augself_hub.folder import versions
+    from training.evaluation.report import DIFFERENCE_HEADS, difference_rows, markdown
+    from training.evaluation.results import write_json
+
+    about = {"without": names[0], "with": names[1], "seed": plan.settings.seed}
+    records = [d.record() for d in differences]
+    write_json(
+        output / "comparison.json", {**about, "versions": versions(), "differences": records}
+    )
+    text = markdown(DIFFERENCE_HEADS, difference_rows(differences))
+    title = f"Without AugSelf: {', '.join(names[0])}. With: {', '.join(names[1])}.\n\n"
+    (output / "comparison.md").write_text(title + text)
+    return title + text
+
+
+def _printed(results: Sequence[Result], as_json: bool) -> str:
+    from training.evaluation.report import HEADS, rows_of
+
+    if not as_json:
+        return table(HEADS, rows_of(results))
+    fields = ("task", "dataset", "name", "value", "trivial", "interval", "unit")
+    return json.dumps([{f: getattr(r, f) for f in fields} for r in results], indent=2)

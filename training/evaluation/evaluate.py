@@ -1,0 +1,104 @@
+"""One evaluation: the tasks asked for, on the data sets asked for, of one model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from augself_hub.errors import UsageError
+from training.evaluation.awareness import awareness
+from training.evaluation.cache import Tables
+from training.evaluation.datasets import check_name, metric_of, open_dataset
+from training.evaluation.finetune import finetune
+from training.evaluation.listing import LabelledImages
+from training.evaluation.results import Result
+from training.evaluation.tasks import TASKS, Settings, Subject, unsuited
+
+log = logging.getLogger(__name__)
+ALL_TASKS = (*TASKS, "awareness", "finetune")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Args:
+        tasks: of ALL_TASKS. datasets: as `open_dataset` takes them.
+        data: where the paper's data sets are. download: those that are not there.
+
+    Raises:
+        UsageError: an unknown task or data set.
+    """
+
+    tasks: Sequence[str]
+    datasets: Sequence[str]
+    data: Path | None
+    settings: Settings
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := [task for task in self.tasks if task not in ALL_TASKS]:
+            raise UsageError(f"unknown task {unknown[0]!r}: use {', '.join(ALL_TASKS)}")
+        for name in self.datasets:
+            check_name(name)
+
+    def open(self) -> dict[str, LabelledImages]:
+        """The data sets by their names.
+
+        Raises:
+            UsageError: no data set can answer one of the tasks.
+            AugSelfError: one is not there.
+        """
+        opened = {name: open_dataset(name, self.data, self.download) for name in self.datasets}
+        for task in self.tasks:
+            reasons = {name: unsuited(task, images) for name, images in opened.items()}
+            if all(reasons.values()):
+                told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+                raise UsageError(f"no data set can answer {task} ({told})")
+        return opened
+
+
+def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) -> list[Result]:
+    """Every result of one model.
+
+    Args:
+        datasets: what `plan.open` gave.
+
+    Raises:
+        AugSelfError: see the tasks.
+    """
+    return [
+        result
+        for name, images in datasets.items()
+        for result in _of_dataset(tables, plan, short_name(name), images, metric_of(name))
+    ]
+
+
+def short_name(name: str) -> str:
+    """How a data set is called in results: without the folders above it."""
+    kind, colon, place = name.partition(":")
+    return Path(place).resolve().name if colon and kind == "folder" else name
+
+
+def _of_dataset(
+    tables: Tables, plan: Plan, name: str, images: LabelledImages, metric: str
+) -> list[Result]:
+    subject = Subject(name, images, tables.of(images), metric)
+    found: list[Result] = []
+    for task in plan.tasks:
+        if reason := unsuited(task, images):
+            log.info("%s is left out of %s: %s", name, task, reason)
+            continue
+        log.info("%s: %s on %s", tables.model.title, task, name)
+        found += _answer(task, subject, tables, plan.settings)
+    return found
+
+
+def _answer(task: str, subject: Subject, tables: Tables, settings: Settings) -> list[Result]:
+    if task == "awareness":
+        return awareness(subject, tables, settings)
+    if task == "finetune":
+        return finetune(subject, tables.model, settings)
+    return TASKS[task](subject, settings)

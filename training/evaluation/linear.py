@@ -1,0 +1,94 @@
+"""The linear probe, as the paper evaluates frozen features.
+
+On raw features: cross-entropy SUM + w * |theta|^2, the bias included. w is one of 45 strengths,
+chosen on validation by the metric of the data set; then the classifier is fitted again on train and
+validation together, and the test images are answered once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from training.evaluation.examples import METRICS, Examples, classes_of
+from training.evaluation.softmax import SoftmaxRegression, Solution
+
+STRENGTHS = np.logspace(-6, 5, 45)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """What the classifier of the chosen strength does on the test images.
+
+    Args:
+        accuracy: percent, by the set's metric.
+        strength: w, chosen on validation; the weakest of equals.
+        validation: (strengths,) percent on validation, in the order of the strengths.
+        predicted: (N_test,) class numbers.
+        correct: (N_test,) bool.
+    """
+
+    accuracy: float
+    strength: float
+    validation: np.ndarray
+    predicted: np.ndarray
+    correct: np.ndarray
+
+
+def linear_probe(
+    train: Examples,
+    validation: Examples,
+    test: Examples,
+    metric: str = "top-1",
+    strengths: Sequence[float] | np.ndarray = STRENGTHS,
+) -> LinearProbe:
+    """Fit on train for every strength, choose on validation, refit on both, test once.
+
+    Args:
+        train, validation, test: raw frozen features (N, D); train has every class.
+        metric: of METRICS.
+        strengths: increasing.
+
+    Raises:
+        AugSelfError: one class only, a class that train lacks, or a solution that cannot be
+            certified (see softmax.py).
+        UsageError: different widths.
+    """
+    classes = classes_of(train, validation, test)
+    scores, chosen = _choose(train, validation, classes, metric, strengths)
+    both = Examples.concatenate(train, validation, "train and validation")
+    (final,) = _problem(both, classes).path([chosen.strength], chosen.theta)
+    predicted = _answers(final.theta, test, classes)
+    accuracy = METRICS[metric](test.labels, predicted)
+    return LinearProbe(accuracy, chosen.strength, scores, predicted, predicted == test.labels)
+
+
+def _choose(
+    train: Examples,
+    validation: Examples,
+    classes: np.ndarray,
+    metric: str,
+    strengths: Sequence[float] | np.ndarray,
+) -> tuple[np.ndarray, Solution]:
+    """Validation scores, weak to strong, and the weakest of the best solutions."""
+    scores: list[float] = []
+    for solution in _problem(train, classes).path(strengths):
+        predicted = _answers(solution.theta, validation, classes)
+        scores.append(METRICS[metric](validation.labels, predicted))
+        if scores[-1] == max(scores):
+            chosen = solution
+    return np.array(scores[::-1]), chosen
+
+
+def _problem(examples: Examples, classes: np.ndarray) -> SoftmaxRegression:
+    numbers = np.searchsorted(classes, examples.labels)
+    return SoftmaxRegression(examples.features, numbers, len(classes))
+
+
+def _answers(theta: Tensor, examples: Examples, classes: np.ndarray) -> np.ndarray:
+    logits = torch.addmm(theta[-1], torch.from_numpy(examples.features).double(), theta[:-1])
+    return classes[logits.argmax(dim=1).numpy()]

@@ -1,0 +1,213 @@
+"""Awareness: what frozen features still say about the augmentation that made a view.
+
+One view: its absolute parameters from y. Two views: their difference from [y1, y2]. A linear model
+is fitted on views of training images and scored on views of held-out images. Its strength is chosen
+on a fifth of the training images, never on views of images it was fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from augself_hub.errors import AugSelfError, UsageError
+from training.evaluation.examples import Examples, refuse_not_finite
+from training.evaluation.linear import linear_probe
+
+RIDGES = np.logspace(-6, 6, 25)  # a view, on features of standard deviation 1
+HELD = 5  # one training image in so many chooses the strength
+
+
+@dataclass(frozen=True)
+class Views:
+    """Features of N views (or pairs) and what is to be read from them.
+
+    Args:
+        features: (N, D) of one view, (N, 2D) of pairs: [y1, y2].
+        targets: (N, d) parameters or differences; of a class probe (N, 1) class numbers.
+        mask: (N, d) bool; False where the picture cannot show it.
+        images: (N,) the image each row was made from.
+        name: of the split, for errors.
+
+    Raises:
+        AugSelfError: a feature, or a target that is not masked, is not finite.
+        UsageError: the shapes do not belong together.
+    """
+
+    features: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray
+    images: np.ndarray
+    name: str = "views"
+
+    def __post_init__(self) -> None:
+        shapes = [a.shape for a in (self.features, self.targets, self.mask, self.images)]
+        n, d = shapes[0][:1], shapes[1][1:]
+        if [len(s) for s in shapes[:3]] != [2, 2, 2] or shapes[1:] != [n + d, n + d, n]:
+            raise UsageError(
+                f"{self.name}: features, targets, mask and images of shapes {shapes} were given; "
+                "(N, D), (N, d), (N, d) and (N,) are needed"
+            )
+        refuse_not_finite(self.features, f"{self.name} features")
+        refuse_not_finite(np.where(self.mask, self.targets, 0), f"{self.name} targets")
+
+    def at(self, rows: np.ndarray) -> Views:
+        return Views(*(a[rows] for a in self._arrays()), self.name)
+
+    def _arrays(self) -> tuple[np.ndarray, ...]:
+        return self.features, self.targets, self.mask, self.images
+
+    def seen(self, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Features (M, D) and targets (M, n) of the rows that can show these n dimensions.
+
+        Raises:
+            AugSelfError: there are fewer than two.
+        """
+        rows = self.mask[:, columns].all(axis=1)
+        if rows.sum() < 2:
+            raise AugSelfError(
+                f"{self.name}: dimension {columns[0]} can be seen in {rows.sum()} of {len(rows)} "
+                "views; at least two are needed"
+            )
+        return self.features[rows], self.targets[rows][:, columns]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """One dimension on the held-out views.
+
+    Args:
+        r_squared: 1 - squared error / squared error of the trivial predictor, which always says the
+            training views' mean and so has 0; 1 is perfect, below 0 is worse than trivial.
+        rmse, trivial_rmse: root mean square errors in the dimension's unit.
+        ridge: the strength chosen.
+        views: how many held-out views show the dimension.
+    """
+
+    r_squared: float
+    rmse: float
+    trivial_rmse: float
+    ridge: float
+    views: int
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Percent right of the held-out views; trivial always says the training views' commonest."""
+
+    accuracy: float
+    trivial: float
+    strength: float
+    views: int
+
+
+def regression_probe(train: Views, test: Views) -> list[Regression]:
+    """Ridge regression with an intercept; one result for each of the d dimensions.
+
+    Raises:
+        AugSelfError: an image is in both, there are fewer than HELD training images, a dimension
+            can hardly be seen or is the same in every held-out view.
+    """
+    parts = _prepared(train, test)
+    found = {}
+    for columns in _seen_together(train.mask):
+        found.update(zip(columns, _regressions(*parts, columns), strict=True))
+    return [found[column] for column in range(train.targets.shape[1])]
+
+
+def class_probe(train: Views, test: Views) -> Classification:
+    """The linear probe of linear.py, for flip and rotation; targets are (N, 1) class numbers.
+
+    Raises: as regression_probe does; also where every training view is of one class.
+    """
+    fitted, held, train, test = _prepared(train, test)
+    parts = (_examples(views) for views in (fitted, held, test))
+    result = linear_probe(*parts)
+    answers, asked = train.seen([0])[1], test.seen([0])[1]
+    values, counts = np.unique(answers, return_counts=True)
+    trivial = 100 * float((asked == values[counts.argmax()]).mean())
+    return Classification(result.accuracy, trivial, result.strength, len(asked))
+
+
+def _examples(views: Views) -> Examples:
+    features, classes = views.seen([0])
+    return Examples(features, classes[:, 0], views.name)
+
+
+def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:
+    """Training views to fit on and to choose on, all of them, test views; standardised."""
+    images = np.unique(train.images)
+    if len(both := np.intersect1d(images, test.images)):
+        raise AugSelfError(
+            f"image {both[0]} is in {train.name} and in {test.name}: awareness is measured on "
+            "images the probe has not seen"
+        )
+    if len(images) < HELD:
+        raise AugSelfError(
+            f"{train.name}: {len(images)} images are too few; {HELD} are needed, one of which "
+            "chooses the strength"
+        )
+    held = np.isin(train.images, np.random.default_rng(0).permutation(images)[::HELD])
+    mean, std = train.features.mean(axis=0), train.features.std(axis=0)
+    scale = np.where(std > 0, std, 1)
+    train, test = (_standardised(views, mean, scale) for views in (train, test))
+    return train.at(~held), train.at(held), train, test
+
+
+def _standardised(views: Views, mean: np.ndarray, scale: np.ndarray) -> Views:
+    return Views((views.features - mean) / scale, *views._arrays()[1:], views.name)
+
+
+def _seen_together(mask: np.ndarray) -> list[list[int]]:
+    """Dimensions that the same views show share one decomposition."""
+    groups: dict[bytes, list[int]] = {}
+    for column in range(mask.shape[1]):
+        groups.setdefault(mask[:, column].tobytes(), []).append(column)
+    return list(groups.values())
+
+
+def _regressions(
+    fitted: Views, held: Views, train: Views, test: Views, columns: list[int]
+) -> list[Regression]:
+    path, (x, t) = Ridge(*fitted.seen(columns)), held.seen(columns)
+    errors = [((path.predict(x, ridge) - t) ** 2).mean(axis=0) for ridge in RIDGES]  # (25, n)
+    ridges = RIDGES[np.argmin(errors, axis=0)]  # (n,)
+    solver = Ridge(*train.seen(columns))
+    results = []
+    for number, column in enumerate(columns):
+        x, t = test.seen([column])
+        predicted = solver.predict(x, ridges)[:, number]
+        results.append(_score(predicted, t[:, 0], solver.mean[number], ridges[number]))
+    return results
+
+
+def _score(predicted: np.ndarray, truth: np.ndarray, mean: float, ridge: float) -> Regression:
+    error, trivial = float(((predicted - truth) ** 2).mean()), float(((mean - truth) ** 2).mean())
+    if trivial == 0:
+        raise AugSelfError(
+            f"a dimension is {mean:.3g} in every training and held-out view: leave it out"
+        )
+    return Regression(1 - error / trivial, error**0.5, trivial**0.5, float(ridge), len(truth))
+
+
+class Ridge:
+    """(N, D) features to (N, n) targets for any strength, from one eigendecomposition.
+
+    min over b of |X b - t|^2 / N + ridge |b|^2, X and t without their means; in float64.
+    """
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray) -> None:
+        x = features.astype(np.float64)
+        self.middle, self.mean = x.mean(axis=0), targets.mean(axis=0)
+        x -= self.middle
+        eigenvalues, self.axes = scipy.linalg.eigh(x.T @ x / len(x), driver="evd")
+        self.eigenvalues = eigenvalues.clip(min=0)
+        self.moments = self.axes.T @ (x.T @ (targets - self.mean)) / len(x)  # (D, n)
+
+    def predict(self, features: np.ndarray, ridges: float | np.ndarray) -> np.ndarray:
+        """(M, D) -> (M, n); one ridge, or one for each target."""
+        weights = self.axes @ (self.moments / (self.eigenvalues[:, None] + ridges))
+        return (features - self.middle) @ weights + self.mean

@@ -1,0 +1,223 @@
+"""Results for people: tables in markdown, charts as PNG and SVG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from augself_hub.errors import MissingExtra
+from training.evaluation.compare import Difference
+from training.evaluation.published import LABEL
+from training.evaluation.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WITHOUT, WITH, PAPER = "#7a7a7a", "#0b6fb8", "#c0622d"
+METHODS = {"SimSiam": "D", "MoCo v2": "s"}
+_MIDDLE = {"crop": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
+_MIDDLE |= {"blur": 1, "sol": 0.5, "rot": 1, "flip": 1}
+
+
+def number(value: float | None) -> str:
+    """Three to four digits; empty where nothing was measured."""
+    return "" if value is None else f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """task, what, value, interval, trivial, unit."""
+    return [
+        (
+            result.task,
+            result.name,
+            number(result.value),
+            "" if result.interval is None else f"+-{number(result.interval)}",
+            number(result.trivial),
+            result.unit,
+        )
+        for result in results
+    ]
+
+
+HEADS = ("task", "what", "value", "95%", "trivial", "unit")
+
+
+def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
+    return [
+        (
+            d.task,
+            d.name,
+            _mean(d.without),
+            _mean(d.with_),
+            _signed(d.difference),
+            _interval(d.over_images),
+            _interval(d.over_seeds),
+            *(_published(d, method) for method in METHODS),
+        )
+        for d in differences
+    ]
+
+
+DIFFERENCE_HEADS = (
+    *("task", "what", "without AugSelf", "with AugSelf", "difference"),
+    *("95% over images or tasks", "95% over seeds"),
+    *(f"{method} ({LABEL})" for method in METHODS),
+)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = (heads, ["---"] * len(heads), *rows)
+    return "".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
+    )
+
+
+def _mean(values: Sequence[float]) -> str:
+    return number(sum(values) / len(values))
+
+
+def _interval(bounds: tuple[float, float] | None) -> str:
+    return "" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.3f}"
+
+
+def _published(difference: Difference, method: str) -> str:
+    pair = difference.published.get(method)
+    return "" if pair is None else f"{pair[0]:.2f} -> {pair[1]:.2f}"
+
+
+def difference_chart(differences: Sequence[Difference], stem: Path) -> None:
+    """stem.png and stem.svg: both sides' values, and their difference with its interval.
+
+    Only percentages are drawn; the paper's differences are hollow marks.
+    """
+    shown = [d for d in differences if d.unit == "%"][::-1]
+    if not shown:
+        return
+    figure = _figure(9.5, 1.4 + 0.42 * len(shown))
+    values, change = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    names = [f"{d.task}\n{d.name}" for d in shown]
+    values.set_yticks(range(len(shown)), names, fontsize=8)
+    for row, d in enumerate(shown):
+        _value_row(values, row, d)
+        _change_row(change, row, d)
+    values.set(xlabel="%", title="without and with AugSelf", ylim=(-0.7, len(shown) - 0.3))
+    change.set(xlabel="points", title="difference, 95% interval")
+    change.axvline(0, color="black", linewidth=0.8)
+    for axes in (values, change):
+        axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    _legend(figure, any(d.published for d in shown))
+    _save(figure, stem)
+
+
+def _value_row(axes: Axes, row: int, d: Difference) -> None:
+    a, b = sum(d.without) / len(d.without), sum(d.with_) / len(d.with_)
+    axes.plot([a, b], [row, row], color="#bbbbbb", linewidth=2, zorder=1)
+    axes.scatter([a], [row], color=WITHOUT, zorder=2)
+    axes.scatter([b], [row], color=WITH, zorder=3)
+
+
+def _change_row(axes: Axes, row: int, d: Difference) -> None:
+    bounds = d.over_seeds or d.over_images
+    if bounds is not None:
+        axes.plot(bounds, [row, row], color=WITH, linewidth=2)
+    axes.scatter([d.difference], [row], color=WITH, zorder=3)
+    for method, (without, with_) in d.published.items():
+        axes.scatter(
+            [with_ - without], [row - 0.22], marker=METHODS[method], facecolors="none",
+            edgecolors=PAPER, zorder=2,
+        )  # fmt: skip
+
+
+def _legend(figure: Figure, with_paper: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    dot: dict[str, Any] = {"linestyle": "", "marker": "o"}
+    marks = [
+        Line2D([], [], color=WITHOUT, label="without AugSelf", **dot),
+        Line2D([], [], color=WITH, label="with AugSelf", **dot),
+    ]
+    hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": PAPER}
+    for method, marker in METHODS.items() if with_paper else ():
+        marks.append(Line2D([], [], marker=marker, label=f"{method}: {LABEL}", **hollow))
+    figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+
+
+def tradeoff_chart(sides: Mapping[str, Sequence[Result]], stem: Path) -> None:
+    """stem.png and stem.svg: for each augmentation, how much features ignore and still know of it.
+
+    Across: invariance at the middle strength (`invariance.Invariance`). Up: how much of the
+    difference of two views a probe reads (R^2, or accuracy beyond the commonest class).
+    """
+    datasets = list(
+        dict.fromkeys(r.dataset for results in sides.values() for r in results if _is_two(r))
+    )
+    if not datasets:
+        return
+    colors = (WITHOUT, WITH)[-len(sides) :]
+    figure = _figure(4.6 * len(datasets) + 0.6, 4.6)
+    panels = figure.subplots(1, len(datasets), squeeze=False, sharey=True)[0]
+    for axes, dataset in zip(panels, datasets, strict=True):
+        for color, (name, results) in zip(colors, sides.items(), strict=True):
+            _points(axes, [r for r in results if r.dataset == dataset], name, color)
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.margins(0.12)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(xlabel="invariance (1: the change is not seen)", title=dataset)
+    panels[0].set_ylabel("awareness (1: the difference is read exactly)")
+    panels[0].legend(fontsize=8, loc="best", title="model", title_fontsize=8)
+    _save(figure, stem)
+
+
+def _is_two(result: Result) -> bool:
+    return result.task == "awareness, two views"
+
+
+def _points(axes: Axes, results: Sequence[Result], name: str, color: str) -> None:
+    known = knowledge(results)
+    ignored = {
+        r.details["kind"]: r.details["invariance"]
+        for r in results
+        if r.task == "invariance" and _MIDDLE.get(r.details["kind"]) == r.details["strength"]
+    }
+    both = [kind for kind in ignored if kind in known]
+    axes.scatter([ignored[k] for k in both], [known[k] for k in both], color=color, label=name)
+    for kind in both:
+        axes.annotate(
+            kind, (ignored[kind], known[kind]), xytext=(4, 4), textcoords="offset points",
+            fontsize=8, color=color,
+        )  # fmt: skip
+
+
+def knowledge(results: Sequence[Result]) -> dict[str, float]:
+    """Augmentation -> share of the difference that is read; colour by its four dimensions."""
+    read: dict[str, list[float]] = {}
+    for r in filter(_is_two, results):
+        kind, dimension = r.details["kind"], r.details["dimension"].partition(" ")[2]
+        trivial = r.trivial or 0.0
+        share = r.value if r.metric == "r_squared" else (r.value - trivial) / (100 - trivial)
+        read.setdefault(dimension if kind == "color" else kind, []).append(share)
+    return {kind: sum(values) / len(values) for kind, values in read.items()}
+
+
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtra("matplotlib", "train") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Figure, stem: Path) -> None:
+    figure.savefig(stem.with_suffix(".png"), dpi=130)
+    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})

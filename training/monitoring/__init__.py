@@ -1,0 +1,1 @@
+"""What a run is worth while it goes on: held-out pairs, nearest neighbours, alarms, curves."""

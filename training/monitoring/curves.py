@@ -1,0 +1,58 @@
+"""curves.png: how a run went, from its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from augself_hub.errors import MissingExtra
+from training.monitoring.monitor import PREFIX
+
+FEW = 30  # points that are marked one by one
+_NOT_LOSSES = {"grad_norm", "learning_rate", "epoch", "step", "spread", "loss", "method"}
+_FEATURES = {"spread": "spread, trained on", PREFIX + "spread": "spread", PREFIX + "knn": "kNN"}
+
+
+def curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Up to four panels over the steps: the loss, the heads' losses, awareness, features.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtra("matplotlib", "train") from error
+    panels = [panel for panel in _panels(history) if panel[2]]
+    figure = Figure(figsize=(4.5 * len(panels), 4.4), layout="constrained")
+    every = np.ravel(figure.subplots(1, len(panels)))
+    for axes, (title, unit, names) in zip(every, panels, strict=True):
+        axes.set_prop_cycle(color=colormaps["tab10" if len(names) <= 10 else "tab20"].colors)
+        for name, label in names.items():
+            points = np.array([(row["step"], row[name]) for row in history if name in row])
+            marker = "." if len(points) < FEW else ""
+            axes.plot(points[:, 0], points[:, 1], label=label, marker=marker)
+        axes.set(xlabel="step", ylabel=unit, title=title)
+        axes.legend(fontsize="x-small", ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    figure.savefig(path, dpi=80)
+
+
+def _panels(history: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, str]]]:
+    """(title, unit, column of the log -> its label) of each."""
+    rows = [row for row in history if "loss" in row]
+    seen = {name for row in history for name in row}
+    kinds = sorted({name for row in rows for name in row} - _NOT_LOSSES)
+    aware = sorted(n for n in seen if n.startswith(PREFIX) and n not in _FEATURES)
+    return [
+        ("Training", "loss", {n: n for n in ("loss", "method") if n in seen}),
+        ("Heads, in training", "loss", {n: n for n in kinds}),
+        ("Awareness, held-out pairs", "R^2 or accuracy", {n: _plain(n) for n in aware}),
+        ("Features", "share", {n: label for n, label in _FEATURES.items() if n in seen}),
+    ]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix(PREFIX).replace("_", " ")

@@ -1,0 +1,1 @@
+"""One run: its settings, the training loop, checkpoints, the published model."""

@@ -1,0 +1,112 @@
+"""The end of a run: its model folder, and the folder on the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import logging
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from augself_hub import card, hub
+from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.folder import (
+    CURVES,
+    EVALUATION,
+    TRAINING_LOG,
+    new_folder,
+    versions,
+    write_manifest,
+)
+from augself_hub.modeling.model import AugSelfModel
+from training.monitoring.awareness import Result
+from training.monitoring.curves import curves
+from training.run.settings import Settings, command_line, source_name, weights_text
+from training.run.trainer import AugSelfTrainer
+
+log = logging.getLogger(__name__)
+PROTOCOL = (
+    "Held-out pairs: two views each of images that were not trained on, drawn as in training. "
+    "R^2 is against predicting no difference; accuracies stand beside the more frequent answer. "
+    "kNN: cosine similarity of raw frozen features, votes weighted by exp(s / 0.07). Spread: mean "
+    "standard deviation of normalised features times the root of their width; 0: all are alike."
+)
+
+
+def write_folder(
+    folder: Path,
+    model: AugSelfModel,
+    settings: Settings,
+    trainer: AugSelfTrainer,
+    results: list[Result],
+) -> None:
+    """Write a complete new model folder with its results, log, curves, graphs and card.
+
+    Raises:
+        AugSelfError: the folder exists.
+    """
+    if folder.exists():  # an earlier --resume of the same run finished already
+        raise AugSelfError(f"{folder} exists: remove it to write it again")
+    model.spec = dataclasses.replace(model.spec, provenance=_provenance(settings, trainer))
+    with new_folder(folder) as stage:
+        model.write_files(stage)
+        write_json(stage / EVALUATION, _evaluation(results, settings.seed))
+        write_json(stage / TRAINING_LOG, trainer.state.log_history)
+        curves(trainer.state.log_history, stage / CURVES)
+        parity = _graphs(model, stage)
+        card.write(stage)
+        write_manifest(stage, parity)
+
+
+def push(folder: Path, name: str, private: bool) -> None:
+    """Publish a finished run's model folder.
+
+    Raises:
+        AugSelfError: the Hub did not take it; says how to try again.
+    """
+    try:
+        log.info("published as %s", hub.push(folder, name, private=private or None))
+    except ModelFolderError as error:
+        again = f"augself push {folder} {name}{' --private' if private else ''}"
+        raise AugSelfError(f"{error}. The model is complete in {folder}: {again}") from error
+
+
+def _evaluation(results: list[Result], seed: int) -> dict[str, Any]:
+    return {"protocol": PROTOCOL, "seed": seed, "versions": versions(), "results": results}
+
+
+def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
+    """The ONNX graphs, where the export extra is installed; else the command that writes them."""
+    if not (find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")):
+        log.info("onnx/ left out: pip install 'augself-hub[export]', then augself export --model")
+        return {}
+    from augself_hub.modeling.export import write_graphs
+
+    return write_graphs(model, folder)
+
+
+def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
+    return {
+        "command": command_line(settings),
+        "method": settings.method,
+        "encoder": settings.encoder,
+        "augself": weights_text(settings.augself) or "none",
+        "data": source_name(settings.data),
+        "images": len(trainer.train_dataset),
+        "steps": trainer.state.global_step,
+        "seconds": round(trainer.state.log_history[-1]["train_runtime"]),  # of the last start
+        "device": f"{trainer.args.device.type} ({platform.machine()})",
+        "processes": trainer.args.world_size,
+        "date": datetime.date.today().isoformat(),
+        "license": settings.license,
+    }
+
+
+def write_json(path: Path, data: Any) -> None:
+    """A file that is there whole or not at all."""
+    hidden = path.with_name(f".{path.name}.new")
+    hidden.write_text(json.dumps(data, indent=2) + "\n")
+    hidden.replace(path)
