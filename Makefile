@@ -8,10 +8,15 @@ PORT ?= 7860
 serve: .venv/.serve
 	$(BIN)/augself serve --demo --port $(PORT)
 
-test: .venv/.all lint
-	$(BIN)/python -m pytest
+# Files of tests side by side, one a core; what a session shares is made once a core.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+test: .venv/.all lint
+	$(PYTEST)
+
+# One after the other: some of the slow trials measure memory and seconds.
 test-all: .venv/.all lint
+	$(BIN)/pip install -e ".[fleet]"
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/.all
