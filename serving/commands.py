@@ -220,6 +220,21 @@ def _engine(model: str, device: str) -> Engine:
 )
 @_SECURITY("--tokens-file", type=_FILE, help="More of them, one a line.")
 @_SECURITY(
+    "--allow-host",
+    "allow_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Repeatable: answer requests whose Host is this name. On 127.0.0.1 only names of this "
+    "machine are answered else, on other addresses any. * stands for any.",
+)
+@_SECURITY(
+    "--allow-origin",
+    "allow_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Repeatable: pages of this origin (https://example.org) may ask. * stands for any.",
+)
+@_SECURITY(
     "--allow-url-host",
     "url_hosts",
     multiple=True,
@@ -234,7 +249,7 @@ def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None
         from serving.http.server import run
         from serving.inference.models import Source
         from serving.inference.names import named
-    run_as, settings = told(**options)
+    run_as, settings = told(host=host, **options)
     sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), host, port)
 
@@ -247,7 +262,10 @@ def told(
     table: str | None,
     **options: Any,
 ) -> tuple[list[Any], Settings]:
-    """The options of `augself serve` -> how models are run, see `Source.find`, and the settings."""
+    """The options of `augself serve` -> how models are run, see `Source.find`, and the settings.
+
+    The options of an address are left out where somebody else listens.
+    """
     from serving.http.keys import read_tokens
     from serving.limits import Limits
     from serving.settings import Settings

@@ -22,6 +22,9 @@ class Settings:
         decoders: threads that decode; None: the usable cores.
         max_batch: images gathered for one run.
         tokens: one of them must come with requests to /v1; none: nothing must.
+        host: what the server listens on; None: somebody else listens, or nobody.
+        allow_hosts: more names it may be called by, see `serving.http.callers`.
+        allow_origins: pages of other origins that may ask.
         url_hosts: hosts that images are fetched from; none: URLs are refused.
         access_log: a file for a line about each request, `-` for standard output; None: nowhere.
         names_requests: put X-Request-Id on answers; not where a server in front of it does.
@@ -38,6 +41,9 @@ class Settings:
     decoders: int | None = None
     max_batch: int = MAX_BATCH
     tokens: tuple[str, ...] = ()
+    host: str | None = None
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     access_log: str | None = None
     names_requests: bool = True

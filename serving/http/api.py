@@ -31,6 +31,7 @@ from augself_hub import __version__
 from serving.http import kserve
 from serving.http.access_log import AccessLog, note
 from serving.http.bodies import Item, read_embeddings, read_pairs
+from serving.http.callers import Callers
 from serving.http.gate import Gate, inner_path
 from serving.http.keys import Keys
 from serving.http.late_demo import LateDemo
@@ -75,6 +76,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     """
     settings = settings or Settings()
     limits, metrics, keys = settings.limits, Metrics(), Keys(settings.tokens)
+    callers = Callers(settings.host, settings.allow_hosts, settings.allow_origins)
     models = Models(
         sources, metrics, limits.waiting_images, settings.max_batch, settings.memory_limit
     )
@@ -86,7 +88,8 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     log = AccessLog(settings.access_log, metrics) if settings.access_log else None
     if not settings.lazy:
         models.preload()
-    return Gate(_application(service, demo), limits, metrics, keys, log, settings.names_requests)
+    app = _application(service, demo)
+    return Gate(app, limits, metrics, keys, callers, log, settings.names_requests)
 
 
 def _application(service: Service, demo: LateDemo | None) -> FastAPI:

@@ -1,4 +1,4 @@
-"""The gate outside everything: tokens, slots, bytes and time of bodies, draining, the access log.
+"""The gate outside everything: hosts, origins, tokens, slots, bytes and time of bodies, the log.
 
 It is plain ASGI around the whole application, so that whatever is mounted in it, the demo's upload
 route too, stands behind the same limits. What it refuses it answers itself, whatever the
@@ -12,9 +12,11 @@ import logging
 import time
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.access_log import AccessLog, Visit, note
+from serving.http.callers import Callers
 from serving.http.keys import Keys
 from serving.http.problems import Problem
 from serving.limits import Limits
@@ -23,6 +25,8 @@ from serving.metrics import Metrics
 _WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
 _LINGER_SECONDS = 1.0
+_HEALTH = ("/health/", "/v2/health/")
+_READABLE = ["Inference-Header-Content-Length", "Retry-After", "X-Request-Id", "traceresponse"]
 logger = logging.getLogger(__name__)
 
 
@@ -30,6 +34,7 @@ class Gate:
     """ASGI middleware around the application.
 
     Args:
+        callers: whose requests are answered, and which pages may read the answers.
         log: where lines about requests go; None: nowhere.
         names: whether it puts X-Request-Id on answers.
 
@@ -44,20 +49,38 @@ class Gate:
         limits: Limits,
         metrics: Metrics,
         keys: Keys,
+        callers: Callers,
         log: AccessLog | None,
         names: bool,
     ) -> None:
         self.app, self.limits, self.metrics, self.keys, self.log = app, limits, metrics, keys, log
-        self.names = names
+        self.callers, self.names = callers, names
+        # For origins that are allowed. What a page sends is its own affair, so all headers; it
+        # never sends the browser's cookies for us.
+        self._shared = CORSMiddleware(
+            self._visited,
+            allow_origins=callers.origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            allow_private_network=True,
+            expose_headers=_READABLE,
+        )
         self.active = self.held_bytes = 0
         self.draining = False
         metrics.active.set_function(lambda: self.active)
         metrics.body_bytes.set_function(lambda: self.held_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
+        elif scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
+        elif _is_api(inner_path(scope)) and self.callers.named(Headers(scope=scope).get("origin")):
+            await self._shared(scope, receive, send)
+        else:
+            await self._visited(scope, receive, send)
+
+    async def _visited(self, scope: Scope, receive: Receive, send: Send) -> None:
         visit = Visit(scope)
         exchange = _Exchange(self, receive, visit.signed(send, self.names))
         try:
@@ -95,6 +118,9 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         """What is known before the body is read."""
         path = inner_path(scope)
+        problem = self.callers.refusal(headers, path.startswith(_HEALTH))
+        if problem is not None:
+            return problem
         if _kept(path) and not self.keys.admit(headers.get("authorization", "")):
             return _unauthorized()
         length = _length(headers)
@@ -194,6 +220,14 @@ class _Exchange:
         if self._problem is not None and not self.status:
             return  # the application's own answer to its interrupted read
         self.status = message.get("status", self.status)
+        if message["type"] == "http.response.start":
+            # Which pages may read answers is for the gate to say, not for what is mounted in it.
+            headers = [
+                (name, value)
+                for name, value in message.get("headers", ())
+                if not name.lower().startswith(b"access-control-")
+            ]
+            message = {**message, "headers": headers}
         await self._send(message)
 
 
@@ -204,9 +238,13 @@ def inner_path(scope: Scope) -> str:
     return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
+def _is_api(path: str) -> bool:
+    return path.startswith(("/v1", "/v2"))
+
+
 def _kept(path: str) -> bool:
     """Whether a key opens it. Probes have none."""
-    return path.startswith(("/v1", "/v2")) and not path.startswith("/v2/health/")
+    return _is_api(path) and not path.startswith(_HEALTH)
 
 
 def _label(path: str) -> str:

@@ -23,10 +23,12 @@ def started(monkeypatch, *options: str) -> dict:
 
     def create_app(sources, settings):
         seen.update(vars(settings), sources=sources)
+        return settings.host
 
     monkeypatch.setattr("serving.http.api.create_app", create_app)
     monkeypatch.setattr(
-        "serving.http.server.run", lambda app, host, port: seen.update(host=host, port=port)
+        "serving.http.server.run",
+        lambda app, host, port: seen.update(told=app == host, host=host, port=port),
     )
     done = CliRunner().invoke(serve, options)
     assert done.exit_code == 0, done.exception
@@ -48,10 +50,12 @@ EFFECTS = {
     "limit": ("items=3", lambda s: s["limits"].items == 3),
     "decoders": ("3", lambda s: s["decoders"] == 3),
     "max-batch": ("3", lambda s: s["max_batch"] == 3),
-    "host": ("127.0.0.2", lambda s: s["host"] == "127.0.0.2"),
+    "host": ("127.0.0.2", lambda s: s["host"] == "127.0.0.2" and s["told"]),
     "port": ("123", lambda s: s["port"] == 123),
     "token": ("abc", lambda s: s["tokens"] == ("abc",)),
     "tokens-file": ("{tokens}", lambda s: s["tokens"] == ("one", "two")),
+    "allow-host": ("a.org", lambda s: s["allow_hosts"] == ("a.org",)),
+    "allow-origin": ("https://a.org", lambda s: s["allow_origins"] == ("https://a.org",)),
     "allow-url-host": ("a.org", lambda s: s["url_hosts"] == ("a.org",)),
     "access-log": ("-", lambda s: s["access_log"] == "-"),
 }

@@ -19,7 +19,7 @@ from augself_hub.errors import UsageError
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="no Ray here: pip install 'augself-hub[fleet]'"
 )
-HALF = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc"
+HALF = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc"
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 EMBEDDINGS = "/v1/embeddings"
-HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
 FRAGILE = (str(Path(__file__).with_name("fragile_server.py")),)
 
 

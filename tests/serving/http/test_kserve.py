@@ -248,7 +248,8 @@ def test_a_deadline_nobody_can_keep_is_504(start_server, pixels):
 def test_a_draining_server_is_not_ready_here_either(start_server):
     server = start_server()
     with server.connect() as upload:
-        upload.sendall(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n" % INFER.encode())
+        head = f"POST {INFER} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
+        upload.sendall(head.encode())
         while b"active_requests 1.0" not in httpx.get(f"{server.url}/metrics").content:
             pass
         server.process.terminate()
