@@ -5,7 +5,8 @@
 - `relative`: what takes view a to view b, as seen in view a's displayed frame. It is defined by
   the two pictures alone. A displacement is in heights and widths of a, sizes and colour factors
   are log ratios.
-- `paper`: view 1 minus view 2 exactly as the official checkpoints learned it, faults included.
+- `paper`: view 1 minus view 2 exactly as the official checkpoints learned it. Both centres are
+  mirrored where view 1 is, so that x is the displacement in view 1's frame.
 
 Everything works on numpy and torch alike (the array API), on N pairs at once.
 """
@@ -173,9 +174,8 @@ def _paper_crop(a: Parameters, b: Parameters, policy: Policy) -> Array:
     ya, xa, ha, wa = _centres(a)
     yb, xb, hb, wb = _centres(b)
     xp = array_namespace(ya)
-    xa = xp.where(xp.asarray(a["flip"], dtype=xp.bool), 1 - xa, xa)
-    xb = xp.where(xp.asarray(b["flip"], dtype=xp.bool), 1 - xb, xb)
-    return xp.stack([ya - yb, xa - xb, ha - hb, wa - wb], axis=1)
+    side = xp.where(xp.asarray(a["flip"], dtype=xp.bool), -1.0, 1.0)  # (1 - xa) - (1 - xb)
+    return xp.stack([ya - yb, side * (xa - xb), ha - hb, wa - wb], axis=1)
 
 
 def _paper_color(a: Parameters, b: Parameters, policy: Policy) -> Array:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from augself_hub.errors import ModelFolderError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 HeadType = Literal["regression", "binary", "classes"]
 Range = tuple[float, float]
 
@@ -94,7 +94,10 @@ class Dimension:
         antisymmetric: swapping the two views negates it, so that both orders may be averaged.
         needs_color: nothing can be said where either view is gray.
         std: root mean square of the target over random pairs; regression targets are divided by it.
-        standard_error: root mean square error on held-out pairs, in the unit; None: not measured.
+        standard_error: root mean square error on held-out pairs, in the unit, hence right on
+            average and not for every pair; None: not measured.
+        learned: whether the answers are worth more than the trivial predictor's (always zero, or
+            the more frequent answer); None: not measured.
     """
 
     name: str
@@ -103,6 +106,7 @@ class Dimension:
     needs_color: bool = False
     std: float = 1.0
     standard_error: float | None = None
+    learned: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,17 @@ HEADS: dict[str, dict[str, Head]] = {
         "sol": _regression("fraction of the range", "inverted"),
     },
     "paper": {
-        "crop": _regression("fraction of the source", "y", "x", "height", "width", tanh=True),
+        "crop": Head(
+            "regression",
+            (
+                Dimension("y", "fraction of the source"),
+                # Mirrored as view 1 is: swapping the views keeps its sign where their flips differ.
+                Dimension("x", "fraction of the source", antisymmetric=False),
+                Dimension("height", "fraction of the source"),
+                Dimension("width", "fraction of the source"),
+            ),
+            tanh=True,
+        ),
         "color": _regression(
             "fraction of the range", "brightness", "contrast", "saturation", "hue", tanh=True
         ),
@@ -224,7 +238,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, text: str) -> Spec:
-        """Read augself/config.json.
+        """Read augself/config.json, of this format or of version 0.1's (`_as_format_2`).
 
         Raises:
             ModelFolderError: not JSON, a newer format, a field that is missing or unknown, a
@@ -232,16 +246,37 @@ class Spec:
         """
         try:
             data = json.loads(text)
-            if data.pop("format", None) != FORMAT:
+            written_as = data.pop("format", None)
+            if type(written_as) is not int or written_as not in (1, FORMAT):
                 raise ModelFolderError(
-                    f"augself/config.json is not of format {FORMAT}: upgrade augself-hub"
+                    f"augself/config.json is not of format 1 or {FORMAT}: upgrade augself-hub"
                 )
             policy = _build(Policy, data.pop("policy"))
             heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
-            return _known(_build(cls, {**data, "policy": policy, "heads": heads}))
+            spec = _known(_build(cls, {**data, "policy": policy, "heads": heads}))
+            return _as_format_2(spec) if written_as == 1 else spec
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ModelFolderError(f"augself/config.json cannot be read: {reason}") from error
+
+
+def _as_format_2(spec: Spec) -> Spec:
+    """What version 0.1 wrote, put right: it took `paper`'s x for antisymmetric.
+
+    Heads of official checkpoints learned the x of this version, which must not be averaged over
+    both orders. Heads that 0.1 trained itself (their provenance has a method) learned another
+    number, each centre mirrored by its own view's flip: it is no x of this convention.
+    """
+    if spec.convention != "paper" or "crop" not in spec.heads:
+        return spec
+    learned = False if "method" in spec.provenance else None
+    crop = spec.heads["crop"]
+    dimensions = tuple(
+        dataclasses.replace(d, antisymmetric=False, learned=learned) if d.name == "x" else d
+        for d in crop.dimensions
+    )
+    heads = {**spec.heads, "crop": dataclasses.replace(crop, dimensions=dimensions)}
+    return dataclasses.replace(spec, heads=heads)
 
 
 def _known(spec: Spec) -> Spec:

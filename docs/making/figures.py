@@ -4,7 +4,7 @@
 
 differences.png   two views of a photograph; what takes one to the other, true and predicted
 predicted.svg     the same for many pairs, a dot each
-conventions.svg   two faults of the paper's targets
+conventions.svg   what the paper's targets cost and which are out of reach
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from PIL import Image
 from augself_hub import AugSelfModel, Policy
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.sampling import Parameters, draw
+from augself_hub.augmentations.spec import HEADS
 from augself_hub.modeling.views import finish_views, stack_parameters, two_crops
 from augself_hub.preprocess import to_rgb
 
@@ -131,20 +132,20 @@ def _dots(axes: Axes, true: np.ndarray, said: np.ndarray) -> None:
 
 
 def conventions() -> Figure:
-    """x of one and the same box, mirrored in one view; and sigma differences beyond tanh."""
+    """What predicting zero costs in each dimension of `paper`; sigma differences beyond tanh."""
     policy = Policy()
-    index = np.arange(4000)
+    index = np.arange(20_000)
     a, b = (draw(policy, (0, 0, index, view), 1024, 1024) for view in (0, 1))
-    same = {**a, "flip": ~a["flip"]}
     figure = Figure(figsize=(9, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
-    centre = a["crop"][:, 1] + a["crop"][:, 3] / 2
-    for convention, color in (("paper", PREDICTED), ("relative", TRUE)):
-        target = targets("crop", a, same, policy, convention)[0][:, 1]
-        left.scatter(centre, target, s=3, color=color, label=convention, rasterized=True)
-    left.set(xlabel="centre of the box in the photograph", ylabel="target of x")
-    left.set_title("the same box twice, mirrored once")
-    left.legend(frameon=False, markerscale=3)
+    for kind, color in (("crop", TRUE), ("color", PREDICTED)):
+        names = [d.name for d in HEADS["paper"][kind].dimensions]
+        cost = np.mean(targets(kind, a, b, policy, "paper")[0] ** 2, axis=0)
+        left.bar(names, cost, color=color, label=f"{kind}: {cost.mean():.3f} on average")
+    left.tick_params(axis="x", labelrotation=30)
+    left.set(ylabel="mean squared error", ylim=(0, 0.17))
+    left.set_title("predicting zero costs")
+    left.legend(frameon=False)
     sigma = targets("blur", a, b, policy, "paper")[0][:, 0]
     out = np.mean(np.abs(sigma) > 1)
     right.hist(sigma[sigma != 0], bins=60, color=PREDICTED)

@@ -1,5 +1,8 @@
 """Targets against values worked out by hand, and against the two pictures themselves."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -65,8 +68,8 @@ def test_relative_crop(a, b, expected):
     ("a", "b", "expected"),
     [
         ({}, {}, (-0.1, -0.2125, 0.2, 0.375)),
-        ({"flip": True}, {}, (-0.1, 0.0875, 0.2, 0.375)),
-        ({}, {"flip": True}, (-0.1, -0.0875, 0.2, 0.375)),
+        ({"flip": True}, {}, (-0.1, 0.2125, 0.2, 0.375)),
+        ({}, {"flip": True}, (-0.1, -0.2125, 0.2, 0.375)),
         ({"flip": True}, {"flip": True}, (-0.1, 0.2125, 0.2, 0.375)),
         ({"rot": 1}, {"rot": 3}, (-0.1, -0.2125, 0.2, 0.375)),
     ],
@@ -78,15 +81,36 @@ def test_paper_crop(a, b, expected):
 
 @pytest.mark.parametrize("a", [{}, {"flip": True}, {"rot": 1}, {"flip": True, "rot": 2}])
 @pytest.mark.parametrize("b", [{}, {"flip": True}, {"rot": 3}])
-def test_identical_boxes_do_not_differ_in_relative(a, b):
+@pytest.mark.parametrize("convention", HEADS)
+def test_identical_boxes_do_not_differ(a, b, convention):
     a, b = {"crop": BOX_A, **a}, {"crop": BOX_A, **b}
-    assert target("crop", a, b, "relative") == [0, 0, 0, 0]
+    assert target("crop", a, b, convention) == [0, 0, 0, 0]
 
 
-def test_identical_boxes_differ_in_paper_when_one_is_flipped():
-    """Its first known fault, kept for reproduction: centre 0.35 against 1 - 0.35."""
-    a, b = {"crop": BOX_A, "flip": True}, {"crop": BOX_A}
-    assert target("crop", a, b, "paper") == pytest.approx([0, 0.3, 0, 0], abs=1e-12)
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/difference.json").read_text())
+
+
+def official_view(side):
+    """The golden file's parameters of four views, as ours: what was not applied is neutral."""
+    drawn = {name: np.array(values) for name, values in GOLDEN[side].items()}
+    factors = np.stack([drawn[n] for n in ("brightness", "contrast", "saturation", "hue")], axis=1)
+    jitter = drawn["jitter_applied"][:, None]
+    return {
+        "crop": drawn["crop"],
+        "flip": drawn["flip"],
+        "color": np.where(jitter, factors, (1.0, 1.0, 1.0, 0.0)),
+        "sol": np.where(drawn["sol_applied"], drawn["sol_threshold"], 1.0),
+        "blur": np.where(drawn["blur_applied"], drawn["sigma"], 0.0),
+        "rot": np.where(drawn["rot_applied"], drawn["rot"], 0),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_paper_is_what_the_official_code_computed(kind):
+    a, b = official_view("view1"), official_view("view2")
+    expected = np.array(GOLDEN["official"][kind], dtype=float).reshape(4, -1)
+    found = targets(kind, a, b, POLICY, "paper")[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)  # theirs is in float32
 
 
 COLOR_A, COLOR_B = (1.2, 0.8, 1.0, 0.05), (0.6, 1.6, 1.25, -0.05)
@@ -244,12 +268,13 @@ def test_relative_targets_are_what_the_two_pictures_show(seed):
 @pytest.mark.parametrize(
     "policy", [POLICY, Policy(sol=0.5), POLICY.with_kinds(KINDS)], ids=["default", "sol", "all"]
 )
-def test_swapping_the_views_negates_exactly_the_dimensions_marked(policy):
+@pytest.mark.parametrize("convention", HEADS)
+def test_swapping_the_views_negates_exactly_the_dimensions_marked(policy, convention):
     pair = [draw(policy, (0, 0, np.arange(500), v), 200, 300) for v in (0, 1)]
     kinds = [kind for kind in KINDS if policy.probability(kind)]
-    for kind, head in heads_for(kinds, policy).items():
-        ab = targets(kind, *pair, policy, "relative")[0]
-        ba = targets(kind, *pair[::-1], policy, "relative")[0]
+    for kind, head in heads_for(kinds, policy, convention).items():
+        ab = targets(kind, *pair, policy, convention)[0]
+        ba = targets(kind, *pair[::-1], policy, convention)[0]
         negated = np.isclose(ab, -ba, atol=1e-12).all(axis=0)
         assert negated.tolist() == [d.antisymmetric for d in head.dimensions], kind
 

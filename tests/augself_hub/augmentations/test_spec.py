@@ -30,7 +30,7 @@ def changed(spec, *path, **fields):
 
 def test_a_spec_survives_being_written_and_read(spec):
     assert Spec.from_json(spec.to_json()) == spec
-    assert json.loads(spec.to_json())["format"] == 1
+    assert json.loads(spec.to_json())["format"] == 2
 
 
 @pytest.mark.parametrize("convention", HEADS)
@@ -54,10 +54,42 @@ def test_an_unknown_field_is_refused_by_name(spec, path):
         Spec.from_json(changed(spec, *path, shiny=1))
 
 
-@pytest.mark.parametrize("number", [2, 0, "1", None])
+@pytest.mark.parametrize("number", [3, 0, "1", None, True, [1]])
 def test_another_format_is_refused(spec, number):
-    with pytest.raises(ModelFolderError, match="not of format 1: upgrade"):
+    with pytest.raises(ModelFolderError, match="not of format 1 or 2: upgrade"):
         Spec.from_json(changed(spec, format=number))
+
+
+def written_by_0_1(convention, provenance):
+    """augself/config.json as version 0.1 wrote it: no mark, and paper's x antisymmetric."""
+    policy = Policy()
+    spec = Spec(convention, policy, heads_for(("crop", "flip"), policy, convention), 8)
+    data = {**json.loads(spec.to_json()), "format": 1, "provenance": provenance}
+    for head in data["heads"].values():
+        for dimension in head["dimensions"]:
+            del dimension["learned"]
+    if convention == "paper":
+        data["heads"]["crop"]["dimensions"][1]["antisymmetric"] = True
+    return json.dumps(data)
+
+
+def test_a_checkpoint_that_0_1_converted_is_no_longer_averaged_in_x():
+    text = written_by_0_1("paper", {"converted_from": "official AugSelf checkpoint"})
+    crop = Spec.from_json(text).heads["crop"]
+    assert [d.antisymmetric for d in crop.dimensions] == [True, False, True, True]
+    assert [d.learned for d in crop.dimensions] == [None] * 4
+
+
+def test_a_paper_run_of_0_1_learned_another_x_and_says_so():
+    crop = Spec.from_json(written_by_0_1("paper", {"method": "simsiam"})).heads["crop"]
+    assert [d.learned for d in crop.dimensions] == [None, False, None, None]
+
+
+def test_a_relative_folder_of_0_1_is_read_as_it_is():
+    policy = Policy()
+    spec = Spec.from_json(written_by_0_1("relative", {"method": "simsiam"}))
+    assert spec.heads == heads_for(("crop", "flip"), policy)
+    assert json.loads(spec.to_json())["format"] == 2
 
 
 @pytest.mark.parametrize(

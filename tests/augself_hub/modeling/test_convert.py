@@ -61,6 +61,38 @@ def test_an_official_checkpoint_keeps_features_and_heads(block, depths, dim, tmp
     assert model.preprocessing.mean == (0.43, 0.42, 0.39)
 
 
+def true_crop_head(dim):
+    """A head that answers y = tanh(3 (a0 - b0)) and x = tanh(a0 + b0) of the features' first
+    numbers: y turns with the order of the pair and x does not, as where one view is mirrored."""
+    head = nn.Sequential(
+        nn.Linear(2 * dim, 2, bias=False), nn.BatchNorm1d(2), nn.ReLU(),
+        nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2), nn.ReLU(), nn.Linear(2, 4),
+    ).eval()  # fmt: skip
+    for weight in head.parameters():
+        nn.init.zeros_(weight)
+    for norm in (head[1], head[4]):
+        nn.init.constant_(norm.weight, (1 + norm.eps) ** 0.5)  # the statistics are 0 and 1
+    head[0].weight.data[0, 0] = head[0].weight.data[1, dim] = 1  # a0, b0: features are not negative
+    head[3].weight.data.copy_(torch.eye(2))
+    head[6].weight.data[:2] = torch.tensor([[3.0, -3.0], [1.0, 1.0]])
+    return head
+
+
+@torch.no_grad()
+def test_a_checkpoint_that_knows_the_official_x_answers_it(tmp_path):
+    """Both orders have the same x where the flips differ: averaging them would answer 0."""
+    backbone = torchvision_resnet()
+    path = save_official(tmp_path / "official.pth", backbone, {"crop": true_crop_head(512)})
+    model = convert(path, "stl10", tmp_path / "model")
+    xa, xb = images(96), 2 * images(96).flip(0)
+    a0, b0 = backbone(xa)[:, 0], backbone(xb)[:, 0]
+    answers = AugSelfModel.from_pretrained(tmp_path / "model").predict_difference(xa, xb)["crop"]
+    torch.testing.assert_close(answers[:, 0], torch.tanh(3 * (a0 - b0)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(answers[:, 1], torch.tanh(a0 + b0), atol=1e-5, rtol=1e-4)
+    assert answers[:, 1].min() > 0.1 and answers[:, 0].abs().min() > 0.01
+    torch.testing.assert_close(model.predict_difference(xa, xb)["crop"], answers)
+
+
 def test_the_pretraining_set_gives_size_normalisation_and_policy(tmp_path):
     path = save_official(
         tmp_path / "official.pth", torchvision_resnet(), official_heads(512, "crop", "rot")
