@@ -1,0 +1,1 @@
+"""Images of any origin: their structure, and what reading them may cost."""
