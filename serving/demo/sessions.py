@@ -6,7 +6,7 @@ Gradio makes a session for every hash that a request names, some 0.2 MB each, an
 from __future__ import annotations
 
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -40,7 +40,7 @@ class Sessions:
             page.pending_diff_streams,
         )
         self._named_files = page.temp_file_sets
-        self._seen: OrderedDict[str, float] = OrderedDict()  # the longest ago first
+        self._seen: dict[str, float] = {}  # when they were used last
         self._streams: Counter[str] = Counter()
 
     def __contains__(self, session: str) -> bool:
@@ -50,12 +50,12 @@ class Sessions:
         """A session is used: room is made for it. False: every other one has its page open."""
         gone = None
         if session not in self._seen and len(self._seen) >= MOST:
-            gone = next((s for s in self._seen if not self._streams[s]), None)
-            if gone is None:
+            alone = [s for s in self._seen if not self._streams[s]]
+            if not alone:
                 return False
+            gone = min(alone, key=self._seen.__getitem__)
             del self._seen[gone]
         self._seen[session] = time.monotonic()
-        self._seen.move_to_end(session)
         if gone is not None:
             await self._end(gone)
         return True
@@ -76,7 +76,6 @@ class Sessions:
                 del self._streams[session]
                 if page and session in self._seen:
                     self._seen[session] = time.monotonic() - SECONDS + _GRACE
-                    self._seen.move_to_end(session, last=False)
 
     async def sweep(self) -> None:
         """End the sessions nobody uses any more."""

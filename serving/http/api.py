@@ -84,7 +84,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     hosts = AllowedHosts.parse(settings.url_hosts)
     fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
     service = Service(models, limits, metrics, settings.decoders, fetcher)
-    demo = LateDemo(service, settings.table) if settings.demo else None
+    demo = LateDemo(service, settings.table, keys) if settings.demo else None
     log = AccessLog(settings.access_log, metrics) if settings.access_log else None
     if not settings.lazy:
         models.preload()

@@ -16,10 +16,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from augself_hub.errors import AugSelfError, MissingExtra
+from serving.http.keys import Keys
+from serving.http.problems import Problem
 from serving.inference.service import Service
 
 if TYPE_CHECKING:
@@ -47,22 +50,26 @@ class LateDemo:
 
     Args:
         table: see `Settings`.
+        keys: one of them opens it; a browser asks its user, and sends it of itself from then on.
 
     Raises:
         MissingExtra: Gradio is not installed.
     """
 
-    def __init__(self, service: Service, table: str | None) -> None:
+    def __init__(self, service: Service, table: str | None, keys: Keys) -> None:
         if importlib.util.find_spec("gradio") is None:
             raise MissingExtra("gradio", "demo")
-        self._service, self._table = service, table
-        self._demo: ASGIApp | None = None
+        self._service, self._table, self._keys = service, table, keys
+        self._demo: Routes | None = None
         self._page = _STARTING
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._keys.admit(Headers(scope=scope).get("authorization", "")):
+            headers = {"WWW-Authenticate": 'Basic realm="AugSelf Hub: a token as password"'}
+            raise Problem(401, "unauthorized", "the token is missing or wrong", headers=headers)
         if self._demo is not None:
             await self._demo(scope, receive, send)
-        elif scope["type"] == "http":
+        else:
             headers = {"Retry-After": str(_RETRY_SECONDS)}
             await HTMLResponse(self._page, 503, headers)(scope, receive, send)
 
@@ -77,7 +84,7 @@ class LateDemo:
 
     async def _run(self, over: asyncio.Event) -> None:
         try:
-            with _folder() as folder:
+            with private_folder() as folder:
                 routes = await asyncio.to_thread(self._build, folder)
                 async with routes.running():
                     self._demo = routes
@@ -97,7 +104,7 @@ class LateDemo:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """A folder for Gradio's files that nobody else can read, below GRADIO_TEMP_DIR if that is set.
 
     Gradio reads the environment when it is imported, and some of it whenever it wants to know.
