@@ -126,6 +126,10 @@ class Gate:
         length = _length(headers)
         if length is None:
             return Problem(400, "bad_length", "Content-Length is not a number")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Whoever stands before us may have believed the other one.
+            message = "Content-Length and Transfer-Encoding exclude each other"
+            return Problem(400, "bad_length", message)
         if length > self.limits.body_bytes:
             return _too_large(self.limits)
         if self.draining and (path.endswith("/ready") or scope["method"] not in _WITHOUT_SLOT):
