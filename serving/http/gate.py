@@ -24,7 +24,7 @@ from serving.metrics import Metrics
 
 _WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
-_LINGER_SECONDS = 1.0
+_LINGER_SECONDS, _PAUSE_SECONDS = 5.0, 1.0
 _HEALTH = ("/health/", "/v2/health/")
 _READABLE = ["Inference-Header-Content-Length", "Retry-After", "X-Request-Id", "traceresponse"]
 logger = logging.getLogger(__name__)
@@ -187,7 +187,8 @@ class _Exchange:
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
                 while not self._complete:
-                    self._note(await self._receive())
+                    async with asyncio.timeout(_PAUSE_SECONDS):
+                        self._note(await self._receive())
         except TimeoutError:
             pass
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
