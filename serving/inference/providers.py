@@ -26,15 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError, UsageError
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
+from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
+from augself_hub.runtime import onnxruntime
 
 BUCKETS = (1, 4, 16, 32)  # rows of a run on a GPU; the last is the most anywhere
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
@@ -86,7 +83,10 @@ class Runner:
     """
 
     def __init__(
-        self, session: InferenceSession, buckets: Sequence[int] = (), memory: str = "cuda"
+        self,
+        session: onnxruntime.InferenceSession,
+        buckets: Sequence[int] = (),
+        memory: str = "cuda",
     ) -> None:
         self.session = session
         self._buckets = [_Bucket(session, rows, memory) for rows in buckets]
@@ -110,7 +110,7 @@ class Runner:
 class _Bucket:
     """A batch size with buffers on the device: a run copies in, runs, copies out."""
 
-    def __init__(self, session: InferenceSession, rows: int, memory: str) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, rows: int, memory: str) -> None:
         self.rows = rows
         self._session, self._binding = session, session.io_binding()
         self._lock = threading.Lock()
@@ -135,7 +135,7 @@ class _Bucket:
 
     def _buffer(self, value: Any, memory: str) -> Any:
         shape = [self.rows, *value.shape[1:]]
-        create = _onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        create = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         return create(shape, _TYPES[value.type], memory, 0)
 
     def _filled(self, values: np.ndarray) -> np.ndarray:
@@ -209,10 +209,10 @@ def _runner(graph: Graph, device: str, threads: int) -> Runner:
         raise AugSelfError(f"--device {device} cannot be used: {_line(error)}") from error
 
 
-def _session(graph: Graph, device: str, threads: int) -> InferenceSession:
+def _session(graph: Graph, device: str, threads: int) -> onnxruntime.InferenceSession:
     try:
         # Without enable_fallback=0 a failing provider is replaced later, in the middle of a run.
-        session = _onnxruntime().InferenceSession(
+        session = onnxruntime.InferenceSession(
             str(graph.path),
             _options(threads),
             providers=_providers(graph, device),
@@ -282,7 +282,7 @@ def _profile(graph: Graph, rows: int) -> str:
 def _engine_cache(sha256: str) -> Path:
     """A folder for one model, versions and GPU: an engine fits no other."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    versions = f"ort{_onnxruntime().__version__}-trt{_tensorrt_version()}"
+    versions = f"ort{onnxruntime.__version__}-trt{_tensorrt_version()}"
     folder = caches / "augself" / "tensorrt" / f"{sha256}-{versions}-{_gpu_name()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -304,8 +304,8 @@ def _gpu_name() -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name.value.decode()).strip("-")
 
 
-def _options(threads: int) -> SessionOptions:
-    options = _onnxruntime().SessionOptions()
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores that decoding needs.
@@ -313,17 +313,9 @@ def _options(threads: int) -> SessionOptions:
     return options
 
 
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnxruntime", "serve") from error
-    return onnxruntime
-
-
 def _missing(device: str) -> str | None:
     """Why a provider's library does not load, or None where it does."""
-    ort = _onnxruntime()
+    ort = onnxruntime
     if _PROVIDERS[device] not in ort.get_available_providers():
         return "the installed ONNX Runtime has no such provider: pip install 'augself-hub[cuda]'"
     ort.preload_dlls(directory="")

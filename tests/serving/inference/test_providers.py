@@ -126,7 +126,7 @@ class Library:
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     runtime = RecordedRuntime()
-    monkeypatch.setattr(providers, "_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(providers, "onnxruntime", runtime)
     monkeypatch.setattr(providers, "_load_error", lambda library: None)
     monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: Library())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
