@@ -11,7 +11,6 @@ may cost is bounded before Pillow sees it: `augself_hub.images.structure`.
 from __future__ import annotations
 
 import io
-import json
 import struct
 import zlib
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from augself_hub.configs import MAX_SIDE, image_statistics, number, read_json
 from augself_hub.errors import (
     ImageError,
     ModelFolderError,
@@ -68,15 +68,14 @@ class Preprocessing:
             ModelFolderError: the file is missing or describes another contract than this one.
         """
         path = folder / "preprocessor_config.json"
+        config = read_json(path)
         try:
-            config = json.loads(path.read_text())
             side = config["size"]["shortest_edge"]
             crop = config["crop_size"]["height"], config["crop_size"]["width"]
-            mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-        except FileNotFoundError:
-            raise ModelFolderError(f"{path} is missing: this is not a model folder") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
+        number(side, f"{path}: size.shortest_edge", 1, MAX_SIDE, whole=True)
+        mean, std = image_statistics(config, path)
         if (*crop, config.get("resample")) != (side, side, 3):
             raise ModelFolderError(
                 f"{path} must resize the short side to the crop's side, bicubic (resample 3)"
