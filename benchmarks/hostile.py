@@ -30,7 +30,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -130,11 +130,12 @@ def server(options: list[str]) -> Iterator[int]:
 def ask(port: int, method: str, route: str, kind: str = "", body: bytes = b"") -> tuple[int, bytes]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     try:
-        connection.request(method, route, body or None, {"Content-Type": kind} if kind else {})
+        with suppress(ConnectionError):  # refused and closed while it is sent: the answer is there
+            connection.request(method, route, body or None, {"Content-Type": kind} if kind else {})
         answer = connection.getresponse()
         return answer.status, answer.read()
-    except ConnectionError:
-        return 0, b""  # closed while it was sent
+    except (ConnectionError, http.client.HTTPException):
+        return 0, b""  # reset before its answer was read
     finally:
         connection.close()
 

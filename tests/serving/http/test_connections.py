@@ -82,7 +82,7 @@ def test_more_idle_connections_than_descriptors_stop_nobody(start_server, say):
     (dropped,) = re.findall(r"^augself_dropped_connections_total (\S+)$", metrics, re.MULTILINE)
     assert FILES / 2 < float(held) <= FILES - 256
     assert float(dropped) >= 1100 - (FILES - 256)
-    assert slowest < 2
+    assert slowest < 5
     assert len(server.log) - lines < 10, server.log[lines : lines + 20]
     assert httpx.get(f"{server.url}/v1/models").status_code == 200
 

@@ -31,7 +31,7 @@ BAD_JSON = {
     "another encoding": ('{"inputs": []}'.encode("utf-16"), "is not JSON"),
     "bad UTF-8": (b'{"inputs": "\xff"}', "is not JSON"),
     "NaN": (b'{"inputs": NaN}', "is not JSON"),
-    "too deep": (b"[" * 100_000, "is not JSON"),
+    "too deep": (b"[" * 50_000, "is not JSON"),
     "an endless number": (b'{"inputs": ' + b"9" * 10_000 + b"}", "is not JSON"),
     "a list": (b"[]", "must be an object"),
     "no inputs": (b"{}", "inputs: Field required"),
@@ -194,7 +194,7 @@ def test_json_is_bounded_because_lists_are_large(start_server):
     with httpx.Client(base_url=server.url, timeout=20) as client:
         answer = client.post(INFER, content=bytes(JSON_BYTES + 1))
         assert sentence(answer)[0] == 413 and "as binary data" in sentence(answer)[1]
-        for count, status in ((90_000, 400), (340_000, 413)):
+        for count, status in ((50_000, 400), (340_000, 413)):
             listed = b'{"inputs": [' + b"[]," * count + b"[]]}"
             answer = client.post(INFER, content=listed)
             assert len(listed) < JSON_BYTES and sentence(answer)[0] == status
