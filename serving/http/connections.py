@@ -28,7 +28,7 @@ from serving.metrics import Metrics
 
 _HEAD_BYTES = 16 * 1024  # of an unfinished head; a finished one may have twice as much
 _FIELDS = 100  # header fields of one request
-_SMALL_PARTS, _PART_BYTES = 1000, 100  # so many parts of a body may be smaller than this on average
+_SMALL_PARTS, _PART_BYTES = 200, 512  # so many parts of a body may be smaller than this on average
 _LINGER_SECONDS = 2.0  # a client that still sends would miss a refusal
 _RESERVE = 256  # descriptors for all else: models, images, fetches, what is accepted at one go
 _SELDOM_SECONDS = 60.0

@@ -24,6 +24,7 @@ from serving.metrics import Metrics
 
 _WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
+_QUERY_BYTES = 4096  # a thousand options take longer to read than any image's head
 _LINGER_SECONDS, _PAUSE_SECONDS = 5.0, 1.0
 _HEALTH = ("/health/", "/v2/health/")
 _READABLE = ["Inference-Header-Content-Length", "Retry-After", "X-Request-Id", "traceresponse"]
@@ -121,6 +122,8 @@ class Gate:
         problem = self.callers.refusal(headers, path.startswith(_HEALTH))
         if problem is not None:
             return problem
+        if len(scope.get("query_string", b"")) > _QUERY_BYTES:
+            return Problem(414, "query_too_long", f"the query has more than {_QUERY_BYTES} bytes")
         if _kept(path) and not self.keys.admit(headers.get("authorization", "")):
             return _unauthorized()
         length = _length(headers)

@@ -445,6 +445,11 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug(server, png):
     assert "Traceback" not in "".join(server.log)
 
 
+def test_a_query_of_thousands_of_options_is_414(client, problem, png):
+    query = "&".join(f"{number}=1" for number in range(3_000))
+    assert problem(client.post(f"{EMBEDDINGS}?{query}", content=png))[:2] == (414, "query_too_long")
+
+
 def test_error_bodies_are_valid_whatever_the_path_says(client, problem):
     """A path of surrogates, quotes and line ends is not repeated in the answer."""
     answer = client.get('/v1/%ff%00"%0d%0aX: y')

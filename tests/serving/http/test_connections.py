@@ -245,6 +245,16 @@ def test_what_a_lenient_reader_may_take_is_answered_once(server, request_, close
     assert (b"connection: close" in answer.lower()) is closed
 
 
+def test_many_chunks_are_read_where_they_are_large_enough(server, pixels, encoded):
+    data = encoded(pixels(1)) + bytes(200_000)  # what follows an image does not count
+    pieces = [data[at : at + 1] for at in range(150)] + [
+        data[at : at + 600] for at in range(150, len(data), 600)
+    ]
+    body = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces)
+    answer = answers(server, HEAD + CHUNKED + b"\r\n" + body + b"0\r\n\r\n", seconds=3)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_a_client_that_waits_for_100_gets_it_only_where_its_body_is_read(server):
     expect = b"Expect: 100-continue\r\nContent-Type: image/png\r\n"
     answer = answers(server, HEAD + expect + b"Content-Length: 3\r\n\r\n", b"abc", pause=0.5)
