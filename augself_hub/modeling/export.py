@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +183,7 @@ def _difference(values: np.ndarray, reference: Tensor) -> float:
 
 
 def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    from augself_hub.runtime import onnxruntime
+    import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
@@ -192,6 +191,9 @@ def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def require_export_extra() -> None:
     """Raises MissingExtra where exporting is not installed."""
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        if find_spec(name) is None:
-            raise MissingExtra(name, "export")
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise MissingExtra(error.name or "onnx", "export") from error

@@ -15,6 +15,7 @@ from augself_hub.errors import AugSelfError
 from augself_hub.preprocess import SUFFIXES, decode
 
 SHARE = "usr/share/"
+ICONS = "icons/"
 HASH_SIDE = 12
 ALIKE = 4.0  # grey levels
 MAX_PIXELS = 8 * 10**7
@@ -64,6 +65,13 @@ def file_name(picture: Picture) -> str:
     return re.sub(r"[^\w.-]+", "-", picture.name.rpartition(".")[0].replace("/", "-"))
 
 
+def drawn(picture: Picture) -> str:
+    """What names a drawing: of an icon, which lies in a folder for each size, all but the size."""
+    if not picture.name.startswith(ICONS):
+        return picture.name
+    return re.sub(r"/[0-9]+(x[0-9]+)?(?=/)", "", picture.name.rpartition(".")[0])
+
+
 def squared(image: Image.Image, side: int) -> Image.Image:
     """The whole picture in the middle of a white square of at most `side` pixels."""
     longest = max(image.size)
@@ -83,13 +91,15 @@ def perceptual_hash(image: Image.Image) -> np.ndarray:
     return np.asarray(small)
 
 
-def alike(hashes: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+def alike(
+    hashes: Sequence[np.ndarray], others: Sequence[np.ndarray], levels: float = ALIKE
+) -> np.ndarray:
     """(N, M) bool: whether two pictures look the same, as they are or one of them mirrored.
 
-    That is a root mean square difference of their hashes of at most 4 of 255 grey levels.
+    That is a root mean square difference of their hashes of at most so many of 255 grey levels.
     """
     a, b, mirrored = _rows(hashes), _rows(others), _rows([h[:, ::-1] for h in others])
-    return (_distances(a, b) <= ALIKE) | (_distances(a, mirrored) <= ALIKE)
+    return (_distances(a, b) <= levels) | (_distances(a, mirrored) <= levels)
 
 
 def distinct(hashes: Sequence[np.ndarray]) -> list[int]:

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -48,19 +48,28 @@ class LabelledSet:
 
     Args:
         decides: what tells its classes apart, for people.
-        classes: class -> patterns of names below usr/share; no name is of two.
+        classes: class -> patterns of names below usr/share; a name is of the first that it fits.
         make: a picture -> examples.
         tiles: they are tiles of photographs.
+        shares: of a class, by split.
+        near: pictures of at most this root mean square difference of their hashes, in grey levels,
+            are variants of one drawing and go to one split; None: names alone say what varies.
+        most: so many pictures of a class at most, those whose names' hashes come first.
+        apart: of tiles that look the same only the first is kept.
     """
 
     decides: str
     classes: dict[str, tuple[str, ...]]
     make: Maker
     tiles: bool = False
+    shares: dict[str, float] = field(default_factory=lambda: SHARES)
+    near: float | None = None
+    most: int | None = None
+    apart: bool = False
 
-    def class_of(self, picture: Picture) -> str:
-        """The class whose patterns the name is of."""
-        return next(c for c, patterns in self.classes.items() if picture.matches(patterns))
+    def class_of(self, picture: Picture) -> str | None:
+        """The first class whose patterns the name is of."""
+        return next((c for c, some in self.classes.items() if picture.matches(some)), None)
 
 
 def whole(picture: Picture, label: str) -> Iterator[Example]:
@@ -78,7 +87,7 @@ def of_card(picture: Picture, label: str) -> Iterator[Example]:
 
 def turned(picture: Picture, label: str) -> Iterator[Example]:
     """The picture in one of four positions; the class says how far it was turned to the left."""
-    quarters = int(_key(picture.name)[:8], 16) % 4
+    quarters = int(key_of(picture.name)[:8], 16) % 4
     image = squared(picture.image(), SIDE).rotate(90 * quarters)
     yield Example(file_name(picture), TURNS[quarters], drawing(picture), picture.name, image)
 
@@ -120,8 +129,8 @@ def drawing(picture: Picture) -> str:
     return f"{folder}/{re.sub(r'([-_ .]?(bw|[0-9]+))+r?$', '', stem) or stem}"
 
 
-def splits(examples: Sequence[Example]) -> list[str]:
-    """train, val or test for each example: of each class 40, 20 and 40%, whole groups at a time.
+def splits(examples: Sequence[Example], shares: dict[str, float] = SHARES) -> list[str]:
+    """train, val or test for each example: of each class their shares, whole groups at a time.
 
     The groups of a class come in the order of a hash of their names, so the split is the same on
     every machine and whatever else is in the set. A group of several classes counts for its first.
@@ -132,27 +141,28 @@ def splits(examples: Sequence[Example]) -> list[str]:
         firsts[example.group] = min(example.label, firsts.get(example.group, example.label))
     found: dict[str, str] = {}
     for label in set(firsts.values()):
-        found |= _shared_out({g: n for g, n in sizes.items() if firsts[g] == label})
+        found |= _shared_out({g: n for g, n in sizes.items() if firsts[g] == label}, shares)
     return [found[example.group] for example in examples]
 
 
-def _shared_out(sizes: dict[str, int]) -> dict[str, str]:
+def _shared_out(sizes: dict[str, int], shares: dict[str, float]) -> dict[str, str]:
     """group -> split, by where the middle of the group lies in the order of all."""
     total, before, found = sum(sizes.values()), 0, {}
-    for group in sorted(sizes, key=_key):
-        found[group] = _split_at((before + sizes[group] / 2) / total)
+    for group in sorted(sizes, key=key_of):
+        found[group] = _split_at((before + sizes[group] / 2) / total, shares)
         before += sizes[group]
     return found
 
 
-def _split_at(share: float) -> str:
+def _split_at(share: float, shares: dict[str, float]) -> str:
     reached = 0.0
-    for split, part in SHARES.items():
+    for split, part in shares.items():
         reached += part
         if share < reached:
             return split
     return split
 
 
-def _key(name: str) -> str:
+def key_of(name: str) -> str:
+    """What names are put in order by, the same on every machine and in no relation to them."""
     return hashlib.sha256(name.encode()).hexdigest()

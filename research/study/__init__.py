@@ -1,11 +1,14 @@
-"""The study of docs/protocol.md: what AugSelf does at a scale two cores can repeat.
+"""Studies of what AugSelf does: docs/protocol.md and docs/protocol-2.md at a scale two cores can
+repeat (plan.toml, plan-2.toml), and as the paper ran it (stl10.toml, imagenet100.toml).
 
     python -m research.study run PLAN OUTPUT --corpus CORPUS --records RECORDS
     python -m research.study report PLAN RECORDS RESULTS.md
+    python -m research.study power PLAN RECORDS --sets N
     python -m research.study beside MODEL TWIN WORK --corpus CORPUS --recipe NAME
 
 The first command runs what a plan asks for and is not in RECORDS yet: two runs side by side, a
 thread each. Killed, it goes on where it was. A run leaves one small JSON file in RECORDS, and the
-report is computed from these files alone. The third is of a single pair that is to be published: it
+report is computed from these files alone. The third says what a next study could find, from the
+spread of this one. The fourth is of a single pair that is to be published: it
 adds its results to the model's card.
 """

@@ -74,6 +74,19 @@ def report(plan: Path, records: Path, results: Path) -> None:
 
 
 @study.command()
+@click.argument("plan", type=_PATH)
+@click.argument("records", type=_PATH)
+@click.option("--without", multiple=True, help="A set that the next study leaves out.")
+@click.option("--sets", required=True, type=int, help="Final sets of the next study.")
+def power(plan: Path, records: Path, without: tuple[str, ...], sets: int) -> None:
+    """Say what the next study could find, from the RECORDS of the one that followed PLAN."""
+    from research.study.power import table
+    from research.study.records import read_all
+
+    click.echo(table(read_plan(plan).comparisons[0], read_all(records), without, sets))
+
+
+@study.command()
 @click.argument("model", type=_PATH)
 @click.argument("twin", type=_PATH)
 @click.argument("work", type=_PATH)

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from augself_hub.cli import EXTRACT
 from research.study.plan import Measure
 from training.evaluation.cache import Model, Tables
-from training.evaluation.evaluate import Plan, evaluate
+from training.evaluation.evaluate import Plan, evaluate, short_name
 from training.evaluation.results import Result
 from training.evaluation.tasks import Settings
 
 
-def tables_of(model: Path, features: Path) -> Tables:
-    """The features of a model folder, extracted on the CPU and kept in `features`."""
+def tables_of(model: Path, features: Path, device: str = "cpu") -> Tables:
+    """The features of a model folder, extracted on a device and kept in `features`."""
     extract = pkgutil.resolve_name(EXTRACT)  # training may not import serving
-    return Tables(Model.resolve(str(model)), features, extract, "cpu")
+    return Tables(Model.resolve(str(model)), features, extract, device)
 
 
 def measured(
-    tables: Tables, measures: Sequence[Measure], corpus: Path
+    tables: Tables, measures: Sequence[Measure], corpus: Path, chosen: Collection[str] = ()
 ) -> Iterator[tuple[str, Result]]:
     """Each result, after the place of its set below the corpus, e.g. final/flags.
+
+    Args:
+        chosen: the places that a selection kept, for measures that want those only.
 
     Raises:
         UsageError: a measure has no set there.
     """
     for measure in measures:
-        places = {path.name: path for path in measure.places(corpus)}
-        names = [f"folder:{path}" for path in places.values()]
-        plan = Plan(measure.tasks, names, None, Settings(queries=measure.queries))
+        places = measure.places(corpus)
+        if measure.chosen:
+            places = {place: given for place, given in places.items() if place in chosen}
+        plan = Plan(measure.tasks, list(places.values()), corpus, Settings(queries=measure.queries))
+        names = {short_name(given): place for place, given in places.items()}
         for result in evaluate(tables, plan, plan.open()):
-            yield places[result.dataset].relative_to(corpus).as_posix(), result
+            yield names[result.dataset], result

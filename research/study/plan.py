@@ -1,12 +1,20 @@
 """The plan of a study as a TOML file: arms, phases, and what each run is measured on.
 
-    [settings]                  fields of training.run.settings.Settings that all runs share
+    title, protocol             of the report, and the page beside it
+    threads, device             of a run; 0 threads: as many as there are
+    hidden                      the report shows no final set before all pairs are in
+    [settings]                  fields of training.run.settings.Settings that all runs share, and
+                                `recipe`, whose fields they replace; {corpus} in `data` is --corpus
     [arms.NAME]                 kind, rate_of, and `settings` of its own
     [measures.NAME]             a list of {tasks, sets, queries}
     [[phases]]                  name, arms, seeds, measures, and `rates` where it is a tuning
+    [selection]                 phase, baseline, untrained, points, images: which candidates
+                                `chosen` measures keep
+    [[endpoints]]               name, task, no_loss: what decides, in this order
     [[comparisons]]             title, and (phase, arm) `without` and `with`
 
-An arm's learning rate is the best of the phase that tuned the arm `rate_of` names.
+An arm's learning rate is the best of the phase that tuned the arm `rate_of` names, or of all arms
+of that phase where it is `common`; where a recipe says the rate, nothing is tuned.
 """
 
 from __future__ import annotations
@@ -21,10 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.errors import UsageError
+from training.evaluation.datasets import check_name
 
 PRETRAINED, SHUFFLED, UNTRAINED = "pretrained", "shuffled", "untrained"
 HISTOGRAM, GRAY_HISTOGRAM = "colour histogram", "gray histogram"
-LINEAR = "linear probe"  # the task of the primary endpoint, as results name it
+LINEAR, FEW_SHOT, KNN = "linear probe", "few-shot", "kNN"  # as results name them
+DEVELOPMENT, FINAL, SECONDARY, GENERATED = "development", "final", "secondary", "generated"
 TRAINED = (PRETRAINED, SHUFFLED)
 KINDS = (*TRAINED, UNTRAINED, HISTOGRAM, GRAY_HISTOGRAM)
 
@@ -51,30 +61,41 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """Tasks of `augself evaluate`, on sets below the corpus (shell patterns).
+    """Tasks of `augself evaluate`, on sets below the corpus.
 
     Args:
+        sets: shell patterns of folders, e.g. final/*, or names that `augself evaluate` knows.
         queries: of a class in a few-shot task, beside its shots.
+        chosen: only those of the sets that the plan's selection keeps.
     """
 
     tasks: list[str]
     sets: list[str]
     queries: int = 16
+    chosen: bool = False
 
-    def places(self, corpus: Path) -> list[Path]:
-        """The sets below the corpus whose place, e.g. final/flags, is of one of the patterns.
+    def places(self, corpus: Path) -> dict[str, str]:
+        """Place, e.g. final/flags -> how `augself evaluate` is given it.
+
+        A data set that has a name is a final one.
 
         Raises:
-            UsageError: there is none.
+            UsageError: a pattern has no set there; a name of no data set.
         """
         folders = sorted(path for path in corpus.glob("*/*") if path.is_dir())
-        names = {path: path.relative_to(corpus).as_posix() for path in folders}
-        found = [path for path in folders if any(fnmatchcase(names[path], p) for p in self.sets)]
-        if not found:
-            raise UsageError(
-                f"no set below {corpus} is of {', '.join(self.sets)}: build it as docs/protocol.md "
-                "says"
-            )
+        names = {path.relative_to(corpus).as_posix(): f"folder:{path}" for path in folders}
+        found: dict[str, str] = {}
+        for pattern in self.sets:
+            if "/" not in pattern:
+                check_name(pattern)
+                found[f"{FINAL}/{pattern}"] = pattern
+                continue
+            some = {name: given for name, given in names.items() if fnmatchcase(name, pattern)}
+            if not some:
+                raise UsageError(
+                    f"no set below {corpus} is of {pattern}: build it as docs/data.md says"
+                )
+            found |= some
         return found
 
 
@@ -85,6 +106,8 @@ class Phase:
     Args:
         measures: name of what is measured of each.
         rates: of a tuning, base learning rates, each with every arm and seed.
+        common: all its arms keep one rate, that of the best mean over them.
+        tunes: whether arms keep the best of these rates; else the runs are for something else.
     """
 
     name: str
@@ -92,6 +115,8 @@ class Phase:
     seeds: list[int]
     measures: str
     rates: list[float] = field(default_factory=list)
+    common: bool = False
+    tunes: bool = True
 
 
 @dataclass(frozen=True)
@@ -105,8 +130,13 @@ class Run:
 
     @property
     def name(self) -> str:
+        return f"{self.phase}-{self.folder}"
+
+    @property
+    def folder(self) -> str:
+        """Where it is trained: two phases that ask for the same run share it."""
         rate = "" if self.rate is None else f"-lr{self.rate:g}"
-        return f"{self.phase}-{self.arm}-seed{self.seed}{rate}"
+        return f"{self.arm}-seed{self.seed}{rate}"
 
 
 @dataclass(frozen=True)
@@ -123,19 +153,63 @@ class Comparison:
     with_: tuple[str, str]
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which candidates become final sets; what it asks says nothing of what is compared.
+
+    Args:
+        phase: of the runs it looks at. baseline, untrained: arms of that phase.
+        points: by which the baseline's linear probe is above the untrained encoder's, at least.
+        images: a set has to test on, at least.
+    """
+
+    phase: str
+    baseline: str
+    untrained: str
+    points: float
+    images: int
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """What decides: the mean over all a task has on the final sets, paired by seed.
+
+    Args:
+        name: for people.
+        task: as results name it.
+        no_loss: no single set's interval may lie wholly below zero.
+    """
+
+    name: str
+    task: str
+    no_loss: bool = False
+
+
+FIRST_ENDPOINT = Endpoint("linear probe", LINEAR, no_loss=True)
 Score = Callable[[Run], float]
 """A tuning run -> what the arm keeps the best of."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole study. The first comparison is the primary one."""
+    """A whole study. The first comparison is the primary one, which the endpoints decide.
+
+    Args:
+        endpoints: in order; one is asked only where those before it met their bars.
+    """
 
     settings: dict[str, Any]
     arms: dict[str, Arm]
     measures: dict[str, list[Measure]]
     phases: list[Phase]
     comparisons: list[Comparison]
+    endpoints: list[Endpoint] = field(default_factory=lambda: [FIRST_ENDPOINT])
+    title: str = "The study"
+    protocol: str = "protocol.md"
+    selection: Selection | None = None
+    hidden: bool = False
+    threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for phase in self.phases:
@@ -158,11 +232,12 @@ class Plan:
             UsageError: no phase tunes an arm.
         """
         for seed, arm in itertools.product(phase.seeds, phase.arms):
-            for rate in phase.rates or [self.rate(arm, score)]:
+            trained = self.arms[arm].kind in TRAINED
+            for rate in phase.rates if trained and phase.rates else [self.rate(arm, score)]:
                 yield Run(phase.name, arm, seed, rate)
 
     def rate(self, arm: str, score: Score) -> float | None:
-        """The tuned rate: the best mean score over the seeds, the lower of equals.
+        """The tuned rate: the best mean score over the seeds, the lower of equals; None: no rate.
 
         Raises:
             UsageError: no phase tunes this arm's rate, or the arm diverged at every rate.
@@ -170,12 +245,16 @@ class Plan:
         if self.arms[arm].kind not in TRAINED:
             return None
         tuned = self.arms[arm].rate_of or arm
-        phase = next((p for p in self.phases if p.rates and tuned in p.arms), None)
+        phase = next((p for p in self.phases if p.rates and p.tunes and tuned in p.arms), None)
+        if phase is None and "recipe" in {**self.settings, **self.arms[arm].settings}:
+            return None
         if phase is None:
             raise UsageError(f"no phase tunes {tuned!r}: give arm {arm!r} a rate_of that is tuned")
+        arms = phase.arms if phase.common else [tuned]
 
         def mean(rate: float) -> float:
-            scores = [score(Run(phase.name, tuned, seed, rate)) for seed in phase.seeds]
+            runs = itertools.product(arms, phase.seeds)
+            scores = [score(Run(phase.name, some, seed, rate)) for some, seed in runs]
             return sum(scores) / len(scores)
 
         best = max(sorted(phase.rates), key=mean)
@@ -192,17 +271,17 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         data = tomllib.loads(path.read_text())
-        return Plan(
-            settings=data["settings"],
-            arms={name: Arm(**arm) for name, arm in data["arms"].items()},
-            measures={
-                name: [Measure(**m) for m in some] for name, some in data["measures"].items()
-            },
-            phases=[Phase(**phase) for phase in data["phases"]],
-            comparisons=[
-                Comparison(c["title"], tuple(c["without"]), tuple(c["with"]))
-                for c in data["comparisons"]
-            ],
-        )
+        data["arms"] = {name: Arm(**arm) for name, arm in data["arms"].items()}
+        data["measures"] = {n: [Measure(**m) for m in some] for n, some in data["measures"].items()}
+        data["phases"] = [Phase(**phase) for phase in data["phases"]]
+        data["comparisons"] = [
+            Comparison(c["title"], tuple(c["without"]), tuple(c["with"]))
+            for c in data["comparisons"]
+        ]
+        if "selection" in data:
+            data["selection"] = Selection(**data["selection"])
+        if "endpoints" in data:
+            data["endpoints"] = [Endpoint(**endpoint) for endpoint in data["endpoints"]]
+        return Plan(**data)
     except (tomllib.TOMLDecodeError, TypeError, KeyError) as error:
         raise UsageError(f"{path} is not a plan: {error}") from error

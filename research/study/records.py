@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from research.study.plan import LINEAR, Comparison
+from research.study.plan import FINAL, LINEAR, Comparison, Selection
 from training.evaluation.compare import bootstrap, paired_t
 
-DEVELOPMENT, FINAL, GENERATED = "development", "final", "generated"
 Record = dict[str, Any]
 
 
@@ -30,8 +29,10 @@ def read_all(folder: Path) -> list[Record]:
 def accuracies(record: Record, role: str, task: str = LINEAR, **wanted: Any) -> dict[str, float]:
     """Set -> what a run has in a task, of the sets of one role; empty where it diverged.
 
+    Of few-shot tasks every number of shots counts for itself: "flags, 5-shot".
+
     Args:
-        wanted: further fields of a result, e.g. shots=5.
+        wanted: further fields of a result, e.g. shots=5, which then is not named.
     """
     return {name: r["value"] for name, r in _of_task(record, role, task, **wanted).items()}
 
@@ -43,7 +44,8 @@ def trivial_accuracies(record: Record, role: str, task: str = LINEAR) -> dict[st
 
 def _of_task(record: Record, role: str, task: str, **wanted: Any) -> dict[str, Record]:
     return {
-        r["set"].rpartition("/")[2]: r
+        r["set"].rpartition("/")[2]
+        + (f", {r['shots']}-shot" if "shots" in r and "shots" not in wanted else ""): r
         for r in record.get("results", ())
         if r["task"] == task
         and r["set"].startswith(f"{role}/")
@@ -51,9 +53,9 @@ def _of_task(record: Record, role: str, task: str, **wanted: Any) -> dict[str, R
     }
 
 
-def mean_accuracy(record: Record, role: str, **wanted: Any) -> float:
-    """Over the sets of a role; minus infinity of a run that diverged."""
-    found = accuracies(record, role, **wanted)
+def mean_accuracy(record: Record, role: str, task: str = LINEAR) -> float:
+    """Over the sets of a role, and over shots; minus infinity of a run that diverged."""
+    found = accuracies(record, role, task)
     return sum(found.values()) / len(found) if found else -math.inf
 
 
@@ -62,6 +64,32 @@ def correct(record: Record, name: str) -> np.ndarray:
     wanted = (LINEAR, f"{FINAL}/{name}")
     one = next(r for r in record["results"] if (r["task"], r["set"]) == wanted)
     return 100.0 * np.array([digit == "1" for digit in one["correct"]])
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A set that a selection looked at; accuracies of the linear probe in percent."""
+
+    images: int
+    untrained: float
+    baseline: float
+    chosen: bool
+
+
+def candidates(selection: Selection, records: Sequence[Record]) -> dict[str, Candidate]:
+    """Place, e.g. final/flags -> what the selection found; empty before both its runs are in."""
+
+    def probes(arm: str) -> dict[str, Record]:
+        found = [r for r in records if (r["phase"], r["arm"]) == (selection.phase, arm)]
+        return {r["set"]: r for f in found for r in f["results"] if r["task"] == LINEAR}
+
+    without, with_ = probes(selection.untrained), probes(selection.baseline)
+    found = {}
+    for place in without.keys() & with_.keys():
+        images, a, b = len(with_[place]["correct"]), without[place]["value"], with_[place]["value"]
+        kept = images >= selection.images and b - a >= selection.points
+        found[place] = Candidate(images, a, b, kept)
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -92,6 +120,10 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.without)
 
+    @property
+    def sides(self) -> tuple[list[Record], list[Record]]:
+        return self.without, self.with_
+
     def sets(self, role: str, **wanted: Any) -> list[str]:
         return list(accuracies(self.without[0], role, **wanted)) if len(self) else []
 
@@ -101,21 +133,26 @@ class Pairs:
         interval = paired_t((b - a).tolist()) if len(a) > 1 else None
         return Difference(float(a.mean()), float(b.mean()), float((b - a).mean()), interval)
 
-    def on_set(self, role: str, name: str, **wanted: Any) -> Difference:
-        sides = (self.without, self.with_)
-        return self.difference([[accuracies(r, role, **wanted)[name] for r in s] for s in sides])
+    def on_named(self, role: str, name: str, task: str = LINEAR, **wanted: Any) -> Difference:
+        """Of one set, as `sets` names it."""
+        sides = ([accuracies(r, role, task, **wanted)[name] for r in s] for s in self.sides)
+        return self.difference(list(sides))
 
-    def on_all(self, role: str, **wanted: Any) -> Difference:
-        """Of the mean over the sets: on the final sets and the linear probe the endpoint."""
-        sides = (self.without, self.with_)
-        return self.difference([[mean_accuracy(r, role, **wanted) for r in s] for s in sides])
+    def on_all(self, role: str, task: str = LINEAR) -> Difference:
+        """Of the mean over the sets: on the final sets and the task of an endpoint, that one."""
+        return self.difference([[mean_accuracy(r, role, task) for r in s] for s in self.sides])
 
-    def over_images(self, names: Sequence[str]) -> tuple[float, float]:
+    def over_images(self, names: Sequence[str]) -> tuple[float, float] | None:
         """95% bootstrap interval over test images of the mean difference on these final sets.
+
+        None where one of them is no mean over images.
 
         The seeds are those there are; images are resampled within each set, and each set counts
         the same.
         """
+        metrics = {r["metric"] for r in _of_task(self.without[0], FINAL, LINEAR).values()}
+        if metrics != {"accuracy"}:
+            return None
         differences = [
             np.mean([correct(b, name) for b in self.with_], axis=0)
             - np.mean([correct(a, name) for a in self.without], axis=0)

@@ -11,21 +11,31 @@ from pathlib import Path
 import numpy as np
 
 from augself_hub.errors import AugSelfError
-from research.study.plan import TRAINED, Comparison, Plan
-from research.study.records import (
+from research.study.plan import (
     DEVELOPMENT,
+    FEW_SHOT,
     FINAL,
     GENERATED,
+    KNN,
+    LINEAR,
+    SECONDARY,
+    TRAINED,
+    Comparison,
+    Endpoint,
+    Plan,
+)
+from research.study.records import (
     Difference,
     Pairs,
     Record,
     accuracies,
+    candidates,
     mean_accuracy,
     read_all,
     trivial_accuracies,
 )
 
-BEGIN, END = "<!-- study: begin -->", "<!-- study: end -->"
+BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
 CHART = "differences.svg"
 SHOTS = (1, 5)
 
@@ -42,19 +52,36 @@ def write(plan: Plan, folder: Path, results: Path) -> None:
     pairs = Pairs.of(plan.comparisons[0], records)
     names = pairs.sets(FINAL)
     text = [
-        "## The study",
+        f"## {plan.title}",
         "",
-        "Protocol: [protocol.md](protocol.md). Data: [data.md](data.md). Written by",
+        f"Protocol: [{plan.protocol}]({plan.protocol}). Data: [data.md](data.md). Written by",
         "`python -m research.study report` from the records of the runs.",
-        *_primary(plan, pairs),
-        *(_chart(pairs, names, folder, results) if names else ()),
-        *_secondary(pairs),
-        *_controls(plan.comparisons[1:], records),
-        *_references(plan, records),
-        *_tuning(plan, records),
-        *_runs(records),
     ]
-    _replace(results, "\n".join([BEGIN, *text, END]) + "\n")
+    if plan.hidden and len(pairs) + len(pairs.diverged) < _planned(plan):
+        text += [
+            "",
+            f"**Running: {len(pairs)} of {_planned(plan)} pairs are in.** What they have on the "
+            "final sets is shown when all are: nothing is decided by a look at it.",
+            *_selection(plan, records),
+            *_tuning(plan, records),
+            *_runs(plan, records, shown=False),
+        ]
+    else:
+        text += [
+            *_primary(plan, pairs),
+            *(_chart(plan, pairs, names, folder, results) if names else ()),
+            *_secondary(plan, pairs),
+            *_controls(plan.comparisons[1:], records),
+            *_references(plan, records),
+            *_selection(plan, records),
+            *_tuning(plan, records),
+            *_runs(plan, records, shown=True),
+        ]
+    _replace(results, plan.title, "\n".join(text) + "\n")
+
+
+def _planned(plan: Plan) -> int:
+    return len(plan.phase(plan.comparisons[0].with_[0]).seeds)
 
 
 def _primary(plan: Plan, pairs: Pairs) -> Iterable[str]:
@@ -63,47 +90,65 @@ def _primary(plan: Plan, pairs: Pairs) -> Iterable[str]:
     if not len(pairs):
         yield "No pair of runs is finished."
         return
-    rows = []
-    for name in pairs.sets(FINAL):
-        rows.append([name, *_cells(pairs.on_set(FINAL, name)), _range(pairs.over_images([name]))])
-    mean = pairs.on_all(FINAL)
-    images = pairs.over_images(pairs.sets(FINAL))
-    rows.append([f"**{c}**" for c in ("mean", *_cells(mean), _range(images))])
-    head = ["linear probe, %", *_heads(first), "difference", "95% over seeds", "95% over images"]
-    yield from _table(head, rows)
-    yield from ("", _verdict(plan, pairs, mean))
+    met = True
+    for endpoint in plan.endpoints:
+        images = endpoint.task == LINEAR
+        rows = []
+        for name in pairs.sets(FINAL, task=endpoint.task):
+            cells = _cells(pairs.on_named(FINAL, name, endpoint.task))
+            rows.append([name, *cells, *([_range(pairs.over_images([name]))] if images else [])])
+        mean = pairs.on_all(FINAL, endpoint.task)
+        over = [_range(pairs.over_images(pairs.sets(FINAL)))] if images else []
+        rows.append([f"**{c}**" for c in ("mean", *_cells(mean), *over)])
+        head = [f"{endpoint.name}, %", *_heads(first), "difference", "95% over seeds"]
+        verdict, met = _verdict(plan, endpoint, pairs, met)
+        table = _table([*head, "95% over images"] if images else head, rows)
+        yield from (*([""] if endpoint != plan.endpoints[0] else []), *table, "", verdict)
 
 
-def _verdict(plan: Plan, pairs: Pairs, mean: Difference) -> str:
-    """What the protocol's bar says of these pairs."""
-    planned = len(plan.phase(plan.comparisons[0].with_[0]).seeds)
+def _verdict(plan: Plan, endpoint: Endpoint, pairs: Pairs, asked: bool) -> tuple[str, bool]:
+    """What the protocol's bar says of these pairs, and whether the next endpoint is asked."""
+    planned = _planned(plan)
+    name = f" of {endpoint.name}" if len(plan.endpoints) > 1 else ""
+    mean = pairs.on_all(FINAL, endpoint.task)
     if pairs.diverged:
-        return f"**No claim: {', '.join(pairs.diverged)} diverged.**"
+        return f"**No claim: {', '.join(pairs.diverged)} diverged.**", False
     if len(pairs) < planned or mean.interval is None:
-        return f"**Not finished: {len(pairs)} of {planned} pairs.**"
-    intervals = {name: pairs.on_set(FINAL, name).interval for name in pairs.sets(FINAL)}
-    worse = [name for name, interval in intervals.items() if interval and interval[1] < 0]
-    if mean.interval[0] > 0 and not worse:
+        return f"**Not finished: {len(pairs)} of {planned} pairs.**", False
+    if not asked:
         return (
-            f"**The bar is met**: {planned} pairs, the mean's interval lies above zero, and no "
-            "set's lies wholly below."
+            f"**Described only**: an endpoint before {endpoint.name} did not meet its bar.",
+            False,
         )
+    worse = []
+    if endpoint.no_loss:
+        sets = pairs.sets(FINAL, task=endpoint.task)
+        intervals = {name: pairs.on_named(FINAL, name, endpoint.task).interval for name in sets}
+        worse = [name for name, interval in intervals.items() if interval and interval[1] < 0]
+    if mean.interval[0] > 0 and not worse:
+        also = ", and no set's lies wholly below" if endpoint.no_loss else ""
+        told = f"{planned} pairs, the mean's interval lies above zero{also}."
+        return f"**The bar{name} is met**: {told}", True
     why = f"{', '.join(worse)} lost" if worse else "the mean's interval does not lie above zero"
-    return f"**A null result**: {planned} pairs, and {why}."
+    return f"**A null result{name}**: {planned} pairs, and {why}.", False
 
 
-def _secondary(pairs: Pairs) -> Iterable[str]:
+def _secondary(plan: Plan, pairs: Pairs) -> Iterable[str]:
+    """What decides nothing: other tasks on the final sets, and every task on other sets."""
     if not len(pairs):
         return
-    yield from ("", "### The same runs, other measures", "")
-    asked = [("kNN", "kNN, final sets", FINAL, {}), ("linear probe", "linear probe", GENERATED, {})]
-    asked += [("few-shot", f"5-way {s}-shot", FINAL, {"shots": s}) for s in SHOTS]
+    decided = [endpoint.task for endpoint in plan.endpoints]
+    asked = [(KNN, "kNN", FINAL, {}), (LINEAR, "linear probe", GENERATED, {})]
+    asked += [(t, t, SECONDARY, {}) for t in (LINEAR, KNN)]
+    if FEW_SHOT not in decided:
+        asked += [(FEW_SHOT, f"5-way {s}-shot", FINAL, {"shots": s}) for s in SHOTS]
     rows = []
     for task, title, role, wanted in asked:
         for name in pairs.sets(role, task=task, **wanted):
-            difference = pairs.on_set(role, name, task=task, **wanted)
+            difference = pairs.on_named(role, name, task, **wanted)
             shown = f"{name} (mechanism, not transfer)" if role == GENERATED else name
-            rows.append([title.removesuffix(", final sets"), shown, *_cells(difference)])
+            rows.append([title, shown, *_cells(difference)])
+    yield from ("", "### The same runs, other measures", "")
     head = ["measure", "set", "without", "with", "difference", "95% over seeds"]
     yield from _table(head, rows)
     yield from ("", *_pairs_table(pairs.with_))
@@ -125,18 +170,41 @@ def _pairs_table(records: Sequence[Record]) -> Iterable[str]:
 
 
 def _controls(comparisons: Sequence[Comparison], records: Sequence[Record]) -> Iterable[str]:
-    rows = []
+    rows: list[list[str]] = []
     for comparison in comparisons:
         pairs = Pairs.of(comparison, records)
         cells = _cells(pairs.on_all(FINAL)) if pairs.sets(FINAL) else ["-"] * 4
         rows.append([comparison.title, *_heads(comparison), *cells, str(len(pairs))])
+    if not rows:
+        return
     yield from ("", "### Controls and a second method", "")
     head = ["question", "arm A", "arm B", "A, %", "B, %", "B - A", "95% over seeds", "pairs"]
     yield from _table(head, rows)
 
 
+def _selection(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
+    """Which candidates became final sets, before anything was trained with AugSelf."""
+    if plan.selection is None:
+        return
+    rows = [
+        [
+            place.rpartition("/")[2],
+            str(found.images),
+            f"{found.untrained:.1f}",
+            f"{found.baseline:.1f}",
+            f"{found.baseline - found.untrained:+.1f}",
+            "yes" if found.chosen else "no",
+        ]
+        for place, found in candidates(plan.selection, records).items()
+    ]
+    yield from ("", "### Final sets, chosen by a baseline run", "")
+    head = ["linear probe, %", "test images", "untrained", "baseline", "difference", "final"]
+    yield from _table(head, rows)
+
+
 def _references(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
-    found = [r for r in records if r["kind"] not in TRAINED]
+    selecting = plan.selection.phase if plan.selection else None
+    found = [r for r in records if r["kind"] not in TRAINED and r["phase"] != selecting]
     if not found:
         return
     yield from ("", "### What knows nothing of AugSelf", "")
@@ -154,7 +222,7 @@ def _references(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
 def _tuning(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
     yield from ("", "### Learning rates, chosen on the development sets", "")
     rows = []
-    for phase in (p for p in plan.phases if p.rates):
+    for phase in (p for p in plan.phases if p.rates and p.tunes):
         for arm in phase.arms:
             some = [r for r in records if (r["phase"], r["arm"]) == (phase.name, arm)]
             by_rate = [[r for r in some if r["rate"] == rate] for rate in phase.rates]
@@ -175,14 +243,16 @@ def _tuned(mean: float | None) -> str:
     return f"{mean:.1f}" if math.isfinite(mean) else "diverged"
 
 
-def _runs(records: Sequence[Record]) -> Iterable[str]:
-    """Every run, good or bad, and its command."""
+def _runs(plan: Plan, records: Sequence[Record], shown: bool) -> Iterable[str]:
+    """Every run, good or bad, and its command; of pairs what they have only if it is shown."""
+    paired = {side[0] for c in plan.comparisons for side in (c.without, c.with_)}
     hours = sum(sum(r["cpu_seconds"].values()) for r in records) / 3600
     yield from ("", f"### All {len(records)} runs, {hours:.1f} CPU hours", "")
     rows = []
     for record in records:
         role = DEVELOPMENT if accuracies(record, DEVELOPMENT) else FINAL
         value = "diverged" if "diverged" in record else f"{mean_accuracy(record, role):.2f}"
+        value = value if shown or record["phase"] not in paired else "-"
         minutes = sum(record["cpu_seconds"].values()) / 60
         rows.append([record["name"], f"{value} ({role})", f"{minutes:.1f}"])
     yield from _table(["run", "mean linear probe, %", "CPU minutes"], rows)
@@ -194,11 +264,14 @@ def _runs(records: Sequence[Record]) -> Iterable[str]:
     yield from ("```", "", "</details>")
 
 
-def _chart(pairs: Pairs, names: Sequence[str], folder: Path, results: Path) -> Iterable[str]:
+def _chart(
+    plan: Plan, pairs: Pairs, names: Sequence[str], folder: Path, results: Path
+) -> Iterable[str]:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = [("mean", pairs.on_all(FINAL))]
-    rows += [(name, pairs.on_set(FINAL, name)) for name in reversed(names)]
+    rows += [(name, pairs.on_named(FINAL, name)) for name in reversed(names)]
     figure = Figure(figsize=(7, 0.5 + 0.4 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for height, (_, d) in enumerate(rows):
@@ -208,7 +281,8 @@ def _chart(pairs: Pairs, names: Sequence[str], folder: Path, results: Path) -> I
     axes.axvline(0, color="gray", linewidth=0.8)
     axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows])
     axes.set_xlabel(f"linear probe with AugSelf minus without, points; 95% over {len(pairs)} seeds")
-    figure.savefig(folder / CHART, metadata={"Date": None})
+    with rc_context({"svg.hashsalt": plan.title}):  # the same file from the same records
+        figure.savefig(folder / CHART, metadata={"Date": None})
     place = os.path.relpath(folder / CHART, results.parent)
     return "", f"![Differences of the linear probe by set]({place})"
 
@@ -232,9 +306,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterable[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def _replace(results: Path, section: str) -> None:
+def _replace(results: Path, title: str, section: str) -> None:
+    """Between the marks of this study."""
+    mark = title.lower().removeprefix("the ")
+    begin, end = BEGIN.format(mark), END.format(mark)
+    section = f"{begin}\n{section}{end}\n"
     text = results.read_text() if results.is_file() else "# Results\n\n"
-    marked = re.compile(re.escape(BEGIN) + ".*" + re.escape(END) + "\n", re.DOTALL)
+    marked = re.compile(re.escape(begin) + ".*" + re.escape(end) + "\n", re.DOTALL)
     if marked.search(text):
         text = marked.sub(lambda _: section, text)
     else:

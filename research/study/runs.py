@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from augself_hub.modeling.objective import AugSelfLoss
 from research.corpora.building import HELD_OUT, MANIFEST, PRETRAIN
 from research.study.measuring import measured, tables_of
 from research.study.plan import GRAY_HISTOGRAM, HISTOGRAM, LINEAR, SHUFFLED, TRAINED, Arm, Plan, Run
+from research.study.records import candidates, read_all
 from research.study.references import Histograms, untrained
 from research.study.shuffled import ShuffledTargets
 from training.evaluation.cache import Tables
 from training.evaluation.results import Result, write_json
 from training.monitoring.awareness import TASK
+from training.recipes import recipe
 from training.run.checkpoints import newest_valid
 from training.run.pretraining import MODEL, pretrain
 from training.run.settings import Settings, command_line
@@ -34,17 +37,18 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
 
     A run that diverged has a record too. None is written where SIGTERM stopped the run.
     """
-    torch.set_num_threads(1)
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
     arm, settings = plan.arms[run.arm], settings_of(plan, run, output, corpus)
     record = _described(run, arm, settings, corpus)
     started = time.process_time()
     try:
-        tables = _tables(arm, settings)
+        tables = _tables(arm, settings, plan.device)
         if tables is None:
             return
         trained = time.process_time()
         measures = plan.measures[plan.phase(run.phase).measures]
-        found = measured(tables, measures, corpus)
+        found = measured(tables, measures, corpus, _chosen(plan, records))
         record["results"] = [_short(result, place) for place, result in found]
         record["held_out_pairs"] = _held_out_pairs(settings.output / MODEL)
     except Diverged as error:
@@ -56,19 +60,27 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
     write_json(records / f"{run.name}.json", record)
 
 
+def _chosen(plan: Plan, records: Path) -> list[str]:
+    """The places of the sets that the plan's selection has kept."""
+    if plan.selection is None:
+        return []
+    found = candidates(plan.selection, read_all(records))
+    return [place for place, candidate in found.items() if candidate.chosen]
+
+
 def settings_of(plan: Plan, run: Run, output: Path, corpus: Path) -> Settings:
     """What `augself pretrain` is given for a run."""
+    given = {"data": f"{{corpus}}/{PRETRAIN}", "held_out": f"{{corpus}}/{HELD_OUT}"}
+    if "recipe" in (asked := {**plan.settings, **plan.arms[run.arm].settings}):
+        given |= {**recipe(asked.pop("recipe")).settings, "held_out": None}
+    given |= asked
+    for name in ("data", "held_out"):
+        given[name] = given[name] and given[name].format(corpus=corpus)
     rate = {} if run.rate is None else {"base_lr": run.rate}
-    return Settings(
-        data=str(corpus / PRETRAIN),
-        output=output / run.name,
-        held_out=str(corpus / HELD_OUT),
-        seed=run.seed,
-        **{**plan.settings, **plan.arms[run.arm].settings, **rate},
-    )
+    return Settings(output=output / run.folder, seed=run.seed, **{**given, **rate})
 
 
-def _tables(arm: Arm, settings: Settings) -> Tables | None:
+def _tables(arm: Arm, settings: Settings, device: str) -> Tables | None:
     """The features of what is compared; None where SIGTERM stopped its making."""
     if arm.kind in (HISTOGRAM, GRAY_HISTOGRAM):
         return Histograms(settings.size, gray=arm.kind == GRAY_HISTOGRAM)
@@ -77,7 +89,7 @@ def _tables(arm: Arm, settings: Settings) -> Tables | None:
         _make(arm, settings)
     if not model.is_dir():
         return None
-    return tables_of(model, settings.output / FEATURES)
+    return tables_of(model, settings.output / FEATURES, device)
 
 
 def _make(arm: Arm, settings: Settings) -> None:
@@ -91,7 +103,7 @@ def _make(arm: Arm, settings: Settings) -> None:
 
 
 def _described(run: Run, arm: Arm, settings: Settings, corpus: Path) -> Record:
-    manifest = json.loads((corpus / MANIFEST).read_text())
+    manifest = corpus / MANIFEST  # the paper's data sets have none
     return {
         "name": run.name,
         "phase": run.phase,
@@ -100,9 +112,20 @@ def _described(run: Run, arm: Arm, settings: Settings, corpus: Path) -> Record:
         "seed": run.seed,
         "rate": run.rate,
         "command": command_line(settings) if arm.kind in TRAINED else None,
-        "corpus": manifest["sha256"],
+        "corpus": json.loads(manifest.read_text())["sha256"] if manifest.is_file() else None,
         "versions": versions(),
+        "commit": _said_by("git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"),
+        "processor": _said_by("sh", "-c", "lscpu | sed -n 's/^Model name: *//p'"),
     }
+
+
+def _said_by(*command: str) -> str | None:
+    """One line of a program's output; None where it has nothing to say, or is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def _short(result: Result, place: str) -> Record:

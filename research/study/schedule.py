@@ -20,8 +20,9 @@ from pathlib import Path
 import click
 
 from augself_hub.errors import AugSelfError
-from research.study.plan import Plan, Run
-from research.study.records import DEVELOPMENT, mean_accuracy, read
+from research.study.plan import DEVELOPMENT, Plan, Run
+from research.study.records import mean_accuracy, read
+from training.evaluation.datasets import open_dataset
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 POLL = 0.5  # seconds
@@ -56,16 +57,17 @@ def carry_out_all(plan: Plan, places: Places, jobs: int) -> None:
         jobs: how many runs side by side.
 
     Raises:
-        UsageError: a set that a phase measures is not there; nothing was run.
+        UsageError, AugSelfError: a set that a phase measures is not there; nothing was run.
         AugSelfError: runs failed; the others were made.
     """
     for measure in itertools.chain(*plan.measures.values()):
-        measure.places(places.corpus)
+        for given in measure.places(places.corpus).values():
+            open_dataset(given, places.corpus)
     for phase in plan.phases:
         runs = plan.runs(phase, places.development_score)
         waiting = [run for run in runs if not places.record(run).is_file()]
         click.echo(f"{phase.name}: {len(waiting)} runs to make")
-        failed = _carry_out(waiting, places, jobs)
+        failed = _carry_out(waiting, places, jobs, plan.threads)
         if failed:
             raise AugSelfError(
                 f"{len(failed)} runs failed, the first is {failed[0].name}: read "
@@ -73,14 +75,14 @@ def carry_out_all(plan: Plan, places: Places, jobs: int) -> None:
             )
 
 
-def _carry_out(waiting: Sequence[Run], places: Places, jobs: int) -> list[Run]:
+def _carry_out(waiting: Sequence[Run], places: Places, jobs: int, threads: int) -> list[Run]:
     queue, running, failed = list(waiting), {}, []
     with ExitStack() as stack:
         stack.callback(lambda: _stop(running.values()))
         while queue or running:
             while queue and len(running) < jobs:
                 run = queue.pop(0)
-                running[run] = _start(run, places)
+                running[run] = _start(run, places, threads)
             time.sleep(POLL)
             for run in [run for run, process in running.items() if process.poll() is not None]:
                 done = running.pop(run).returncode == 0 and places.record(run).is_file()
@@ -89,7 +91,7 @@ def _carry_out(waiting: Sequence[Run], places: Places, jobs: int) -> list[Run]:
     return failed
 
 
-def _start(run: Run, places: Places) -> subprocess.Popen[bytes]:
+def _start(run: Run, places: Places, threads: int) -> subprocess.Popen[bytes]:
     """A run in a process of its own session, so that a Ctrl-C reaches it as a SIGTERM from here."""
     places.output.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, "-m", "research.study", "one", places.plan, run.phase, run.arm]
@@ -100,7 +102,7 @@ def _start(run: Run, places: Places) -> subprocess.Popen[bytes]:
             list(map(str, words)),
             stdout=log,
             stderr=log,
-            env={**os.environ, **dict.fromkeys(THREADS, "1")},
+            env={**os.environ, **(dict.fromkeys(THREADS, str(threads)) if threads else {})},
             start_new_session=True,
         )
 

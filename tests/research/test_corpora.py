@@ -14,11 +14,24 @@ from PIL import Image, ImageOps
 from augself_hub.errors import AugSelfError
 from augself_hub.folder import file_sha256
 from research.corpora.building import MANIFEST, build
+from research.corpora.first import DEVELOPMENT, FINAL, FIRST, PHOTOGRAPHS
 from research.corpora.pictures import Picture, alike, distinct, perceptual_hash
-from research.corpora.sets import TURNS, Example, drawing, splits, tiles, turned
-from research.corpora.table import DEVELOPMENT, FINAL, PHOTOGRAPHS
+from research.corpora.second import NEAR, SECOND
+from research.corpora.sets import (
+    TURNS,
+    Example,
+    LabelledSet,
+    drawing,
+    scenes,
+    splits,
+    tiles,
+    turned,
+    whole,
+)
+from research.corpora.table import Table
 
-CORPUS = os.environ.get("AUGSELF_CORPUS")  # what research.corpora built of the real packages
+# What research.corpora built of the real packages, for either study.
+CORPUS, CORPUS_2 = os.environ.get("AUGSELF_CORPUS"), os.environ.get("AUGSELF_CORPUS_2")
 ICONS = "openclipart/png/computer"
 FLAG, BIRD = (
     "openclipart/png/signs_and_symbols/flags/asia/x.png",
@@ -67,7 +80,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def corpus(packages: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("corpora") / "corpus"
-    build(packages, output)
+    build(packages, output, FIRST)
     return output
 
 
@@ -87,10 +100,10 @@ def assert_disjoint(corpus: Path) -> None:
         assert not same.any(), f"{role} and pretrain share a picture"
 
 
-def looks(folder: Path) -> list[np.ndarray]:
+def looks(folder: Path, names: str = "*.png") -> list[np.ndarray]:
     """Hashes of all drawings below a folder, upright; tiles are JPEGs."""
     found = []
-    for path in sorted(folder.rglob("*.png")):
+    for path in sorted(path for path in folder.rglob(names) if path.is_file()):
         image = Image.open(path).convert("RGB")
         if path.parent.name in TURNS:
             image = image.rotate(-90 * TURNS.index(path.parent.name))
@@ -111,6 +124,84 @@ def test_nothing_that_is_measured_on_is_trained_on(corpus):
 def test_nothing_of_the_real_packages_that_is_measured_on_is_trained_on():
     """The same of the real packages."""
     assert_disjoint(Path(CORPUS))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CORPUS_2 is None, reason="AUGSELF_CORPUS_2 names no corpus")
+def test_the_second_studys_real_sets_are_large_and_apart():
+    """300 test pictures, 21 of a class, and what looks alike on one side, with what is trained."""
+    corpus = Path(CORPUS_2)
+    trained = looks(corpus / "pretrain", "*")
+    for name, which in SECOND.sets["final"].items():
+        sides = {s: looks(corpus / "final" / name / s, "*") for s in ("train", "val", "test")}
+        assert len(sides["test"]) >= 300, name
+        labels = {p.name for p in (corpus / "final" / name / "test").iterdir()}
+        for label in labels:
+            assert len(list((corpus / "final" / name).glob(f"*/{label}/*"))) >= 21, (name, label)
+        levels = which.near or 4.0
+        for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+            assert not alike(sides[a], sides[b], levels - 0.5).any(), (name, a, b)
+        assert not alike(trained, [h for side in sides.values() for h in side], 3.5).any(), name
+
+
+ICON, PHOTO = "icons/theme", "backgrounds/x"
+
+
+def a_table(**changes: object) -> Table:
+    """One set of icons in three classes, and one of tiles of photographs."""
+    classes = {name: (f"{ICON}/*/{name}/*",) for name in ("actions", "apps", "places")}
+    icons = LabelledSet("folder", classes, whole, near=NEAR, most=20)
+    views = LabelledSet("photograph", {"any": (f"{PHOTO}/*",)}, scenes, tiles=True, apart=True)
+    sets = {"final": {"icons": icons, "views": views}, "development": {}}
+    given = {"packages": ("*",), "photographs": ("backgrounds/*",), "kept_out": (f"{PHOTO}/*",)}
+    return Table(sets=sets, left_out=(), **{**given, **changes})
+
+
+@pytest.fixture(scope="module")
+def themed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Icons of two sizes, each with a variant that is a little lighter, and three photographs."""
+    root = tmp_path_factory.mktemp("themed")
+    for folder, first in (("actions", 100), ("apps", 200), ("places", 300)):
+        for number in range(30 if folder == "actions" else 8):
+            image = blob(first + number, (128, 128))
+            name = f"{'xy'[number // 26]}{chr(97 + number % 26)}"  # numbers tell variants
+            save(root, f"{ICON}/128x128/{folder}/name-{name}.png", image)
+            other = ImageOps.invert(image).resize((48, 48))
+            save(root, f"{ICON}/48x48/{folder}/name-{name}.png", other)
+            lighter = image.point(lambda v: min(255, v + 8))
+            save(root, f"{ICON}/128x128/{folder}/other-{name}.png", lighter)
+    for number in range(3):
+        save(root, f"{PHOTO}/{number}.png", blob(number, (1600, 1000)))
+    plain = Image.new("RGB", (1600, 1000), (90, 120, 200))
+    save(root, f"{PHOTO}/sky.png", plain)
+    plain.paste(blob(9, (800, 1000)), (800, 0))
+    save(root, "backgrounds/y/half-sky.png", plain)
+    return root
+
+
+def test_an_icon_counts_once_whatever_its_sizes(themed, tmp_path):
+    """The larger file of each; twenty of a class, and a variant with its drawing on one side."""
+    build(themed, tmp_path / "corpus", a_table())
+    assert not [name for name in sources(tmp_path / "corpus", "final") if "48x48" in name]
+    per_class: dict[str, int] = {}
+    side: dict[tuple[str, str], set[str]] = {}
+    for path in (tmp_path / "corpus/final/icons").glob("*/*/*.png"):
+        split, label, file = path.relative_to(tmp_path / "corpus/final/icons").parts
+        per_class[label] = per_class.get(label, 0) + 1
+        side.setdefault((label, file.rpartition("-")[2]), set()).add(split)
+    assert per_class == {"actions": 20, "apps": 16, "places": 16}
+    assert all(len(splits_of_one) == 1 for splits_of_one in side.values())
+    assert set.union(*side.values()) == {"train", "val", "test"}
+
+
+def test_tiles_that_look_the_same_are_apart(themed, tmp_path):
+    """A plain sky leaves one tile to measure on, and none to train on where tiles are apart."""
+    for name, wanted in (("with", False), ("without", True)):
+        build(themed, tmp_path / name, a_table(tiles_apart=wanted))
+        skies = list((tmp_path / name / "final/views").glob("*/*sky/*"))
+        assert len(skies) == 1
+        trained = looks(tmp_path / name / "pretrain", "*half-sky*")
+        assert alike(looks(skies[0].parent, "*"), trained).any() != wanted and trained
 
 
 def test_what_looks_the_same_is_kept_once(corpus):
@@ -141,7 +232,7 @@ def test_the_manifest_says_what_every_file_is(corpus):
 
 def test_the_same_packages_make_the_same_corpus(packages, corpus, tmp_path):
     """The sha256 of the whole does not change."""
-    build(packages, tmp_path / "again")
+    build(packages, tmp_path / "again", FIRST)
     first, second = (json.loads((f / MANIFEST).read_text()) for f in (corpus, tmp_path / "again"))
     assert first["sha256"] == second["sha256"]
 
@@ -226,4 +317,4 @@ def test_a_hash_knows_mirror_images_and_colours():
 
 def test_a_tree_without_pictures_is_refused(tmp_path):
     with pytest.raises(AugSelfError, match="unpack the Debian packages"):
-        build(tmp_path, tmp_path / "corpus")
+        build(tmp_path, tmp_path / "corpus", FIRST)

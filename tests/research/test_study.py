@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -24,20 +25,24 @@ from research.study.plan import (
     TRAINED,
     Arm,
     Comparison,
+    Endpoint,
     Measure,
     Phase,
     Plan,
     Run,
+    Selection,
     read_plan,
 )
-from research.study.records import Pairs, read_all
+from research.study.power import power, spread
+from research.study.records import Pairs, candidates, read_all
 from research.study.runs import settings_of
 from research.study.shuffled import ShuffledTargets
 from training.evaluation.results import write_json
 from training.run.pretraining import pretrain
 from training.run.settings import Settings
 
-PLAN = Path(__file__).parents[2] / "research/study/plan.toml"
+STUDIES = Path(__file__).parents[2] / "research/study"
+PLAN = STUDIES / "plan.toml"
 PRIMARY = Comparison("Does it help?", ("confirmation", "plain"), ("confirmation", "augself"))
 
 
@@ -95,12 +100,13 @@ def records(gains: list[int], other: str = "1100") -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["simclr", pytest.param("simsiam", marks=pytest.mark.slow)])
-def test_paired_runs_differ_in_lambda_only(method, small_run):
+def test_paired_runs_differ_in_lambda_only(method, photo_folder, tmp_path):
     """Heads that weigh nothing change no bit of the encoder: same start, order and views."""
     trained = []
     for name, weights in (("without", {}), ("with", {"crop": 0.0, "color": 0.0})):
         given = {"method": method, "augself": weights, "epochs": 1, "monitor_every": 0}
-        settings = small_run(name, size=32, **given)
+        small = {"encoder": "resnet18-w16", "size": 32, "batch_size": 8, "workers": 0}
+        settings = Settings(str(photo_folder), tmp_path / name, report_to=(), **small, **given)
         trained.append(load_file(pretrain(settings) / "model.safetensors"))
     first, second = trained
     assert first.keys() == second.keys()
@@ -181,6 +187,113 @@ def test_the_plan_is_the_protocol(tmp_path):
     assert named == set(plan.arms) and plan.arms["shuffled"].kind in TRAINED
 
 
+def test_the_second_plan_is_its_protocol(tmp_path):
+    """29 records of 24 trainings; one rate for both arms; ten pairs, one after the other.
+
+    No run with AugSelf is measured on a candidate before the final sets are chosen.
+    """
+    plan = read_plan(STUDIES / "plan-2.toml")
+    runs = [run for phase in plan.phases for run in plan.runs(phase, lambda run: run.rate)]
+    assert len(runs) == len({run.name for run in runs}) == 29
+    trained = {run.folder for run in runs if plan.arms[run.arm].kind in TRAINED}
+    assert len(trained) == 24
+    paired = [run for run in runs if run.phase == "confirmation"]
+    assert [(r.arm, r.seed, r.rate) for r in paired] == [
+        (arm, seed, 0.1) for seed in range(10) for arm in ("plain", "augself")
+    ]
+    a, b = (settings_of(plan, run, tmp_path, tmp_path) for run in paired[:2])
+    assert a == dataclasses.replace(b, output=a.output, augself={})
+    assert (b.epochs, b.size, b.encoder, b.batch_size) == (40, 48, "resnet18-w16", 128)
+    assert b.augself == {"crop": 1.0, "color": 1.0} and "bf16" not in b.arguments
+    before = runs[: runs.index(paired[0])]
+    assert {r.arm for r in before if r.phase == "selection"} == {"random", "plain"}
+    assert {r.seed for r in before} == {100}
+    assert [m.sets for m in plan.measures["development"]] == [["development/*"]]
+    assert [(e.task, e.no_loss) for e in plan.endpoints] == [
+        ("few-shot", False),
+        ("linear probe", False),
+    ]
+    assert plan.hidden and plan.selection.points == 3.0 and plan.selection.images == 300
+
+
+def test_a_common_rate_is_the_best_of_both_arms():
+    """By hand: 0.03 has 45 and 60, 0.1 has 50 and 54: 52.5 against 52."""
+    both = ["plain", "augself"]
+    scores = {("plain", 0.03): 45, ("plain", 0.1): 50, ("augself", 0.03): 60, ("augself", 0.1): 54}
+    check = Phase("check", both, [100], "all", [0.03, 0.1], common=True)
+    plan = a_plan(phases=[check, Phase("confirmation", both, [0], "all")])
+
+    def rates() -> list[float | None]:
+        return [plan.rate(arm, lambda run: scores[run.arm, run.rate]) for arm in both]
+
+    assert rates() == [0.03, 0.03]
+    scores["augself", 0.03] = -np.inf
+    assert rates() == [0.1, 0.1]
+
+
+def test_a_selection_keeps_what_a_baseline_learns():
+    """At least 3 points above the untrained encoder on 10 images at least."""
+    selection = Selection("selection", "plain", "random", points=3.0, images=10)
+    answers = {"learned": "1" * 8 + "0" * 2, "not": "1" * 5 + "0" * 5, "small": "11111"}
+    start = {"learned": "1" * 5 + "0" * 5, "not": "1" * 5 + "0" * 5, "small": "10000"}
+    runs = [a_record("plain", 100, answers, phase="selection")]
+    assert candidates(selection, runs) == {}
+    runs.append(a_record("random", 100, start, phase="selection"))
+    found = candidates(selection, runs)
+    assert {name: c.chosen for name, c in found.items()} == {
+        "final/learned": True,
+        "final/not": False,
+        "final/small": False,
+    }
+    assert (found["final/learned"].untrained, found["final/learned"].baseline) == (50.0, 80.0)
+
+
+def test_power_is_that_of_the_paired_t_test():
+    """0.803 for ten pairs and a difference of one standard deviation (Cohen's tables: .80)."""
+    assert power(1.0, 1.0, 10) == pytest.approx(0.803, abs=5e-4)
+    random = np.random.default_rng(0).normal(0.5, 1.0, (20_000, 16))
+    t = random.mean(axis=1) / random.std(axis=1, ddof=1) * 4
+    assert power(0.5, 1.0, 16) == pytest.approx((t > 2.131450).mean(), abs=0.01)
+
+
+def test_a_spread_leaves_sets_out_and_shrinks_with_their_number():
+    """Without cards the differences are 10, 20 and 30: sd 10 of one set, 5 of four."""
+    found = spread(PRIMARY, records([1, 2, 3], other="0000"), "linear probe", ["cards"])
+    assert (found.mean, found.deviation, found.sets, found.pairs) == (20.0, 10.0, 1, 3)
+    assert found.with_sets(4) == 5.0
+
+
+def test_an_unfinished_hidden_study_shows_no_final_set(tmp_path):
+    """How many pairs are in, and nothing else of them; all of it when the last is in."""
+    plan = a_plan(hidden=True, title="The second study")
+    two = _reported(records([1, 2]), tmp_path, plan)
+    assert "**Running: 2 of 3 pairs are in.**" in two
+    assert "| confirmation-plain-seed1 | - (final) | 2.0 |" in two and "flags" not in two
+    three = _reported(records([1, 2, 3]), tmp_path, plan)
+    assert "Running" not in three and "| flags | 40.0 | 60.0 | +20.0 |" in three
+    assert three.count("<!-- second study: begin -->") == 1
+
+
+@pytest.mark.parametrize(
+    ("gains", "told"),
+    [
+        ([2, 2, 3], ["The bar of few-shot is met", "A null result of linear probe"]),
+        ([2, -3, 2], ["A null result of few-shot", "an endpoint before linear probe did not meet"]),
+    ],
+)
+def test_endpoints_are_asked_in_order(gains, told, tmp_path):
+    """The linear probe's differences are 5, -15 and 10; few-shot's the gains, over both shots."""
+    found = records([1, -3, 2], other="1100")
+    for record, gain in zip(found, [g for some in gains for g in (0, some)], strict=True):
+        for shots in (1, 5):
+            shot = {"task": "few-shot", "set": "final/flags", "metric": "accuracy", "shots": shots}
+            record["results"].append({**shot, "value": 30.0 + shots + gain, "trivial": 20.0})
+    endpoints = [Endpoint("few-shot", "few-shot"), Endpoint("linear probe", "linear probe")]
+    text = _reported(found, tmp_path, a_plan(endpoints=endpoints))
+    assert all(part in text for part in told)
+    assert f"| flags, 5-shot | 35.0 | {35 + np.mean(gains):.1f} |" in text
+
+
 def test_the_endpoint_is_the_mean_over_sets_paired_by_seed():
     """Differences of 10, 20, 30 points on one of two sets: 10 on average, by hand."""
     pairs = Pairs.of(PRIMARY, records([1, 2, 3]))
@@ -217,12 +330,12 @@ def test_the_report_claims_what_the_protocol_allows(found, verdict, tmp_path):
     assert verdict in _reported(found, tmp_path)
 
 
-def _reported(found: list[dict[str, Any]], folder: Path) -> str:
+def _reported(found: list[dict[str, Any]], folder: Path, plan: Plan | None = None) -> str:
     place = folder / "records"
     place.mkdir(exist_ok=True)
     for record in found:
         (place / f"{record['name']}.json").write_text(json.dumps(record))
-    report.write(a_plan(), place, folder / "results.md")
+    report.write(plan or a_plan(), place, folder / "results.md")
     return (folder / "results.md").read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision import datasets
 
 from research.study import report
-from research.study.plan import read_plan
+from research.study.plan import Measure, Run, read_plan
+from research.study.runs import carry_out, settings_of
+
+STUDIES = Path(__file__).parents[2] / "research/study"
 
 
 @pytest.fixture
@@ -108,7 +113,10 @@ def test_a_missing_set_is_refused_before_anything_is_run(small_corpus):
     words = command(small_corpus, ARMS.replace('"final/*"', '"generated/*"') + TRAINING)
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "is of generated/*: build it" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        "is of generated/*: build it as docs/data.md says" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert not (small_corpus.parent / "runs").exists()
 
 
@@ -127,3 +135,63 @@ def test_a_killed_study_goes_on(small_corpus):
     results = small_corpus.parent / "results.md"
     report.write(read_plan(Path(words[4])), small_corpus.parent / "records", results)
     assert "2 pairs" in results.read_text()
+
+
+@pytest.fixture
+def small_stl10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """STL-10 as its authors lay it out, of 5 classes with 8 and 4 images each."""
+    monkeypatch.setattr(datasets.STL10, "_check_integrity", lambda self: True)
+    random, place = np.random.default_rng(0), tmp_path / "data/stl10_binary"
+    place.mkdir(parents=True)
+    for split, count in (("train", 40), ("test", 20), ("unlabeled", 10)):
+        pixels = random.integers(0, 256, (count, 3, 96, 96), np.uint8)
+        labels = np.arange(count, dtype=np.uint8) % 5
+        pixels[:, 0] = 50 * labels[:, None, None]
+        pixels.tofile(place / f"{split}_X.bin")
+        (labels + 1).tofile(place / f"{split}_y.bin")
+    (place / "unlabeled_y.bin").unlink()
+    (place / "class_names.txt").write_text("\n".join("abcdefghij"))
+    return tmp_path / "data"
+
+
+def test_the_papers_plans_differ_in_what_is_compared_only(tmp_path):
+    """22 runs each, whose sides differ in the AugSelf weights; rates are the recipes'."""
+    for name, weight, rates in (("stl10", 1.0, (0.03, 0.03)), ("imagenet100", 0.5, (0.05, 0.03))):
+        plan = read_plan(STUDIES / f"{name}.toml")
+        runs = [run for phase in plan.phases for run in plan.runs(phase, lambda run: 0)]
+        assert len(runs) == len({run.name for run in runs}) == 22
+        for comparison in plan.comparisons:
+            a, b = (
+                settings_of(plan, Run(phase, arm, 0, None), tmp_path, Path("data"))
+                for phase, arm in (comparison.without, comparison.with_)
+            )
+            assert a == dataclasses.replace(b, output=a.output, augself={})
+            assert b.augself == {"crop": weight, "color": weight} and b.convention == "paper"
+            assert b.base_lr == rates[b.method == "moco"]
+            assert b.data in ("stl10:data", "imagenet:data/imagenet")
+
+
+@pytest.mark.slow
+def test_the_papers_plan_runs_in_miniature(small_stl10, tmp_path):
+    """STL-10's plan with a small encoder: trained, measured on named sets, reported."""
+    plan = read_plan(STUDIES / "stl10.toml")
+    small = {"encoder": "resnet18-w16", "size": 32, "epochs": 1, "batch_size": 16, "workers": 0}
+    plan = dataclasses.replace(
+        plan,
+        settings={**plan.settings, **small},
+        measures={"final": [Measure(["linear"], ["stl10"]), Measure(["fewshot"], ["stl10"], 2)]},
+        phases=[dataclasses.replace(plan.phases[0], seeds=[0, 1])],
+        comparisons=plan.comparisons[:1],
+    )
+    records = tmp_path / "records"
+    for run in list(plan.runs(plan.phases[0], lambda run: 0))[:2]:
+        carry_out(plan, run, tmp_path / "runs", small_stl10, records)
+    record = json.loads((records / "confirmation-simclr-augself-seed0.json").read_text())
+    assert {(r["task"], r["set"]) for r in record["results"]} == {
+        ("linear probe", "final/stl10"),
+        ("few-shot", "final/stl10"),
+    }
+    assert record["rate"] is record["corpus"] is None
+    assert "--data stl10:data" in record["command"] and "--augself crop=1" in record["command"]
+    report.write(plan, records, tmp_path / "results.md")
+    assert "**Running: 1 of 2 pairs are in.**" in (tmp_path / "results.md").read_text()

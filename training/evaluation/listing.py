@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from augself_hub.errors import AugSelfError
-from augself_hub.images.structure import structure
 from augself_hub.preprocess import decode
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
@@ -67,11 +66,11 @@ class LabelledImages:
         return decode(found if isinstance(found, bytes) else found.read_bytes())
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of the upright image, not decoded. Raises ImageError or OSError."""
+        """Width and height of the upright image, from its header. Raises OSError."""
         found = self.read(index)
-        image = structure(found if isinstance(found, bytes) else found.read_bytes())
-        turned = image.orientation >= 5
-        return (image.height, image.width) if turned else (image.width, image.height)
+        with Image.open(io.BytesIO(found) if isinstance(found, bytes) else found) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size[::-1] if turned else image.size
 
     def rows(self, *splits: str) -> np.ndarray:
         """The positions of the images in these splits."""
