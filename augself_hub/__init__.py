@@ -7,11 +7,25 @@ imports neither torch nor transformers.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from augself_hub.errors import MissingExtra
 
 __version__ = "0.1.0"
+
+# Nothing is sent that nobody asked for. Each library reads its switch when it is imported, and none
+# is imported before this package; who wants their reports sets the variable otherwise.
+_NO_TELEMETRY = {
+    "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime, see runtime.py
+    "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and transformers and datasets through it
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # datasets counts local loading scripts on the Hub
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",  # whoever else reads it
+}
+for _switch, _off in _NO_TELEMETRY.items():
+    os.environ.setdefault(_switch, _off)
 
 if TYPE_CHECKING:
     from augself_hub.augmentations.spec import Policy

@@ -1,11 +1,13 @@
 """The model card: README.md of a model folder, generated from the folder's own files.
 
-Nothing in it is written by hand and nothing unmeasured is filled in.
+Nothing unmeasured is filled in. A card that somebody edited is theirs and is not written again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +16,23 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from augself_hub.augmentations.spec import Spec
-from augself_hub.folder import CURVES, ENCODER_GRAPH, EVALUATION, read_spec
+from augself_hub.configs import read_json
+from augself_hub.errors import ModelFolderError
+from augself_hub.folder import (
+    CARD,
+    CURVES,
+    ENCODER_GRAPH,
+    EVALUATION,
+    MANIFEST,
+    card_is_edited,
+    read_manifest,
+    read_spec,
+)
 from augself_hub.preprocess import Preprocessing
 
 PLACEHOLDER = "your-name/your-model"
+
+log = logging.getLogger(__name__)
 
 _USE = """\
 ## How to use it
@@ -87,12 +102,20 @@ _CITATION = """\
 
 
 def write(folder: Path, name: str = PLACEHOLDER) -> None:
-    """Write README.md of a model folder. Its manifest must be written again afterwards.
+    """Write README.md of a model folder, but where somebody has edited it: then it is theirs.
 
     Args:
         name: what the examples call the model, e.g. its Hub id.
     """
-    (folder / "README.md").write_text(render(folder, name))
+    if card_is_edited(folder):
+        log.warning("%s was edited and stays: remove it to have it generated", folder / CARD)
+        return
+    text = render(folder, name)
+    (folder / CARD).write_text(text)
+    if (folder / MANIFEST).is_file():
+        manifest = read_manifest(folder)
+        manifest["card"] = {"generated": hashlib.sha256(text.encode()).hexdigest()}
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def render(folder: Path, name: str = PLACEHOLDER) -> str:
@@ -114,7 +137,12 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     path = folder / EVALUATION
-    return json.loads(path.read_text()) if path.is_file() else {"results": []}
+    if not path.is_file():
+        return {"results": []}
+    evaluation = read_json(path)
+    if not isinstance(evaluation.get("results"), list):
+        raise ModelFolderError(f"{path} cannot be read: results is no list")
+    return evaluation
 
 
 def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardData:

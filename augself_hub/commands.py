@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from augself_hub import hub
-from augself_hub.folder import read_manifest
+from augself_hub.folder import MANIFEST, files_of, read_manifest
 
 
 @click.command("list")
@@ -26,8 +26,22 @@ def list_command(everywhere: bool) -> None:
 @click.argument("repo_id")
 @click.option("--private/--public", default=None, help="Of a new repository.")
 @click.option("--message", help="The commit's.")
-def push(folder: Path, repo_id: str, private: bool | None, message: str | None) -> None:
-    """Publish the model FOLDER as REPO_ID (org/name) on the Hub, in one commit."""
+@click.option("--dry-run", is_flag=True, help="Say what would be changed, and change nothing.")
+def push(
+    folder: Path, repo_id: str, private: bool | None, message: str | None, dry_run: bool
+) -> None:
+    """Publish the model FOLDER as REPO_ID (org/name) on the Hub, in one commit.
+
+    What its owner added or edited on the Hub stays: cards, licences, pictures.
+    """
+    if dry_run:
+        planned = hub.plan(folder, repo_id)
+        rows = [("upload", path) for path in sorted(planned.uploads)]
+        rows += [("delete", path) for path in planned.deletes]
+        rows += [("keep", path) for path in planned.keeps]
+        click.echo(table(["what", "file"], rows))
+        click.echo(f"nothing was changed: without --dry-run this is one commit to {repo_id}")
+        return
     url = hub.push(folder, repo_id, private=private, commit_message=message)
     click.echo(f"{_files(folder)}\npublished as {url}")
 
@@ -43,15 +57,19 @@ def pull(model: str, destination: Path) -> None:
 @click.command()
 @click.argument("model", required=False)
 def verify(model: str | None) -> None:
-    """Compare every file of MODEL (a folder or Hub id) with its manifest."""
+    """Compare what computes in MODEL (a folder or Hub id) with its manifest."""
     folder = hub.resolve(model)
     click.echo(f"{_files(folder)}\n{folder} is what its manifest says")
 
 
 def _files(folder: Path) -> str:
-    """A table of the files the manifest names."""
+    """A table of a folder's files; those that compute nothing are in no manifest."""
     files = read_manifest(folder)["files"]
-    rows = [(path, f"{(folder / path).stat().st_size:,}", files[path][:12]) for path in files]
+    rows = [
+        (path, f"{(folder / path).stat().st_size:,}", files[path][:12] if path in files else "")
+        for path in files_of(folder)
+        if path != MANIFEST.as_posix()
+    ]
     return table(["file", "bytes", "sha256"], rows)
 
 

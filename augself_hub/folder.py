@@ -1,7 +1,8 @@
 """The model folder as files: its manifest, its spec, and how it is made and changed in one step.
 
-It ends with augself/manifest.json, the sha256 of every other file; a folder that disagrees with its
-manifest is refused, naming the file (DESIGN.md section 3).
+It ends with augself/manifest.json, the sha256 of every file that computes: weights, graphs and
+configurations. A folder that disagrees with its manifest is refused, naming the file. Cards,
+licences, pictures and results are the owner's (DESIGN.md section 3).
 """
 
 from __future__ import annotations
@@ -19,8 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.augmentations.spec import Spec
+from augself_hub.configs import (
+    MAX_FEATURES,
+    PICKLES,
+    computes,
+    number,
+    read_json,
+    refuse_code,
+)
 from augself_hub.errors import AugSelfError, ModelFolderError
 
+CARD = Path("README.md")
 ENCODER = Path("model.safetensors")
 MANIFEST = Path("augself/manifest.json")
 CONFIG = Path("augself/config.json")
@@ -31,38 +41,42 @@ EVALUATION = Path("evaluation.json")
 TRAINING_LOG = Path("training_log.json")
 CURVES = Path("curves.png")
 
-PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
 
 def verify(folder: Path) -> Path:
-    """Compare a folder with augself/manifest.json, file by file.
+    """Compare what computes in a folder with augself/manifest.json, file by file.
 
-    Names that begin with a dot (.gitattributes, .cache) belong to other tools: they are not read.
+    Cards, licences, pictures and whatever else computes nothing are the owner's: they may be
+    changed, added or missing. Names that begin with a dot (.gitattributes, .cache) belong to other
+    tools: they are not read.
 
     Returns:
         The folder.
 
     Raises:
         ModelFolderError: names the first file that is missing, changed, not in the manifest, a
-            pickle, or a link out of the folder.
+            pickle, or a link out of the folder; or the field of a configuration by which a reader
+            would run code.
     """
     named = read_manifest(folder)["files"]
-    for path in _files(folder):
+    for path in files_of(folder):
         _refuse_foreign(folder, path, named)
     for path, sha256 in named.items():
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise ModelFolderError(f"{folder / MANIFEST} names {path}, which is not in the folder")
+        if not computes(path):
+            continue  # folders of 0.1 name their card and pictures as well
         if not (folder / path).is_file():
             raise ModelFolderError(f"{folder / path} is missing: get the model again")
         if file_sha256(folder / path) != sha256:
             raise ModelFolderError(f"{folder / path} is not the file its manifest names")
+    refuse_code(folder)
     return folder
 
 
-def _files(folder: Path) -> list[str]:
+def files_of(folder: Path) -> list[str]:
     """Every file and link, relative to the folder, but for other tools' (a dot comes first)."""
     paths = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file() or p.is_symlink())
     return sorted(p.as_posix() for p in paths if not any(part[0] == "." for part in p.parts))
@@ -77,8 +91,11 @@ def _refuse_foreign(folder: Path, path: str, named: Collection[str]) -> None:
     real = os.path.realpath(folder / path)
     if not any(Path(real).is_relative_to(place) for place in _places(folder)):
         raise ModelFolderError(f"{folder / path} is a link out of the folder, to {real}")
-    if path not in named and path != MANIFEST.as_posix():
-        raise ModelFolderError(f"{folder / path} is not in {MANIFEST}: remove it from the folder")
+    if computes(path) and path not in named and path != MANIFEST.as_posix():
+        raise ModelFolderError(
+            f"{folder / path} is not in {MANIFEST}, and would be read as a part of the model: "
+            "remove it from the folder"
+        )
 
 
 def _places(folder: Path) -> list[Path]:
@@ -95,11 +112,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise ModelFolderError(f"{path} is missing: this is not a complete model folder")
-    try:
-        manifest = json.loads(path.read_text())
-        manifest["files"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
+    manifest = read_json(path)
+    manifest.setdefault("parity", {})
+    for field in ("files", "parity"):
+        if not isinstance(manifest.get(field), dict):
+            raise ModelFolderError(f"{path} cannot be read: {field} is no object")
+    if not all(isinstance(v, str) for v in manifest["files"].values()):
+        raise ModelFolderError(f"{path} cannot be read: files does not name sha256s")
     return manifest
 
 
@@ -108,25 +127,66 @@ def read_spec(folder: Path) -> Spec:
     path = folder / CONFIG
     if not path.is_file():
         raise ModelFolderError(f"{path} is missing: this is not a model folder")
-    return Spec.from_json(path.read_text())
+    content = read_json(path)
+    try:
+        spec = Spec.from_json(path.read_text())
+    except ModelFolderError as error:
+        raise ModelFolderError(f"{folder}: {error}") from error
+    if not isinstance(content.get("provenance", {}), dict):
+        raise ModelFolderError(f"{path}: provenance is no object")
+    number(spec.features, f"{path}: features", 1, MAX_FEATURES, whole=True)
+    number(spec.hidden, f"{path}: hidden", 1, MAX_FEATURES, whole=True)
+    for kind, head in spec.heads.items():
+        what = f"{path}: heads.{kind}"
+        if head.type == "classes":
+            number(head.classes, f"{what}.classes", 2, MAX_FEATURES, whole=True)
+        for dimension in head.dimensions:
+            if not isinstance(dimension.name, str) or not isinstance(dimension.unit, str):
+                raise ModelFolderError(f"{what}.dimensions: name and unit must be texts")
+            number(dimension.std, f"{what}.{dimension.name}.std", 1e-12, 1e12)
+            if dimension.standard_error is not None:
+                number(dimension.standard_error, f"{what}.{dimension.name}.standard_error", 0, 1e12)
+    return spec
 
 
 def write_manifest(folder: Path, parity: dict[str, float] | None = None) -> None:
-    """Write augself/manifest.json over the files that are there now. Always the last file.
+    """Write augself/manifest.json over what computes there now. Always the last file.
 
     Args:
         parity: measured differences between graphs and torch; None keeps those already recorded.
     """
     path = folder / MANIFEST
+    before = read_manifest(folder) if path.is_file() else None
     if parity is None:
-        parity = json.loads(path.read_text())["parity"] if path.is_file() else {}
-    files = [name for name in _files(folder) if name != MANIFEST.as_posix()]
+        parity = before["parity"] if before else {}
+    if before:
+        card = generated_card(before)
+    else:
+        card = file_sha256(folder / CARD) if (folder / CARD).is_file() else None
+    files = [n for n in files_of(folder) if computes(n) and n != MANIFEST.as_posix()]
     manifest = {
         "files": {name: file_sha256(folder / name) for name in files},
         "versions": versions(),
         "parity": parity,
+        "card": {"generated": card},
     }
     path.write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def generated_card(manifest: dict[str, Any]) -> str | None:
+    """The sha256 of README.md as it was last generated: another README.md is the owner's."""
+    noted = manifest.get("card")
+    if not isinstance(noted, dict):  # of 0.1
+        return manifest["files"].get(CARD.as_posix())
+    return noted.get("generated")
+
+
+def card_is_edited(folder: Path) -> bool:
+    """Whether somebody has changed README.md since it was generated."""
+    if not ((folder / CARD).is_file() and (folder / MANIFEST).is_file()):
+        return False
+    generated = generated_card(read_manifest(folder))
+    return generated is None or file_sha256(folder / CARD) != generated
 
 
 def versions() -> dict[str, str]:

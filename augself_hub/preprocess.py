@@ -4,16 +4,13 @@ EXIF orientation applied; alpha over white; 16 bits scaled to 8; short side resi
 antialiased), centre crop S x S with floored offsets. Only the crop is ever computed. Normalisation
 is left to the model. Equal to the stock BitImageProcessor within one grey level for 8-bit images.
 
-Pillow does it; what else was measured, and why it is not used, is in docs/engine.md.
-
-The type of an image is sniffed from its bytes, never trusted from a name or header.
+Pillow does it; what else was measured, and why it is not used, is in docs/engine.md. What a file
+may cost is bounded before Pillow sees it: `augself_hub.images.structure`.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -23,20 +20,19 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from augself_hub.configs import MAX_SIDE, image_statistics, number, read_json
 from augself_hub.errors import (
-    EmptyImage,
     ImageError,
     ModelFolderError,
     TooManyPixels,
     UndecodableImage,
-    UnsupportedImage,
     UsageError,
 )
+from augself_hub.images.bounds import Bounds, Structure, check_pixels
+from augself_hub.images.structure import structure
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-MAX_PIXELS = 50_000_000
-MAX_SCANS = 100  # of a progressive JPEG; each costs a pass over the picture, ten are usual
+MAX_PIXELS = Bounds.pixels
 DECODES = ("exact", "fast")
 Box = tuple[float, float, float, float]
 
@@ -72,15 +68,14 @@ class Preprocessing:
             ModelFolderError: the file is missing or describes another contract than this one.
         """
         path = folder / "preprocessor_config.json"
+        config = read_json(path)
         try:
-            config = json.loads(path.read_text())
             side = config["size"]["shortest_edge"]
             crop = config["crop_size"]["height"], config["crop_size"]["width"]
-            mean, std = tuple(config["image_mean"]), tuple(config["image_std"])
-        except FileNotFoundError:
-            raise ModelFolderError(f"{path} is missing: this is not a model folder") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
+        number(side, f"{path}: size.shortest_edge", 1, MAX_SIDE, whole=True)
+        mean, std = image_statistics(config, path)
         if (*crop, config.get("resample")) != (side, side, 3):
             raise ModelFolderError(
                 f"{path} must resize the short side to the crop's side, bicubic (resample 3)"
@@ -99,100 +94,62 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None) 
     Raises:
         EmptyImage, UnsupportedImage, TooManyPixels, UndecodableImage: one line each.
     """
-    if not data:
-        raise EmptyImage("the image is empty: send the bytes of a JPEG, PNG, WebP, GIF or BMP")
+    found = structure(data, Bounds(pixels=max_pixels))
+    return to_rgb(_decoded(found, max_pixels, least), found.orientation)
+
+
+def _decoded(found: Structure, max_pixels: int, least: int | None) -> Image.Image:
+    """In Pillow's mode and as stored; a hidden color is one of alpha 0, or white already."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(found.data), formats=(found.format,))
         check_pixels(image.size, max_pixels)
-        _check_whole(data)
         if least is not None:
             image.draft(None, (least, least))  # only JPEGs have one
         image.load()
-        return to_rgb(image)
+        return _hidden(image, found) if found.hidden else image
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        raise UndecodableImage("the image cannot be decoded: damaged data") from None
     except Image.DecompressionBombError:
         raise TooManyPixels(f"the image has more than the {max_pixels} pixels allowed") from None
-    except (OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError) as error:
+    except (OSError, SyntaxError, ValueError, LookupError, struct.error, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged data"
         raise UndecodableImage(f"the image cannot be decoded: {reason}") from error
 
 
-def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
-    width, height = size
-    if width * height == 0:
-        raise UndecodableImage(f"the image cannot be decoded: it is {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise TooManyPixels(
-            f"the image has {width} x {height} pixels, more than the {max_pixels} allowed"
-        )
+def _hidden(image: Image.Image, found: Structure) -> Image.Image:
+    """A PNG's one transparent color, compared in all its bits, which Pillow does for 8 only."""
+    if found.depth < 16:
+        samples = tuple(sample * 255 // (2**found.depth - 1) for sample in found.hidden)
+        image.info["transparency"] = samples if len(samples) == 3 else samples[0]
+        return image
+    del image.info["transparency"]
+    if len(found.hidden) == 1:
+        gray = np.array(image)
+        gray[gray == found.hidden[0]] = 65535
+        return Image.fromarray(gray)
+    low = Image.open(io.BytesIO(found.data), formats=(found.format,))
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # the other byte of each sample
+    high, hidden = np.array(image), np.array(found.hidden)
+    same = (high == hidden >> 8) & (np.asarray(low) == hidden & 255)
+    high[same.all(axis=-1)] = 255
+    return Image.fromarray(high)
 
 
-def _check_whole(data: bytes) -> None:
-    """What Pillow would let pass: a PNG that is damaged or cut, a JPEG that takes minutes."""
-    if data.startswith(b"\x89PNG"):
-        _check_png(memoryview(data))
-    elif data.startswith(b"\xff\xd8") and _scans(data) > MAX_SCANS:
-        raise UndecodableImage(
-            f"the image cannot be decoded: a JPEG of more than {MAX_SCANS} scans; save it again"
-        )
+def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """Any mode -> upright RGB: 16 bits scaled, alpha over white.
 
-
-def _check_png(data: memoryview) -> None:
-    """Every chunk is there up to IEND, each with its checksum."""
-    at, kind = 8, b""
-    while kind != b"IEND":
-        length = int.from_bytes(data[at : at + 4], "big")
-        kind, end = bytes(data[at + 4 : at + 8]), at + 8 + length
-        if len(data) < end + 4:
-            raise UndecodableImage("the image cannot be decoded: the PNG is truncated")
-        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            raise UndecodableImage("the image cannot be decoded: a PNG checksum is wrong")
-        at = end + 4
-
-
-_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not stuffing, restarts or fill bytes
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-
-
-def _scans(data: bytes) -> int:
-    """How many scans the first picture of a JPEG file has."""
-    scans, at = 0, 2
-    while (marker := _JPEG_MARKER.search(data, at)) and marker[0][1] != _END_OF_IMAGE:
-        scans += marker[0][1] == _START_OF_SCAN
-        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return scans
-
-
-_OTHER_TYPES = {
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "PDF": (b"%PDF",),
-    "PSD": (b"8BPS",),
-    "EPS": (b"%!PS", b"\xc5\xd0\xd3\xc6"),
-    "ICO": (b"\0\0\1\0", b"\0\0\2\0"),
-    "JPEG 2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-    "JPEG XL": (b"\0\0\0\x0cJXL ", b"\xff\x0a"),
-}
-
-
-def _unidentified(data: bytes) -> ImageError:
-    """Text and noise cannot be decoded; a real image of another type is unsupported."""
-    head = data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")
-    names = [name for name, starts in _OTHER_TYPES.items() if head.startswith(starts)]
-    if data[4:8] == b"ftyp":
-        names = ["HEIC, AVIF or video"]
-    if head.startswith(b"<") and b"<svg" in head and b"<html" not in head.lower():
-        names = ["SVG"]
-    if names:
-        return UnsupportedImage(f"{names[0]} is not read: send JPEG, PNG, WebP, GIF or BMP")
-    return UndecodableImage("the data is not an image: send JPEG, PNG, WebP, GIF or BMP")
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> upright RGB: 16 bits scaled, alpha over white."""
-    image = _upright(image)
+    Args:
+        orientation: Exif's, 1 to 8; None: what the image itself says.
+    """
+    if orientation is None:
+        try:
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+        except Exception:  # damaged metadata is not a damaged picture: it is shown as stored
+            orientation = 1
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.has_transparency_data:
@@ -211,15 +168,6 @@ _UPRIGHT: dict[Any, Image.Transpose] = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """ImageOps.exif_transpose, but other damaged EXIF fields do not lose the orientation."""
-    try:
-        method = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # damaged metadata is not a damaged picture: it is shown as stored
-        return image
-    return image if method is None else image.transpose(method)
 
 
 _TO_8_BITS = np.round(np.arange(65536) / 257).astype(np.uint8)

@@ -22,13 +22,13 @@ from typing import Any
 
 import click
 import numpy as np
-import onnxruntime
 from findings import Findings, machine, spread
 from PIL import Image
 from untrained import write_untrained
 
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import decode, preprocess
+from augself_hub.runtime import onnxruntime
 from serving.inference.cores import usable_cores
 from serving.inference.engine import Engine
 

@@ -160,7 +160,8 @@ def ready_a_core(options: argparse.Namespace) -> dict[str, float]:
 
 def tensors(options: argparse.Namespace, threads: int, at_once: int) -> dict[str, float]:
     import numpy as np
-    import onnxruntime
+
+    from augself_hub.runtime import onnxruntime
 
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads

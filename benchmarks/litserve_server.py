@@ -22,7 +22,7 @@ class Embeddings(litserve.LitAPI):
         self.graph, self.threads = graph, threads
 
     def setup(self, device: str) -> None:
-        import onnxruntime
+        from augself_hub.runtime import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads

@@ -22,7 +22,11 @@ class Limits:
         pixels: width times height of one image, read off its header.
         waiting_images: in the queue of one model; beyond it requests get 429.
         slots: requests with a body worked on at once; beyond it requests get 429.
+        connections: open at once, fewer where the process may not open as many files; beyond it
+            those that wait longest for a request are closed.
+        header_seconds: for a request's head, from the connection's beginning or the answer before.
         upload_seconds: for the whole body of a request (408).
+        answer_seconds: for a client to take some of its answer, else its connection is closed.
         fetch_seconds: for one image fetched from a URL, redirects included.
         deadline_seconds: from the whole body to the answer (504); also the time to drain.
 
@@ -36,7 +40,10 @@ class Limits:
     pixels: int = MAX_PIXELS
     waiting_images: int = 256
     slots: int = 64
+    connections: int = 1000
+    header_seconds: float = 10.0
     upload_seconds: float = 30.0
+    answer_seconds: float = 30.0
     fetch_seconds: float = 10.0
     deadline_seconds: float = 30.0
 

@@ -35,6 +35,10 @@ class Metrics:
         for stage in STAGES:
             self.stages.labels(stage)
         self.active = Gauge("active_requests", "Requests that hold a slot", **names)
+        self.connections = Gauge("connections", "Open connections", **names)
+        self.dropped_connections = Counter(
+            "dropped_connections", "Closed or refused because there were too many", **names
+        )
         self.body_bytes = Gauge("body_bytes", "Bodies of requests in memory", **names)
         self.decoders = Gauge("decoders", "Threads that decode", **names)
         self.decoders_busy = Gauge("decoders_busy", "Threads that decode now", **names)

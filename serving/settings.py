@@ -21,7 +21,7 @@ class Settings:
         memory_limit: bytes that loaded models may take; None: any.
         decoders: threads that decode; None: the usable cores.
         max_batch: images gathered for one run.
-        tokens: one of them must come with requests to /v1; none: nothing must.
+        tokens: one of them must come with requests to /v1, /v2 and the demo; none: nothing must.
         host: what the server listens on; None: somebody else listens, or nobody.
         allow_hosts: more names it may be called by, see `serving.http.callers`.
         allow_origins: pages of other origins that may ask.
@@ -50,8 +50,6 @@ class Settings:
 
     def __post_init__(self) -> None:
         limits = self.limits
-        if self.demo and self.tokens:
-            raise UsageError("a demo is open to everybody: serve it without a token, or not at all")
         if self.max_batch > limits.waiting_images:
             raise UsageError(
                 f"--max-batch is {self.max_batch}, but only {limits.waiting_images} images may "

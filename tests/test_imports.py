@@ -127,6 +127,16 @@ def test_an_allowed_import_is_not(path, source):
     assert not any(within(name, *forbidden_to(path)) for name in imported(source, path))
 
 
+RUNTIME = Path("augself_hub/runtime.py")
+PRODUCT = [*FILES, *(p.relative_to(ROOT) for p in (ROOT / "benchmarks").rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=str)
+def test_only_one_file_imports_onnx_runtime(path):
+    names = imported((ROOT / path).read_text(), path)
+    assert path == RUNTIME or not any(within(name, "onnxruntime") for name in names)
+
+
 def test_no_module_has_a_name_that_says_nothing():
     nothing = {"utils", "common", "helpers", "misc", "base", "util", "helper"}
     named = {path.with_suffix("").name for path in FILES} | {p.parent.name for p in FILES}

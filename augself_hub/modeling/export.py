@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,7 @@ def _difference(values: np.ndarray, reference: Tensor) -> float:
 
 
 def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    import onnxruntime
+    from augself_hub.runtime import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, inputs)
@@ -191,9 +192,6 @@ def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
 
 def require_export_extra() -> None:
     """Raises MissingExtra where exporting is not installed."""
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "onnx", "export") from error
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(name) is None:
+            raise MissingExtra(name, "export")

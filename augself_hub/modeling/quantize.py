@@ -176,21 +176,21 @@ def _quantize(
 
 def _write_int8(source: Path, target: Path, images: Photographs, fp32_layers: int) -> None:
     """Static QDQ: calibrated by minimum and maximum, per channel."""
-    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    from augself_hub.runtime import with_quantization
 
+    tools = with_quantization().quantization
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"  # batch norms folded, shapes known
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        quantize_static(
+        tools.shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        tools.quantize_static(
             prepared,
             target,
             _Reader(images.pixels(images.calibration)),
-            quant_format=QuantFormat.QDQ,
+            quant_format=tools.QuantFormat.QDQ,
             per_channel=True,
             reduce_range=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            activation_type=tools.QuantType.QUInt8,
+            weight_type=tools.QuantType.QInt8,
             nodes_to_exclude=_first_nodes(prepared, fp32_layers),
         )
 
@@ -198,9 +198,11 @@ def _write_int8(source: Path, target: Path, images: Photographs, fp32_layers: in
 def _write_fp16(source: Path, target: Path, images: Photographs, fp32_layers: int) -> None:
     """Needs no photographs; its signature is the table's."""
     import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+    from augself_hub.runtime import with_quantization
+
+    float16 = with_quantization().transformers.float16
+    onnx.save(float16.convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
 
 
 _WRITERS = {"int8": _write_int8, "fp16": _write_fp16}
@@ -353,7 +355,7 @@ def _batches(pixels: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _session(path: Path) -> Any:
-    import onnxruntime
+    from augself_hub.runtime import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -4,7 +4,7 @@ Torch-free, and no request leaves the visitor's machine for anywhere but the ser
 no fonts from elsewhere, and the page's own policy forbids the browser all others. Gradio takes the
 looks of a page where it is mounted, not where it is built:
 
-    gradio.mount_gradio_app(app, build(models), path="/", **looks(limits))
+    gradio.mount_gradio_app(app, build(models, files), path="/", **looks(limits))
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 
 from serving.demo import features, neighbours, the_model, two_photographs, two_views
+from serving.demo.files import Files
 from serving.demo.gallery import of_examples, of_table
-from serving.demo.visitors import FOLDER, Models
+from serving.demo.routes import Routes
+from serving.demo.sessions import MOST
+from serving.demo.visitors import AT_ONCE, Models
 from serving.limits import Limits
 
 TITLE = "AugSelf: features that know how a picture was changed"
@@ -57,7 +61,8 @@ JS = """() => new MutationObserver(() =>
   document.querySelectorAll('button.upload-container[aria-label], div.empty[aria-label]')
     .forEach((element) => element.removeAttribute('aria-label'))
 ).observe(document.body, {childList: true, subtree: true})"""
-FREQUENCY, AGE = 600, 3600  # seconds: pictures older than an hour are deleted every ten minutes
+WAITING = 64  # calls; beyond it they get 503
+FOLDER_BODIES = 8  # of the largest size fit into the folder of files
 
 
 def looks(limits: Limits) -> dict[str, Any]:
@@ -67,34 +72,54 @@ def looks(limits: Limits) -> dict[str, Any]:
         "head": HEAD,
         "css": CSS,
         "js": JS,
-        "footer_links": ["api", "settings"],
+        "footer_links": ["settings"],  # not the API page: programs have /v1
         "run_history": False,
         "max_file_size": limits.body_bytes,
+        "mcp_server": False,
+        "ssr_mode": False,
+        "enable_monitoring": False,
         "show_error": False,  # ours are shown all the same; a bug's text is not for visitors
     }
 
 
-def build(models: Models, table: str | None = None) -> gr.Blocks:
+def build(models: Models, files: Files, table: str | None = None) -> gr.Blocks:
     """The whole page.
 
     Args:
         models: what is served; the first is picked when the page opens.
+        files: where the page's files are.
         table: a FeatureTable's folder whose pictures are searched; None: the examples.
 
     Raises:
         UsageError: the table comes from no served model, or its pictures are not there.
     """
-    gr.set_static_paths(FOLDER)
     gallery = of_examples() if table is None else of_table(Path(table), list(models.values()))
     names = list(models)
-    page = gr.Blocks(title="AugSelf Hub", analytics_enabled=False, delete_cache=(FREQUENCY, AGE))
+    page = gr.Blocks(title="AugSelf Hub", analytics_enabled=False)
     with page:
         gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
         picker = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         with gr.Tabs(overflow_behavior="wrap"):
-            two_views.tab(page, models, picker)
-            two_photographs.tab(models, picker)
+            two_views.tab(page, models, files, picker)
+            two_photographs.tab(models, files, picker)
             neighbours.tab(models, picker, gallery)
-            features.tab(models, picker)
+            features.tab(models, files, picker)
             the_model.tab(models, picker)
     return page
+
+
+def mounted(models: Models, table: str | None, limits: Limits, folder: Path) -> Routes:
+    """The page as an ASGI application.
+
+    Args:
+        folder: for its files; empty, of mode 0700, and GRADIO_TEMP_DIR.
+    """
+    files = Files(folder, FOLDER_BODIES * limits.body_bytes)
+    page = build(models, files, table)
+    page.queue(default_concurrency_limit=AT_ONCE, max_size=WAITING)
+    page.state_session_capacity = MOST
+    outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = gr.mount_gradio_app(outer, page, path="/", **looks(limits))
+    # Only launch() says so, and Gradio's own checks of what a path may name are off until then.
+    page.has_launched = True
+    return Routes(app, page, files)

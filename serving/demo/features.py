@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
@@ -17,6 +17,7 @@ from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import MODEL_KEY
+from serving.demo.files import Files
 from serving.demo.map import STYLE, drawn, principal
 from serving.demo.visitors import BUSY, EXAMPLES, PRIVATE, Models, data_url, readable
 from serving.extraction.destination import ERRORS_KEY
@@ -68,12 +69,12 @@ class Read:
     errors: list[dict[str, str]]
 
 
-def tab(models: Models, picker: gr.Dropdown) -> None:
+def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
     """Build the tab inside the page, which is open, and wire it."""
     with gr.Tab("Features"):
         gr.Markdown(SENTENCE)
         with gr.Row():
-            files = gr.File(
+            dropped = gr.File(
                 file_count="multiple",
                 label="Drop pictures here",
                 height=160,
@@ -89,21 +90,30 @@ def tab(models: Models, picker: gr.Dropdown) -> None:
 
     def asked(name: str, paths: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
         """A function of its own: Gradio looks for the request in its signature."""
-        yield from extract(models, name, paths, str(get_request_origin(request.request, PATH)))
+        url = str(get_request_origin(request.request, PATH))
+        yield from extract(models, files, name, paths, url, request.session_hash)
 
     outputs = [told, shown, table, lines]
-    answer = {"fn": asked, "inputs": [picker, files], "outputs": outputs, **BUSY}
-    files.upload(api_name="features", **answer)
-    taken = examples.click(lambda: list(EXAMPLES), None, files, **PRIVATE, **BUSY)
+    answer = {"fn": asked, "inputs": [picker, dropped], "outputs": outputs, **BUSY}
+    dropped.upload(api_name="features", **answer)
+    shipped = [files.shipped(Path(path)) for path in EXAMPLES]
+    taken = examples.click(lambda: shipped, None, dropped, **PRIVATE, **BUSY)
     taken.success(**PRIVATE, **answer)
-    gr.on([files.delete, picker.input], **PRIVATE, **answer)
-    files.clear(lambda: (None,) * 4, None, outputs, **PRIVATE, **BUSY)
+    gr.on([dropped.delete, picker.input], **PRIVATE, **answer)
+    dropped.clear(lambda: (None,) * 4, None, outputs, **PRIVATE, **BUSY)
 
 
 def extract(
-    models: Models, name: str, paths: Sequence[str] | None, url: str
+    models: Models,
+    files: Files,
+    name: str,
+    paths: Sequence[str] | None,
+    url: str,
+    session: str | None,
 ) -> Iterator[tuple[Any, ...]]:
     """Dropped files -> what was read, the map, the table's file, and lines of code for `url`.
+
+    The table is there as long as the session.
 
     Raises:
         gr.Error: too many files, none is a picture, or the server is full.
@@ -116,13 +126,10 @@ def extract(
         read = read_files(model, [Path(path) for path in paths])
         features = model.features(read.images)
     points, share = principal(features)
-    # The page's own copy is made before the generator goes on, and the folder with it.
-    with TemporaryDirectory() as folder:
-        table = Path(folder) / FILE
-        write(table, read, features, model.sha256)
-        shown = drawn(points, read.names, [group(n) for n in read.names], read.thumbnails)
-        lines = code(read.names, model.name, url)
-        yield summary(read, share), shown, str(table), lines
+    shown = drawn(points, read.names, [group(n) for n in read.names], read.thumbnails)
+    lines = code(read.names, model.name, url)
+    table = files.keep(written(read, features, model.sha256), FILE, session)
+    yield summary(read, share), shown, table, lines
 
 
 def read_files(model: Local, paths: Sequence[Path]) -> Read:
@@ -151,12 +158,14 @@ def read_files(model: Local, paths: Sequence[Path]) -> Read:
     return read
 
 
-def write(path: Path, read: Read, features: np.ndarray, model: str) -> None:
+def written(read: Read, features: np.ndarray, model: str) -> bytes:
     """One part of a FeatureTable, as `augself extract` writes it."""
     items = [Item((name,), ()) for name in read.names]
     named = {MODEL_KEY: model, ERRORS_KEY: json.dumps(read.errors)}
     table = feature_table(items, features, PLAIN).replace_schema_metadata(named)
-    parquet.write_table(table, path, write_page_checksum=True)
+    file = io.BytesIO()
+    parquet.write_table(table, file, write_page_checksum=True)
+    return file.getvalue()
 
 
 def group(name: str) -> str:

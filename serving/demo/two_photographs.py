@@ -11,6 +11,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from serving.demo.files import Files
 from serving.demo.picks import picked, picks
 from serving.demo.visitors import FOLDER, PRIVATE, QUIET, Models, readable, upload
 from serving.demo.words import STYLE, listed, sentences
@@ -32,7 +33,7 @@ PAIRS = tuple(
 )
 
 
-def tab(models: Models, picker: gr.Dropdown) -> None:
+def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
     """Build the tab inside the page, which is open, and wire it."""
     with gr.Tab("Two photographs"):
         gr.Markdown(SENTENCE)
@@ -62,17 +63,18 @@ def tab(models: Models, picker: gr.Dropdown) -> None:
         **PRIVATE,
         **QUIET,
     )
-    chosen = examples.click(_example, None, [a, b], **PRIVATE, **QUIET)
+
+    def example(event: gr.EventData) -> tuple[str, str]:
+        a, b = (files.shipped(Path(path)) for path in PAIRS[picked(event)])
+        return a, b
+
+    chosen = examples.click(example, None, [a, b], **PRIVATE, **QUIET)
     chosen.success(**PRIVATE, **answer)
     picker.input(**PRIVATE, **answer)
 
 
 def _picture() -> gr.HTML:
     return gr.HTML(css_template=PICTURE_STYLE, apply_default_css=False)
-
-
-def _example(event: gr.EventData) -> tuple[str, str]:
-    return PAIRS[picked(event)]
 
 
 def compare(models: Models, name: str, a: bytes | None, b: bytes | None) -> tuple[str, str, str]:

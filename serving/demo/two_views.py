@@ -23,6 +23,7 @@ from augself_hub.augmentations.spec import Policy, Spec
 from augself_hub.preprocess import crop_resized
 from serving.demo.comparison import STYLE, TITLES, Row, compare, table
 from serving.demo.controls import Control, Value, controls, labels, parameters, values
+from serving.demo.files import Files
 from serving.demo.frames import (
     FRAME_SIDE,
     PREDICTED,
@@ -82,14 +83,14 @@ class _Parts(NamedTuple):
     headings: list[tuple[str, gr.Markdown]]
 
 
-def tab(page: gr.Blocks, models: Models, picker: gr.Dropdown) -> None:
+def tab(page: gr.Blocks, models: Models, files: Files, picker: gr.Dropdown) -> None:
     """Build the tab inside `page`, which is open, and wire it."""
     kinds = labels(model.spec for model in models.values())
     with gr.Tab("Two views"):
-        parts = _layout(kinds, next(iter(models.values())).spec)
-    changes = _changes(parts, models, kinds, picker)
+        parts = _layout(kinds, files, next(iter(models.values())).spec)
+    changes = _changes(parts, models, files, kinds, picker)
     answer = {
-        "fn": partial(pair, models, kinds),
+        "fn": partial(pair, models, files, kinds),
         "inputs": [picker, parts.photograph, *parts.settings],
         "outputs": [*parts.pictures, parts.comparison, *parts.in_a[1:]],
         **QUIET,
@@ -102,9 +103,15 @@ def tab(page: gr.Blocks, models: Models, picker: gr.Dropdown) -> None:
     gr.on(moved, trigger_mode="always_last", **PRIVATE, **answer)
 
 
-def _changes(parts: _Parts, models: Models, kinds: Kinds, picker: gr.Dropdown) -> list[Dependency]:
+def _changes(
+    parts: _Parts, models: Models, files: Files, kinds: Kinds, picker: gr.Dropdown
+) -> list[Dependency]:
     """What changes the photograph or the controls from elsewhere: new pictures are due after it."""
     quiet = {**PRIVATE, **QUIET}
+
+    def example(event: gr.EventData) -> str:
+        return files.shipped(Path(EXAMPLES[picked(event)]))
+
     known = [parts.caption, parts.in_a[0], *(h for _, h in parts.headings), *parts.settings]
     return [
         parts.surprise_me.click(
@@ -114,7 +121,7 @@ def _changes(parts: _Parts, models: Models, kinds: Kinds, picker: gr.Dropdown) -
             api_name="surprise",
             **QUIET,
         ),
-        parts.examples.click(_example, None, parts.photograph, **quiet),
+        parts.examples.click(example, None, parts.photograph, **quiet),
         parts.reset.click(partial(_neutral, models, kinds), picker, parts.settings, **quiet),
         picker.input(
             partial(_of_model, models, kinds, [kind for kind, _ in parts.headings]),
@@ -125,10 +132,10 @@ def _changes(parts: _Parts, models: Models, kinds: Kinds, picker: gr.Dropdown) -
     ]
 
 
-def _layout(kinds: Kinds, spec: Spec) -> _Parts:
+def _layout(kinds: Kinds, files: Files, spec: Spec) -> _Parts:
     """On a phone the columns stand below each other: photograph, answer, controls."""
     gr.Markdown(SENTENCE)
-    examples, photograph = _choice()
+    examples, photograph = _choice(files)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             pictures = _pictures()
@@ -156,13 +163,13 @@ def _layout(kinds: Kinds, spec: Spec) -> _Parts:
     )
 
 
-def _choice() -> tuple[gr.HTML, gr.File]:
+def _choice(files: Files) -> tuple[gr.HTML, gr.File]:
     """The examples and the upload field. The field holds the photograph, chosen or uploaded."""
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             named = [(Path(path).stem, Image.open(path)) for path in EXAMPLES]
             examples = picks("Pick a photograph", named)
-        photograph = upload("or upload your own", EXAMPLES[0], scale=2)
+        photograph = upload("or upload your own", files.shipped(Path(EXAMPLES[0])), scale=2)
     return examples, photograph
 
 
@@ -261,10 +268,6 @@ def _updated(row: Control | None) -> Any:
     return gr.update(visible=True, value=row.neutral, **ranges)
 
 
-def _example(event: gr.EventData) -> str:
-    return EXAMPLES[picked(event)]
-
-
 def _neutral(models: Models, kinds: Kinds, name: str) -> list[Any]:
     rows = controls(models[name].spec)
     return _shown(kinds, rows, [row.neutral for row in rows]) * 2
@@ -300,7 +303,12 @@ def surprise(
 
 
 def pair(
-    models: Models, kinds: Kinds, name: str, photograph: bytes | None, *settings: Value
+    models: Models,
+    files: Files,
+    kinds: Kinds,
+    name: str,
+    photograph: bytes | None,
+    *settings: Value,
 ) -> tuple[Any, ...]:
     """A photograph and the values of both views' controls -> what the tab shows.
 
@@ -329,15 +337,16 @@ def pair(
     compared = compare(spec, seen_a, seen_b, predicted)
     boxes = [box_in_pixels(view["crop"][0], image) for view in (a, b)]
     return (
-        kept(outlined(image, boxes)),
-        *(kept(enlarged(view)) for view in views),
+        kept(files, outlined(image, boxes)),
+        *(kept(files, enlarged(view)) for view in views),
         table(compared),
-        *_in_frame_of_a(spec, views, compared, predicted, any(gray)),
+        *_in_frame_of_a(spec, files, views, compared, predicted, any(gray)),
     )
 
 
 def _in_frame_of_a(
     spec: Spec,
+    files: Files,
     views: np.ndarray,
     compared: Sequence[Row],
     predicted: dict[str, np.ndarray],
@@ -352,7 +361,7 @@ def _in_frame_of_a(
     a = np.asarray(Image.fromarray(views[0]).resize((FRAME_SIDE, FRAME_SIDE)))
     back = undone(views[1], one, gray, spec.policy, FRAME_SIDE)
     frame = in_frame(views[0], list(zip((TRUE, PREDICTED), boxes, strict=False)))
-    return kept(frame), (kept(a), kept(back))
+    return kept(files, frame), (kept(files, a), kept(files, back))
 
 
 def two_views(image: Image.Image, a: Parameters, b: Parameters, policy: Policy) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.processing_utils import save_file_to_cache
-from gradio.utils import get_upload_folder
 from PIL import Image
 
 from augself_hub.errors import AugSelfError
+from serving.demo.files import Files
 from serving.inference.client import Local
+from serving.inference.cores import usable_cores
 
 Models = dict[str, Local]  # by name; the first is picked when the page opens
 
@@ -26,8 +25,13 @@ EXAMPLES = tuple(
     str(FOLDER / f"{name}.jpg")
     for name in ("fig", "dogs", "brushes", "autumn", "drum", "dandelion")
 )
-# The server's own queue limits what is worked on at once.
-QUIET: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden"}
+# Each call holds its uploads and their pixels; those beyond wait with their names alone.
+AT_ONCE = max(4, usable_cores())
+QUIET: dict[str, Any] = {
+    "concurrency_id": "page",
+    "concurrency_limit": AT_ONCE,
+    "show_progress": "hidden",
+}
 BUSY: dict[str, Any] = {**QUIET, "show_progress": "minimal"}  # where one waits a second or more
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
@@ -55,15 +59,14 @@ def upload(label: str, value: str | None = None, **place: Any) -> gr.File:
     )
 
 
-def kept(picture: Image.Image | np.ndarray) -> str:
-    """A PNG among Gradio's files, written once and as a whole, by a name made of what it holds.
+def kept(files: Files, picture: Image.Image | np.ndarray) -> str:
+    """A PNG among the page's files, by a name made of what it holds.
 
     Given a picture, Gradio writes it again each time, also while another visitor reads it.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.png"
-        Image.fromarray(np.asarray(picture)).save(path)
-        return save_file_to_cache(path, get_upload_folder())
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(picture)).save(file, "PNG")
+    return files.keep(file.getvalue(), "picture.png")
 
 
 def data_url(image: Image.Image, side: int) -> str:

@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
@@ -84,7 +85,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     hosts = AllowedHosts.parse(settings.url_hosts)
     fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
     service = Service(models, limits, metrics, settings.decoders, fetcher)
-    demo = LateDemo(service, settings.table) if settings.demo else None
+    demo = LateDemo(service, settings.table, keys) if settings.demo else None
     log = AccessLog(settings.access_log, metrics) if settings.access_log else None
     if not settings.lazy:
         models.preload()
@@ -151,9 +152,13 @@ async def embeddings(request: Request) -> Response:
     with service.metrics.stage("encode"):
         if options.normalize:
             features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+        if not np.isfinite(features).all():
+            raise ValueError(f"features of {model.name} are not finite")
         if media_type == NPY:
             return Response(_npy(features), media_type=NPY)
-        return JSONResponse(_embedding_answer(model.name, features, options))
+        # Not JSONResponse: the standard library takes 0.1 s for 64 rows of 2,048 numbers.
+        answer = _embedding_answer(model.name, features, options)
+        return Response(to_json(answer), media_type=JSON)
 
 
 async def augmentations(request: Request) -> Response:

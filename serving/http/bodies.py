@@ -1,16 +1,22 @@
 """Request bodies: JSON with data: URLs, multipart forms, raw images -> options and image bytes.
 
-Nothing here decodes an image or fetches one: see `urls` for hosts that were allowed.
+Nothing here decodes an image or fetches one: see `urls` for hosts that were allowed. A large body
+is read on a thread of its own, in steps none of which keeps the interpreter to itself for long: the
+event loop answers meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 import binascii
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
@@ -25,7 +31,13 @@ from serving.limits import Limits
 
 Record = TypeVar("Record", bound=BaseModel)
 Asked = TypeVar("Asked")
-_MARKS, _ITEM_MARKS = 100_000, 8  # [, { and commas: more than a request has, and than an item
+Result = TypeVar("Result")
+_SLICE = 2**20  # bytes looked through, parsed or decoded at one go, where that can be
+_LONGEST_HEAD = 1024  # characters of a data: URL before its comma
+_INLINE = 64 * 1024  # bytes that are read sooner than a thread is asked
+_READER = ThreadPoolExecutor(1, "read")  # one: several would keep the loop from its turn
+_ASCII = bytes(range(128))
+_LETTERS = 2 * 2**20  # bytes of letters beyond ASCII
 _OPTION_FIELDS = 8  # more form fields than the options there are
 _UNNAMED = ("", "application/octet-stream")  # such a body is taken for an image and sniffed
 
@@ -45,12 +57,15 @@ class Item:
         """
         if isinstance(self.content, bytes):
             return self.content
-        head, _, payload = self.content.partition(",")
-        if not (head.startswith("data:") and head.endswith(";base64")):
+        text, begin = self.content, self.content.find(",", 0, _LONGEST_HEAD) + 1
+        if not (text.startswith("data:") and text[:begin].endswith(";base64,")):
             message = "not a data: URL (data:image/jpeg;base64,...), and no other is read here"
             raise Problem(400, "bad_data_url", message, self.param)
         try:
-            return binascii.a2b_base64(payload, strict_mode=True)
+            if -1 < text.find("=", begin) < len(text) - 2:
+                raise ValueError("padding inside")  # at the end of a slice it would pass
+            parts = (text[at : at + _SLICE] for at in range(begin, len(text), _SLICE))
+            return b"".join(binascii.a2b_base64(part, strict_mode=True) for part in parts)
         except ValueError:
             raise Problem(400, "bad_base64", "not valid base64", self.param) from None
 
@@ -58,6 +73,12 @@ class Item:
 async def read_embeddings(request: Request, limits: Limits) -> tuple[EmbeddingOptions, list[Item]]:
     """The body of POST /v1/embeddings -> its options and 1 to `limits.items` images."""
     kind, body = await read_body(request)
+    return await apart(len(body), _embeddings, request, kind, body, limits)
+
+
+def _embeddings(
+    request: Request, kind: str, body: bytes, limits: Limits
+) -> tuple[EmbeddingOptions, list[Item]]:
     if kind == "application/json":
         asked = _validated(EmbeddingRequest, body, limits)
         items = [Item(f"input[{i}]", url) for i, url in enumerate(asked.input)]
@@ -76,6 +97,12 @@ async def read_pairs(
 ) -> tuple[AugmentationOptions, list[tuple[Item, Item]]]:
     """The body of POST /v1/augmentations -> its options and 1 to `limits.items` pairs."""
     kind, body = await read_body(request)
+    return await apart(len(body), _pairs, request, kind, body, limits)
+
+
+def _pairs(
+    request: Request, kind: str, body: bytes, limits: Limits
+) -> tuple[AugmentationOptions, list[tuple[Item, Item]]]:
     if kind == "application/json":
         asked = _validated(AugmentationRequest, body, limits)
         pairs = [
@@ -98,6 +125,13 @@ async def read_body(request: Request) -> tuple[str, bytes]:
     return kind, await request.body()
 
 
+async def apart(size: int, read: Callable[..., Result], *given: Any) -> Result:
+    """`read(*given)`, on the readers' thread where it is about so many bytes."""
+    if size <= _INLINE:
+        return read(*given)
+    return await asyncio.get_running_loop().run_in_executor(_READER, read, *given)
+
+
 def _unsupported() -> Problem:
     message = "this Content-Type is not read: send application/json, multipart/form-data or image/*"
     return Problem(415, "unsupported_content_type", message)
@@ -113,16 +147,45 @@ def _counted(items: list[Asked], limits: Limits, param: str) -> list[Asked]:
 
 
 def _validated(record: type[Record], body: bytes, limits: Limits) -> Record:
-    """JSON -> a request. 400 where it is not JSON, 422 where it is not this request.
-
-    413 where it has more values than any request: parsed, a list takes 150 times its text.
-    """
-    if sum(map(body.count, (b"[", b"{", b","))) > _MARKS + _ITEM_MARKS * limits.items:
-        raise Problem(413, "too_many_values", "the JSON has more values than any request")
+    """JSON -> a request. 400 where it is not JSON, 422 where it is not this request."""
+    parsed = parsed_json(body, 10_000 + 8 * limits.items)
     try:
-        return record.model_validate_json(body)
+        return record.model_validate(parsed)
     except ValidationError as error:
         raise schema_problem(error) from None
+
+
+def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
+    """JSON -> Python's values. Raises the 400 where it is none.
+
+    413 where it has more in it than any request, since parsing is one step that cannot be
+    interrupted: values take 150 times their text, and what is no plain text takes its time.
+
+    Args:
+        values: at most so many [, { and commas.
+        strict: NaN and Infinity are not JSON.
+    """
+    allowed = {
+        "values": (b"[{,", values),
+        "escapes": (b"\\", 10_000 + len(body) // 32),  # some clients escape a slash or a plus
+        "blanks": (b" \t\r\n", 100_000 + len(body) // 8),
+    }
+    ascii_only, letters = body.isascii(), 0
+    for start in range(0, len(body), _SLICE):
+        part = body[start : start + _SLICE]
+        for what, (marks, most) in allowed.items():
+            most -= sum(part.count(mark) for mark in marks)
+            if most < 0:
+                raise Problem(413, "too_many_values", f"the JSON has more {what} than any request")
+            allowed[what] = (marks, most)
+        letters += 0 if ascii_only else len(part.translate(None, _ASCII))
+        if letters > _LETTERS:
+            message = "the JSON has more letters beyond ASCII than any request"
+            raise Problem(413, "too_many_values", message)
+    try:
+        return from_json(body, allow_inf_nan=not strict)
+    except ValueError:
+        raise Problem(400, "bad_json", "the body is not JSON") from None
 
 
 def _from_strings(record: type[Record], fields: dict[str, str]) -> Record:
@@ -134,8 +197,6 @@ def _from_strings(record: type[Record], fields: dict[str, str]) -> Record:
 
 def schema_problem(error: ValidationError, status: int = 422) -> Problem:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    if first["type"] == "json_invalid":
-        return Problem(400, "bad_json", "the body is not JSON")
     steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"])
     param = "".join(steps).lstrip(".")[:100] or None
     # The library's own sentence names our class.
@@ -160,7 +221,8 @@ class _Form:
             raise Problem(400, "bad_multipart", "the Content-Type names no boundary")
         try:
             parser = MultipartParser(parameters[b"boundary"], self._callbacks())
-            parser.write(body)
+            for start in range(0, len(body), _SLICE):
+                parser.write(body[start : start + _SLICE])
             parser.finalize()
         except FormParserError:
             raise Problem(400, "bad_multipart", "the form cannot be read") from None

@@ -24,7 +24,8 @@ from serving.metrics import Metrics
 
 _WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
-_LINGER_SECONDS = 1.0
+_QUERY_BYTES = 4096  # a thousand options take longer to read than any image's head
+_LINGER_SECONDS, _PAUSE_SECONDS = 5.0, 1.0
 _HEALTH = ("/health/", "/v2/health/")
 _READABLE = ["Inference-Header-Content-Length", "Retry-After", "X-Request-Id", "traceresponse"]
 logger = logging.getLogger(__name__)
@@ -121,11 +122,17 @@ class Gate:
         problem = self.callers.refusal(headers, path.startswith(_HEALTH))
         if problem is not None:
             return problem
+        if len(scope.get("query_string", b"")) > _QUERY_BYTES:
+            return Problem(414, "query_too_long", f"the query has more than {_QUERY_BYTES} bytes")
         if _kept(path) and not self.keys.admit(headers.get("authorization", "")):
             return _unauthorized()
         length = _length(headers)
         if length is None:
             return Problem(400, "bad_length", "Content-Length is not a number")
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # Whoever stands before us may have believed the other one.
+            message = "Content-Length and Transfer-Encoding exclude each other"
+            return Problem(400, "bad_length", message)
         if length > self.limits.body_bytes:
             return _too_large(self.limits)
         if self.draining and (path.endswith("/ready") or scope["method"] not in _WITHOUT_SLOT):
@@ -183,7 +190,8 @@ class _Exchange:
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
                 while not self._complete:
-                    self._note(await self._receive())
+                    async with asyncio.timeout(_PAUSE_SECONDS):
+                        self._note(await self._receive())
         except TimeoutError:
             pass
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})

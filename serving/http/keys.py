@@ -1,4 +1,4 @@
-"""The bearer tokens that open /v1: from the command line, the environment, a file.
+"""The tokens that open /v1, /v2 and the demo: from the command line, the environment, a file.
 
 Only their digests are kept. A request's token is compared with every one of them, so that the time
 an answer takes tells neither which token was nearly right nor how many there are.
@@ -6,6 +6,7 @@ an answer takes tells neither which token was nearly right nor how many there ar
 
 from __future__ import annotations
 
+import base64
 import hmac
 import re
 from collections.abc import Iterable
@@ -29,13 +30,19 @@ class Keys:
         self._digests = [_digest(_checked(token)) for token in tokens]
 
     def admit(self, authorization: str) -> bool:
-        """Whether the value of an Authorization header is `Bearer` and one of the tokens."""
+        """Whether the value of an Authorization header brings one of the tokens.
+
+        As `Bearer`, or as the password of `Basic`, which browsers send of themselves.
+        """
         if not self._digests:
             return True
         scheme, _, token = authorization.partition(" ")
-        given = _digest(token.strip() if len(token) <= 2 * MAX_LENGTH else "")
+        scheme, token = scheme.lower(), token.strip() if len(token) <= 2 * MAX_LENGTH else ""
+        if scheme == "basic":
+            token = _password(token)
+        given = _digest(token)
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
-        return scheme.lower() == "bearer" and any(found)
+        return scheme in ("bearer", "basic") and any(found)
 
 
 def read_tokens(path: Path) -> list[str]:
@@ -61,6 +68,14 @@ def _checked(token: str) -> str:
             "beyond ASCII: no client could send it"
         )
     return token
+
+
+def _password(credentials: str) -> str:
+    """Of base64 of `user:password`; whatever the user is called. Empty where it is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _digest(token: str) -> bytes:

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from augself_hub import __version__
 from augself_hub.errors import UsageError
 from serving.http.access_log import note
-from serving.http.bodies import read_body
+from serving.http.bodies import apart, read_body
 from serving.http.problems import Problem
 from serving.http.schemas import (
     GraphRecord,
@@ -135,7 +135,8 @@ async def infer(request: Request, name: str) -> Response:
         _, body = await read_body(request)
         graph = _graph(service.models, name)
         header = request.headers.get(HEADER)
-        asked = read_tensors(body, header, graph.inputs, graph.outputs, service.limits)
+        given = (body, header, graph.inputs, graph.outputs, service.limits)
+        asked = await apart(len(body), read_tensors, *given)
     note(request.scope, model=name, images=len(asked.inputs[0]))
     values = await service.answered(request, graph.model, _run(service, graph, asked.inputs))
     results = {tensor.name: rows for tensor, rows in zip(graph.outputs, values, strict=True)}

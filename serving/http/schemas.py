@@ -27,7 +27,9 @@ class EmbeddingOptions(BaseModel):
 
 
 class EmbeddingRequest(EmbeddingOptions):
-    input: list[str] = Field(description=f"Images, each {DATA_URL}; a single one needs no list.")
+    input: Annotated[list[str], FailFast()] = Field(
+        description=f"Images, each {DATA_URL}; a single one needs no list."
+    )
 
     @field_validator("input", mode="before")
     @classmethod
@@ -51,7 +53,9 @@ class Pair(BaseModel):
 
 
 class AugmentationRequest(AugmentationOptions):
-    pairs: list[Pair] = Field(description="The differences say what takes a to b.")
+    pairs: Annotated[list[Pair], FailFast()] = Field(
+        description="The differences say what takes a to b."
+    )
 
 
 class Usage(BaseModel):

@@ -38,6 +38,19 @@ _HEADERS = [
     ("Accept-Encoding", "identity"),
     ("User-Agent", "augself-hub"),
 ]
+# IANA's registries of special-purpose addresses, without those that are global and unicast; besides
+# what older standards set apart and networks may still route. Transition addresses (6to4, Teredo,
+# IPv4-mapped and -compatible, local NAT64) carry an IPv4 address, which may be any.
+# https://www.iana.org/assignments/iana-ipv4-special-registry, iana-ipv6-special-registry
+_SPECIAL = """
+    0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24
+    192.0.2.0/24 192.31.196.0/24 192.52.193.0/24 192.88.99.0/24 192.168.0.0/16 192.175.48.0/24
+    198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4
+    ::/8 100::/64 100:0:0:1::/64 2001::/23 2001:db8::/32 2002::/16 2620:4f:8000::/48 3ffe::/16
+    3fff::/20 5f00::/16 fc00::/7 fe80::/10 fec0::/10 ff00::/8
+"""
+_NETWORKS = [ipaddress.ip_network(text) for text in _SPECIAL.split()]
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -151,6 +164,8 @@ class Fetcher:
 
     def _checked(self, url: str) -> httpcore.URL:
         """The URL without its fragment. Raises _Refused unless its host is allowed."""
+        if len(url) > _LONGEST:
+            raise _Refused("bad_url", f"a URL of more than {_LONGEST} characters")
         try:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme, parts.hostname or "", parts.port
@@ -158,7 +173,7 @@ class Fetcher:
             f"{host}{target}".encode("ascii")
         except ValueError:
             raise _Refused("bad_url", "not a URL of ASCII characters") from None
-        if len(url) > _LONGEST or scheme not in _PORTS or "@" in parts.netloc:
+        if scheme not in _PORTS or "@" in parts.netloc:
             raise _Refused("bad_url", "not an http or https URL without a password")
         if not self._hosts.allow(scheme, host, port):
             raise _Refused("url_not_allowed", "this host is not among those allowed")
@@ -234,7 +249,9 @@ def _address(host: str) -> Address | None:
 
 
 def _public(address: Address) -> bool:
-    """6to4 addresses carry an IPv4 address, which may be any; other such forms are reserved."""
-    embedded = isinstance(address, ipaddress.IPv6Address) and address.sixtofour is not None
-    special = address.is_multicast or address.is_reserved or embedded
-    return address.is_global and not special
+    """What everybody may reach, whatever this version of Python knows of the registries."""
+    if isinstance(address, ipaddress.IPv6Address) and address in _NAT64:
+        # How networks without IPv4 reach the public IPv4 addresses; and private ones, where let.
+        return _public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    special = address.is_multicast or address.is_reserved
+    return address.is_global and not special and not any(address in n for n in _NETWORKS)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,14 @@ from augself_hub.folder import HEADS_GRAPH, read_manifest, read_spec
 from augself_hub.precision import GRAPHS, PRECISIONS
 from augself_hub.preprocess import Preprocessing
 from serving.inference.cores import usable_cores
-from serving.inference.providers import BUCKETS, CPU, Graph, open_graphs
+from serving.inference.providers import (
+    BUCKETS,
+    CPU,
+    PROVIDERS,
+    Graph,
+    open_graphs,
+    time_limit,
+)
 
 MAX_BATCH = BUCKETS[-1]  # images in one run: ONNX Runtime keeps the memory of its largest batch
 EMBEDDED_NAME = "embedded"
@@ -119,20 +127,34 @@ class Engine:
         return dict(zip(self.spec.heads, raw, strict=True))
 
     def _check(self, folder: Path) -> None:
-        """The graphs must be those the folder's other files describe."""
+        """The graphs must be those the folder's other files describe, and answer as they must."""
         side, heads = self.preprocessing.size, self.spec.heads
         image = self._encoder.session.get_inputs()[0]
-        found = {image.name: image.shape[1:]}
+        found = {image.name: (image.type, image.shape[1:])}
         for graph in (self._encoder, self._heads):
             for output in graph.session.get_outputs() if graph else ():
-                found[output.name] = output.shape[1:]
-        described = {"images": [side, side, 3], "features": [self.spec.features]}
-        described |= {kind: [head.outputs] for kind, head in heads.items()}
+                found[output.name] = (output.type, output.shape[1:])
+        described: dict[str, Any] = {"images": ("tensor(uint8)", [side, side, 3])}
+        described["features"] = ("tensor(float)", [self.spec.features])
+        described |= {kind: ("tensor(float)", [head.outputs]) for kind, head in heads.items()}
         if list(found.items()) != list(described.items()):
             raise ModelFolderError(
                 f"{folder} describes {described}, its graphs have {found}: "
                 f"augself export --model {folder}"
             )
+        device = next(d for d, name in PROVIDERS.items() if name == self.provider)
+        random = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
+        random[0], random[1] = 0, 255
+        try:
+            with time_limit(folder, device) as limit:
+                features = self._encoder.run({"images": random}, limit)[0]
+                if self.lanes > 1:
+                    self._lane.run({"images": random[:2]}, limit)
+                if self._heads is not None:
+                    self._heads.run({"features_a": features, "features_b": features[::-1]}, limit)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelFolderError(f"{folder} does not answer test images: {reason}") from error
 
 
 def graphs_of(folder: Path, precision: str) -> list[Graph]:

@@ -16,30 +16,28 @@ tests/serving/inference/test_gpu.py runs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError, UsageError
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession, SessionOptions
+from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
+from augself_hub.runtime import onnxruntime
 
 BUCKETS = (1, 4, 16, 32)  # rows of a run on a GPU; the last is the most anywhere
 DEVICES = ("auto", "cpu", "cuda", "tensorrt")
 CPU = "CPUExecutionProvider"
-_PROVIDERS = {
+PROVIDERS = {
     "cpu": CPU,
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
@@ -50,6 +48,8 @@ _LIBRARY = "onnxruntime_providers_{}.dll" if _WINDOWS else "libonnxruntime_provi
 _TENSORRT = "nvinfer_10.dll" if _WINDOWS else "libnvinfer.so.10"
 _ON_CPU = "running on the CPU, CUDA cannot be used: %s"
 _GPU_MEMORY = 4 << 30  # bytes of ONNX Runtime's arena, and of TensorRT's scratch space
+# To load a graph and to answer the first images; TensorRT compiles each graph for minutes.
+LOAD_SECONDS = {"cpu": 60.0, "cuda": 120.0, "tensorrt": 3600.0}
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,53 @@ class Graph:
     inputs: dict[str, tuple[int, ...]]
 
 
+class TimeLimit:
+    """Ends what ONNX Runtime does when it takes too long: a Loop in a graph may have no end.
+
+    Attributes:
+        passed: whether it did.
+        run: for the runs that are to be ended.
+    """
+
+    def __init__(self) -> None:
+        self.passed = False
+        self.run = onnxruntime.RunOptions()
+        self._loading: list[onnxruntime.SessionOptions] = []
+
+    def load(self, options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
+        """The same options, of a session whose loading is to be ended."""
+        self._loading.append(options)
+        return options
+
+    def end(self) -> None:
+        self.passed = self.run.terminate = True
+        for options in self._loading:
+            options.set_load_cancellation_flag(True)
+
+
+@contextlib.contextmanager
+def time_limit(path: Path, device: str) -> Iterator[TimeLimit]:
+    """For loading a graph and its first runs.
+
+    Raises:
+        ModelFolderError: the time is over; names the graph.
+    """
+    limit, seconds = TimeLimit(), LOAD_SECONDS[device]
+    timer = threading.Timer(seconds, limit.end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield limit
+    except Exception as error:
+        if limit.passed:
+            raise ModelFolderError(
+                f"{path} is refused: it did not load and answer within {seconds:g} s"
+            ) from error
+        raise
+    finally:
+        timer.cancel()
+
+
 class Runner:
     """One graph's session: any number of rows in, every output out. Threads may share it.
 
@@ -86,31 +133,61 @@ class Runner:
     """
 
     def __init__(
-        self, session: InferenceSession, buckets: Sequence[int] = (), memory: str = "cuda"
+        self,
+        session: onnxruntime.InferenceSession,
+        buckets: Sequence[int] = (),
+        memory: str = "cuda",
+        limit: TimeLimit | None = None,
     ) -> None:
         self.session = session
-        self._buckets = [_Bucket(session, rows, memory) for rows in buckets]
+        self._buckets = [_Bucket(session, rows, memory, limit) for rows in buckets]
 
-    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """Name -> N >= 1 rows, for every input -> N rows of each output, in the graph's order."""
+    def run(
+        self, inputs: dict[str, np.ndarray], limit: TimeLimit | None = None
+    ) -> list[np.ndarray]:
+        """Name -> N >= 1 rows, for every input -> N rows of each output, in the graph's order.
+
+        Raises:
+            ModelFolderError: the graph answers with other than N rows of float32, or with NaN or
+                infinity.
+        """
         rows, most = len(next(iter(inputs.values()))), BUCKETS[-1]
-        parts = [
-            self._run({name: values[start : start + most] for name, values in inputs.items()})
-            for start in range(0, rows, most)
-        ]
+        options = limit.run if limit else None
+        parts = []
+        for start in range(0, rows, most):
+            part = {name: values[start : start + most] for name, values in inputs.items()}
+            given = min(most, rows - start)
+            if self._buckets:
+                bucket = next(bucket for bucket in self._buckets if bucket.rows >= given)
+                answers = bucket.run(part, options)
+            else:
+                answers = self.session.run(None, part, options)
+            for output, answer in zip(self.session.get_outputs(), answers, strict=True):
+                self._check(output.name, answer, given)
+            parts.append(answers)
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
-    def _run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-        if not self._buckets:
-            return self.session.run(None, inputs)
-        rows = len(next(iter(inputs.values())))
-        return next(bucket for bucket in self._buckets if bucket.rows >= rows).run(inputs)
+    def _check(self, name: str, answer: Any, rows: int) -> None:
+        """Nobody may be answered with anything else."""
+        if getattr(answer, "dtype", None) != np.float32 or answer.shape[:1] != (rows,):
+            found = f"{getattr(answer, 'shape', '')} {getattr(answer, 'dtype', type(answer))}"
+            raise ModelFolderError(
+                f"the graph answers {rows} rows with {name} {found}: export it again"
+            )
+        if not np.isfinite(answer).all():
+            raise ModelFolderError(f"the graph's {name} are not finite: NaN or infinity")
 
 
 class _Bucket:
     """A batch size with buffers on the device: a run copies in, runs, copies out."""
 
-    def __init__(self, session: InferenceSession, rows: int, memory: str) -> None:
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        rows: int,
+        memory: str,
+        limit: TimeLimit | None = None,
+    ) -> None:
         self.rows = rows
         self._session, self._binding = session, session.io_binding()
         self._lock = threading.Lock()
@@ -120,22 +197,25 @@ class _Bucket:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in self._outputs.items():
             self._binding.bind_ortvalue_output(name, value)
-        self._warm_up()
+        nothing = {
+            v.name: np.zeros((1, *v.shape[1:]), _TYPES[v.type]) for v in session.get_inputs()
+        }
+        self.run(nothing, limit.run if limit else None)  # warm
 
-    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def run(self, inputs: dict[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
         """At most `rows` rows in, as many out."""
         rows = len(next(iter(inputs.values())))
         with self._lock:
             for name, values in inputs.items():
                 self._inputs[name].update_inplace(self._filled(values))
             self._binding.synchronize_inputs()
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(self._binding, options)
             self._binding.synchronize_outputs()
             return [value.numpy()[:rows].copy() for value in self._outputs.values()]
 
     def _buffer(self, value: Any, memory: str) -> Any:
         shape = [self.rows, *value.shape[1:]]
-        create = _onnxruntime().OrtValue.ortvalue_from_shape_and_type
+        create = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         return create(shape, _TYPES[value.type], memory, 0)
 
     def _filled(self, values: np.ndarray) -> np.ndarray:
@@ -143,10 +223,6 @@ class _Bucket:
         missing = self.rows - len(values)
         rest = np.repeat(values[-1:], missing, axis=0)
         return np.ascontiguousarray(np.concatenate([values, rest]) if missing else values)
-
-    def _warm_up(self) -> None:
-        inputs = self._session.get_inputs()
-        self.run({v.name: np.zeros((1, *v.shape[1:]), _TYPES[v.type]) for v in inputs})
 
 
 def open_graphs(graphs: Sequence[Graph], device: str, threads: int) -> list[Runner]:
@@ -202,19 +278,22 @@ def _choose(device: str) -> str:
 
 def _runner(graph: Graph, device: str, threads: int) -> Runner:
     """A graph on exactly this device, warm."""
-    session = _session(graph, device, threads)
-    try:
-        return Runner(session) if device == "cpu" else Runner(session, BUCKETS)
-    except Exception as error:  # what a GPU refuses shows at the first run
-        raise AugSelfError(f"--device {device} cannot be used: {_line(error)}") from error
+    with time_limit(graph.path, device) as limit:
+        session = _session(graph, device, threads, limit)
+        try:
+            return Runner(session, () if device == "cpu" else BUCKETS, limit=limit)
+        except Exception as error:  # what a GPU refuses shows at the first run
+            raise AugSelfError(f"--device {device} cannot be used: {_line(error)}") from error
 
 
-def _session(graph: Graph, device: str, threads: int) -> InferenceSession:
+def _session(
+    graph: Graph, device: str, threads: int, limit: TimeLimit
+) -> onnxruntime.InferenceSession:
     try:
         # Without enable_fallback=0 a failing provider is replaced later, in the middle of a run.
-        session = _onnxruntime().InferenceSession(
+        session = onnxruntime.InferenceSession(
             str(graph.path),
-            _options(threads),
+            limit.load(_options(threads)),
             providers=_providers(graph, device),
             enable_fallback=0,
         )
@@ -222,7 +301,7 @@ def _session(graph: Graph, device: str, threads: int) -> InferenceSession:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise ModelFolderError(f"{graph.path} cannot be loaded: {_line(error)}") from error
-    if session.get_providers()[0] != _PROVIDERS[device]:
+    if session.get_providers()[0] != PROVIDERS[device]:
         raise AugSelfError(f"--device {device} cannot be used: ONNX Runtime took another provider")
     return session
 
@@ -237,7 +316,7 @@ def _providers(graph: Graph, device: str) -> list[tuple[str, dict[str, str]]]:
     if device == "tensorrt":
         options["tensorrt"] = _tensorrt_options(graph)
     order = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}
-    return [(_PROVIDERS[name], options[name]) for name in order[device]]
+    return [(PROVIDERS[name], options[name]) for name in order[device]]
 
 
 def _cuda_options() -> dict[str, str]:
@@ -282,7 +361,7 @@ def _profile(graph: Graph, rows: int) -> str:
 def _engine_cache(sha256: str) -> Path:
     """A folder for one model, versions and GPU: an engine fits no other."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    versions = f"ort{_onnxruntime().__version__}-trt{_tensorrt_version()}"
+    versions = f"ort{onnxruntime.__version__}-trt{_tensorrt_version()}"
     folder = caches / "augself" / "tensorrt" / f"{sha256}-{versions}-{_gpu_name()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -304,8 +383,8 @@ def _gpu_name() -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", name.value.decode()).strip("-")
 
 
-def _options(threads: int) -> SessionOptions:
-    options = _onnxruntime().SessionOptions()
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores that decoding needs.
@@ -313,18 +392,10 @@ def _options(threads: int) -> SessionOptions:
     return options
 
 
-def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnxruntime", "serve") from error
-    return onnxruntime
-
-
 def _missing(device: str) -> str | None:
     """Why a provider's library does not load, or None where it does."""
-    ort = _onnxruntime()
-    if _PROVIDERS[device] not in ort.get_available_providers():
+    ort = onnxruntime
+    if PROVIDERS[device] not in ort.get_available_providers():
         return "the installed ONNX Runtime has no such provider: pip install 'augself-hub[cuda]'"
     ort.preload_dlls(directory="")
     library = Path(str(ort.__file__)).parent / "capi" / _LIBRARY.format(device)

@@ -16,10 +16,10 @@ from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, ModelFolderError
 
 FILES = {
-    "config.json": "{}",
-    "model.safetensors": "weights",
-    "augself/model.safetensors": "heads",
-    "onnx/model.onnx": "graph",
+    "config.json": '{"v": VERSION}',
+    "model.safetensors": "weightsVERSION",
+    "augself/model.safetensors": "headsVERSION",
+    "onnx/model.onnx": "graphVERSION",
 }
 POLICY = Policy()
 SPEC = Spec("relative", POLICY, heads_for(["crop"], POLICY), features=8)
@@ -28,7 +28,7 @@ SPEC = Spec("relative", POLICY, heads_for(["crop"], POLICY), features=8)
 def fill(folder, version="1"):
     for name, text in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text + version)
+        (folder / name).write_text(text.replace("VERSION", version))
     (folder / model_folder.CONFIG).write_text(SPEC.to_json())
     model_folder.write_manifest(folder)
     return folder
@@ -61,7 +61,7 @@ def test_the_manifest_names_every_other_file(folder):
     manifest = json.loads((folder / "augself/manifest.json").read_text())
     assert sorted(manifest["files"]) == sorted([*FILES, "augself/config.json"])
     assert manifest["files"]["config.json"] == (
-        "32c5831cf458e2271b759b2450a051285fec16d90718d1d8e74e3217d94305bb"  # sha256 of {}1
+        "9ab2253fc38981f5be9c25cf0a34b62cdf334652344bdef16b3d5dbc0b74f2f1"  # of '{"v": 1}'
     )
     assert "torch" in manifest["versions"]
 
@@ -110,7 +110,7 @@ def test_a_folder_without_ours_is_no_model_folder(folder, missing):
 
 @pytest.mark.parametrize("outside", ["../secret", "{tmp}/secret", "onnx/../../secret"])
 def test_a_manifest_that_leads_out_of_the_folder_is_refused(folder, tmp_path, outside):
-    (tmp_path / "secret").write_text("{}1")
+    (tmp_path / "secret").write_text('{"v": 1}')
     path = outside.format(tmp=tmp_path)
     manifest = model_folder.read_manifest(folder)
     manifest["files"][path] = manifest["files"]["config.json"]
@@ -153,11 +153,34 @@ def test_a_folder_behind_a_link_is_refused(folder, tmp_path):
         hub.resolve(folder)
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "adapter_config.json", "onnx/old.onnx", "code.py"])
-def test_a_foreign_file_is_refused_by_name(folder, name):
+FOREIGN = ("adapter_config.json", "adapter_model.safetensors", "onnx/old.onnx", "onnx/x", "code.py")
+FOREIGN_TOO = ("processor_config.json", "1_Pooling/config.json", "modules.json", "augself/more.txt")
+
+
+@pytest.mark.parametrize("name", [*FOREIGN, *FOREIGN_TOO])
+def test_a_foreign_file_that_would_be_read_as_the_model_is_refused_by_name(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text("foreign")
     with pytest.raises(ModelFolderError, match=f"{name} is not in augself/manifest.json"):
         hub.resolve(folder)
+
+
+def test_what_computes_nothing_is_the_owners(folder):
+    """Cards, licences, pictures, results: changed, added, missing; of a folder of 0.1, which names
+    them in its manifest, too.
+    """
+    (folder / "README.md").write_text("ours")
+    (folder / "curves.png").write_text("ours")
+    manifest = model_folder.read_manifest(folder)
+    assert "README.md" not in manifest["files"]
+    manifest["files"] |= {"README.md": "0" * 64, "curves.png": "0" * 64, "evaluation.json": "0"}
+    (folder / model_folder.MANIFEST).write_text(json.dumps(manifest))
+    (folder / "README.md").write_text("theirs")
+    (folder / "curves.png").unlink()
+    for name in ("LICENSE", "notes.txt", "docs/photo.jpg", "table.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("theirs")
+    assert hub.resolve(folder) == folder
 
 
 @pytest.mark.parametrize("suffix", [*model_folder.PICKLES, ".PTH"])

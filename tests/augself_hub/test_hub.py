@@ -63,9 +63,11 @@ def test_what_is_pushed_is_what_is_pulled(local_hub, model_folder, tmp_path, mon
     pulled = hub.pull(NAME, tmp_path / "pulled")
     assert verify(pulled) == pulled
     old, new = read_manifest(model_folder), read_manifest(pulled)
-    assert old["files"].pop("README.md") != new["files"].pop("README.md")
-    assert new == old  # every file but the card, whose examples name the model
+    assert old.pop("card") != new.pop("card")
+    assert new == old  # every file that computes
     assert NAME in (pulled / "README.md").read_text()
+    for name in ("evaluation.json", "training_log.json"):
+        assert (pulled / name).read_bytes() == (model_folder / name).read_bytes()
     x = torch.randn(2, 3, 32, 32)
     for name, values in AugSelfModel.from_pretrained(NAME)(x).items():
         torch.testing.assert_close(
@@ -91,27 +93,112 @@ def test_pull_leaves_nothing_where_something_is_or_goes_wrong(published, tmp_pat
 
 
 def test_a_folder_that_disagrees_with_its_manifest_is_not_pushed(local_hub, model_folder):
-    (model_folder / "evaluation.json").write_text("{}")
-    with pytest.raises(ModelFolderError, match=r"evaluation\.json is not the file"):
+    (model_folder / "config.json").write_text("{}")
+    with pytest.raises(ModelFolderError, match=r"config\.json is not the file"):
         hub.push(model_folder, NAME)
     assert local_hub.requests == []
 
 
 def test_a_second_push_replaces_the_first_and_both_can_be_had(published, model_folder):
     first = hub.resolve(NAME)
-    (model_folder / "evaluation.json").unlink()
+    for name in ("evaluation.json", "onnx/heads.onnx"):
+        (model_folder / name).unlink()
     write_manifest(model_folder)
     hub.push(model_folder, NAME)
     assert len(published.asked(COMMIT)) == 2
-    assert "evaluation.json" not in published.files(NAME)
+    assert {"evaluation.json", "onnx/heads.onnx"}.isdisjoint(published.files(NAME))
     assert ".gitattributes" in published.files(NAME)
-    assert "evaluation.json" not in read_manifest(hub.resolve(NAME))["files"]
+    assert "onnx/heads.onnx" not in read_manifest(hub.resolve(NAME))["files"]
     commit = published.repositories[NAME].commits[1][0]
     published.repositories[NAME].tags["v1"] = commit
     assert hub.resolve(f"{NAME}@v1") == hub.resolve(NAME, "v1") == hub.resolve(NAME, commit)
     assert hub.resolve(f"{NAME}@{commit}").name == first.name == commit
     with pytest.raises(HubError, match=r"somebody/tiny@v9: the Hub has no such .*\(404\)"):
         hub.resolve(f"{NAME}@v9")
+
+
+OWNERS = {
+    "README.md": b"---\nlicense: mit\n---\nMine.\n",
+    "LICENSE": b"Mine.",
+    "pictures/cat.png": b"picture",
+    "notes.txt": b"notes",
+}
+
+
+def test_what_its_owner_edits_or_adds_on_the_hub_is_theirs(published, model_folder, caplog):
+    """It is neither refused by those who load the model, nor deleted or undone by the next push."""
+    files = published.files(NAME)
+    published.repositories[NAME].commit({**files, **OWNERS})
+    AugSelfModel.from_pretrained(NAME)
+    pulled = hub.pull(NAME, model_folder.parent / "pulled")
+    assert (pulled / "LICENSE").read_bytes() == b"Mine."
+    assert (pulled / "README.md").read_bytes() == OWNERS["README.md"]
+    (model_folder / "onnx/heads.onnx").unlink()
+    (model_folder / "LICENSE").write_text("another")
+    write_manifest(model_folder)
+    planned = hub.plan(model_folder, NAME)
+    assert planned.deletes == ["onnx/heads.onnx"]
+    assert planned.keeps == sorted(OWNERS)
+    with caplog.at_level(logging.INFO):
+        hub.push(model_folder, NAME)
+    for name, content in OWNERS.items():
+        assert published.files(NAME)[name] == content
+        assert f"keeping {name} as it is on the Hub" in caplog.text
+    assert "deleting onnx/heads.onnx" in caplog.text
+    assert "onnx/heads.onnx" not in published.files(NAME)
+    AugSelfModel.from_pretrained(NAME)
+
+
+def test_a_card_that_nobody_edited_is_generated_again(published, model_folder):
+    first = published.files(NAME)["README.md"]
+    result = {"task": "kNN", "name": "CIFAR-10", "metric": "accuracy", "value": 0.25}
+    evaluation = {"protocol": "k = 20", "results": [result]}
+    (model_folder / "evaluation.json").write_text(json.dumps(evaluation))
+    hub.push(model_folder, NAME)
+    assert b"CIFAR-10" in published.files(NAME)["README.md"] and b"CIFAR-10" not in first
+
+
+def test_a_card_edited_in_the_folder_is_published_as_it_is(local_hub, model_folder):
+    (model_folder / "README.md").write_bytes(OWNERS["README.md"])
+    hub.push(model_folder, NAME)
+    assert local_hub.files(NAME)["README.md"] == OWNERS["README.md"]
+    again = OWNERS["README.md"] + b"More.\n"
+    (model_folder / "README.md").write_bytes(again)
+    hub.push(model_folder, NAME)
+    assert local_hub.files(NAME)["README.md"] == again
+
+
+def test_a_repository_of_0_1_whose_manifest_names_the_card(published, model_folder):
+    """Its card is known by the manifest's files: unedited it is replaced, edited it stays."""
+    files = dict(published.files(NAME))
+    manifest = json.loads(files[MANIFEST.as_posix()])
+    published_card = manifest.pop("card")["published"]
+    manifest["files"]["README.md"] = published_card
+    files[MANIFEST.as_posix()] = json.dumps(manifest).encode()
+    published.repositories[NAME].commit(files)
+    assert "README.md" in hub.plan(model_folder, NAME).uploads
+    published.repositories[NAME].commit({**files, "README.md": OWNERS["README.md"]})
+    assert hub.plan(model_folder, NAME).keeps == ["README.md"]
+    AugSelfModel.from_pretrained(NAME)
+
+
+@pytest.mark.parametrize("name", ["code.py", "adapter_config.json", "pytorch_model.bin"])
+def test_what_would_be_run_or_read_as_the_model_is_refused_and_deleted(
+    published, model_folder, name
+):
+    published.repositories[NAME].commit({**published.files(NAME), name: b"{}"})
+    with pytest.raises(ModelFolderError, match=name):
+        hub.resolve(NAME)
+    assert hub.plan(model_folder, NAME).deletes == [name]
+    hub.push(model_folder, NAME)
+    assert name not in published.files(NAME)
+
+
+def test_a_plan_makes_no_repository(local_hub, model_folder):
+    planned = hub.plan(model_folder, NAME)
+    assert (planned.deletes, planned.keeps) == ([], [])
+    assert {"README.md", "model.safetensors", MANIFEST.as_posix()} < set(planned.uploads)
+    assert local_hub.repositories == {}
 
 
 def test_the_same_model_again_is_no_commit(published, model_folder):

@@ -72,11 +72,25 @@ def test_push_pull_verify_and_list_print_tables(local_hub, model_folder, tmp_pat
         assert rows[0] == ["file", "bytes", "sha256"]
         sizes = {row[0]: row[1] for row in rows[1:-1]}
         assert sizes["evaluation.json"] == str((model_folder / "evaluation.json").stat().st_size)
-        assert set(sizes) == set(read_manifest(model_folder)["files"])
+        here = set(read_manifest(model_folder)["files"]) | {"evaluation.json", "training_log.json"}
+        assert set(sizes) - {"README.md"} == here - {"README.md"}
     listed = run("list").output
     assert f"{NAME}@main" in listed and "official" not in listed
     everything = run("list", "--all").output
     assert all(listing.name in everything for listing in hub.KNOWN)
+
+
+def test_a_dry_run_says_what_is_uploaded_deleted_and_kept(published, model_folder):
+    files = {**published.files(NAME), "LICENSE": b"mine", "old.safetensors": b"old"}
+    published.repositories[NAME].commit(files)
+    commits = len(published.repositories[NAME].commits)
+    shown = run("push", str(model_folder), NAME, "--dry-run").stdout
+    assert len(published.repositories[NAME].commits) == commits
+    rows = [tuple(line.split()) for line in shown.splitlines()]
+    assert rows[0] == ("what", "file")
+    assert ("upload", "model.safetensors") in rows and ("upload", "README.md") in rows
+    assert ("delete", "old.safetensors") in rows and ("keep", "LICENSE") in rows
+    assert "nothing was changed" in shown
 
 
 def test_the_page_about_the_hub_does_what_it_says(local_hub, model_folder, tmp_path, monkeypatch):

@@ -141,6 +141,16 @@ def server(tiny_model: Path) -> Iterator[ServerProcess]:
     assert server.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def hasty(tiny_model: Path) -> Iterator[ServerProcess]:
+    """One server with short times for heads, bodies and answers."""
+    times = ("header_seconds=1", "answer_seconds=1", "upload_seconds=3")
+    server = ServerProcess("--model", str(tiny_model), *(f"--limit={time}" for time in times))
+    yield server
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.log)
+
+
 @pytest.fixture
 def client(server: ServerProcess) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=20) as client:

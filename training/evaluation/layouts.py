@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.preprocess import SUFFIXES
 from training.data.sources import cell_bytes, first_column, lines_of
 from training.evaluation.listing import (
@@ -335,7 +335,7 @@ def boxes_in_view(images: LabelledImages) -> np.ndarray:
     for index, (left, top, width, height) in enumerate(images.boxes):
         try:
             size = images.size(index)
-        except OSError as error:
+        except (ImageError, OSError) as error:
             raise AugSelfError(f"{images.name}: {images.ids[index]}: {error}") from error
         side = min(size)
         x, y = left - (size[0] - side) / 2, top - (size[1] - side) / 2

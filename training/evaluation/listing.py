@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from augself_hub.errors import AugSelfError
+from augself_hub.images.structure import structure
 from augself_hub.preprocess import decode
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
@@ -66,11 +67,11 @@ class LabelledImages:
         return decode(found if isinstance(found, bytes) else found.read_bytes())
 
     def size(self, index: int) -> tuple[int, int]:
-        """Width and height of the upright image, from its header. Raises OSError."""
+        """Width and height of the upright image, not decoded. Raises ImageError or OSError."""
         found = self.read(index)
-        with Image.open(io.BytesIO(found) if isinstance(found, bytes) else found) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if turned else image.size
+        image = structure(found if isinstance(found, bytes) else found.read_bytes())
+        turned = image.orientation >= 5
+        return (image.height, image.width) if turned else (image.width, image.height)
 
     def rows(self, *splits: str) -> np.ndarray:
         """The positions of the images in these splits."""

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from augself_hub.errors import MissingExtra
 from training.evaluation.compare import Difference
 from training.evaluation.published import LABEL
 from training.evaluation.results import Result
+from training.monitoring.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +99,7 @@ def difference_chart(differences: Sequence[Difference], stem: Path) -> None:
     shown = [d for d in differences if d.unit == "%"][::-1]
     if not shown:
         return
-    figure = _figure(9.5, 1.4 + 0.42 * len(shown))
+    figure = new_figure(9.5, 1.4 + 0.42 * len(shown))
     values, change = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     names = [f"{d.task}\n{d.name}" for d in shown]
     values.set_yticks(range(len(shown)), names, fontsize=8)
@@ -163,7 +163,7 @@ def tradeoff_chart(sides: Mapping[str, Sequence[Result]], stem: Path) -> None:
     if not datasets:
         return
     colors = (WITHOUT, WITH)[-len(sides) :]
-    figure = _figure(4.6 * len(datasets) + 0.6, 4.6)
+    figure = new_figure(4.6 * len(datasets) + 0.6, 4.6)
     panels = figure.subplots(1, len(datasets), squeeze=False, sharey=True)[0]
     for axes, dataset in zip(panels, datasets, strict=True):
         for color, (name, results) in zip(colors, sides.items(), strict=True):
@@ -208,14 +208,6 @@ def knowledge(results: Sequence[Result]) -> dict[str, float]:
         share = r.value if r.metric == "r_squared" else (r.value - trivial) / (100 - trivial)
         read.setdefault(dimension if kind == "color" else kind, []).append(share)
     return {kind: sum(values) / len(values) for kind, values in read.items()}
-
-
-def _figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtra("matplotlib", "train") from error
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Figure, stem: Path) -> None:

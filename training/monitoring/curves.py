@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from augself_hub.errors import MissingExtra
+from training.monitoring.figures import new_figure
 from training.monitoring.monitor import PREFIX
 
 FEW = 30  # points that are marked one by one
@@ -21,13 +21,10 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    try:
-        from matplotlib import colormaps
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise MissingExtra("matplotlib", "train") from error
     panels = [panel for panel in _panels(history) if panel[2]]
-    figure = Figure(figsize=(4.5 * len(panels), 4.4), layout="constrained")
+    figure = new_figure(4.5 * len(panels), 4.4)
+    from matplotlib import colormaps
+
     every = np.ravel(figure.subplots(1, len(panels)))
     for axes, (title, unit, names) in zip(every, panels, strict=True):
         axes.set_prop_cycle(color=colormaps["tab10" if len(names) <= 10 else "tab20"].colors)

@@ -99,7 +99,7 @@ SPOILT = {
             f / "config.json",
             lambda c: c.update(model_type="mine", auto_map={"AutoModel": "code.Mine"}),
         ),
-        "the encoder cannot be loaded",
+        r"config\.json: auto_map is",
     ),
     "heads cut short": (lambda f: cut_short(f / HEADS), r"augself/model\.safetensors does not fit"),
     "heads of another shape": (

@@ -41,14 +41,20 @@ class App:
     log: list[str] = field(default_factory=list)
 
     @classmethod
-    def start(cls, *options: str, python: str = sys.executable, folder: Path = ROOT) -> App:
+    def start(
+        cls,
+        *options: str,
+        python: str = sys.executable,
+        folder: Path = ROOT,
+        auth: tuple[str, str] | None = None,
+    ) -> App:
         command = [python, "app.py", "--port", "0", *options]
         app = cls(subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True))
         threading.Thread(target=app._read_log, daemon=True).start()
         until = time.monotonic() + SECONDS
         while time.monotonic() < until and app.process.poll() is None:
             app.url = next(iter(re.findall(r"listening on (http://\S+)", "".join(app.log))), "")
-            if app.url and httpx.get(app.url).status_code == 200:
+            if app.url and httpx.get(app.url, auth=auth).status_code == 200:
                 return app
             time.sleep(0.1)
         app.process.kill()

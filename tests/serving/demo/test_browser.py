@@ -162,6 +162,25 @@ def test_bad_uploads_are_explained_in_the_page_and_it_lives_on(visit, bad_images
     expect(page.get_by_role("img", name="a map of 1 pictures")).to_be_visible()
 
 
+def test_with_a_token_as_password_the_page_works(launch, tiny_model, browser, monkeypatch):
+    """The browser asks its user once, and sends it with uploads and events, too."""
+    monkeypatch.setenv("AUGSELF_TOKEN", "secret")
+    app = launch("--model", str(tiny_model), auth=("", "secret"))
+    context = browser.new_context(http_credentials={"username": "x", "password": "secret"})
+    try:
+        page = context.new_page()
+        page.set_default_timeout(1000 * SECONDS)
+        page.goto(app.url)
+        differences(page).first.wait_for()
+        tab(page, "Features")
+        field = page.locator("input[type=file]:not([disabled])").last
+        field.set_input_files(list(EXAMPLES[:2]))
+        page.get_by_role("img", name="a map of 2 pictures").wait_for()
+    finally:
+        context.close()
+        app.stop()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_tab_fits_a_phone(visit, scheme):
     page = visit(380, scheme)

@@ -109,3 +109,27 @@ def test_the_demo_needs_no_torch():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_with_a_token_every_route_of_the_demo_asks_for_it(launch, tiny_model, monkeypatch):
+    monkeypatch.setenv("AUGSELF_TOKEN", "secret")
+    app = launch("--model", str(tiny_model), auth=("visitor", "secret"))
+    try:
+        for method, path in (
+            *(("GET", path) for path in ("/", "/config", "/theme.css", "/static/img/logo.svg")),
+            *(("GET", f"/gradio_api/{path}") for path in ("info", "file=/x", "heartbeat/a")),
+            *(("POST", f"/gradio_api/{path}") for path in ("upload", "queue/join", "run/x")),
+            ("GET", "/gradio_api/queue/data?session_hash=a"),
+        ):
+            for wrong in ({}, {"auth": ("secret", "wrong")}):
+                answer = httpx.request(method, app.url + path, **wrong)
+                assert answer.status_code == 401, path
+                assert answer.headers["www-authenticate"].startswith("Basic")
+        form = {"files": ("a.jpg", Path(EXAMPLES[0]).read_bytes())}
+        for right in ({"auth": ("", "secret")}, {"headers": {"Authorization": "Bearer secret"}}):
+            assert httpx.get(f"{app.url}/config", **right).status_code == 200
+            assert httpx.get(f"{app.url}/v1/models", **right).status_code == 200
+            answer = httpx.post(f"{app.url}/gradio_api/upload", files=form, **right)
+            assert answer.status_code == 200 and len(answer.json()) == 1
+    finally:
+        app.stop()

@@ -20,6 +20,7 @@ from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from serving.demo.comparison import HIDDEN, compare, table
 from serving.demo.controls import box, controls, labels, parameters, place, values
+from serving.demo.files import Files
 from serving.demo.frames import enlarged, outlined
 from serving.demo.two_views import EXAMPLES, _of_model, two_views
 from serving.demo.visitors import kept
@@ -219,11 +220,10 @@ def test_no_photograph_is_explained(page):
         page.predict("tiny", None, *NEUTRAL, *CHANGED, api_name="/two_views")
 
 
-def test_a_picture_that_is_shown_again_is_not_written_again():
+def test_a_picture_that_is_shown_again_is_not_written_again(tmp_path):
     """Another visitor may be reading it."""
-    picture = np.full((8, 8, 3), 77, np.uint8)
-    path = Path(kept(picture))
+    picture, files = np.full((8, 8, 3), 77, np.uint8), Files(tmp_path, 2**20)
+    path = Path(kept(files, picture))
     np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
     path.write_bytes(b"as it was")
-    assert kept(picture) == str(path) and path.read_bytes() == b"as it was"
-    path.unlink()
+    assert kept(files, picture) == str(path) and path.read_bytes() == b"as it was"

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from serving.http import bodies
+from serving.http.api import create_app
+from serving.http.problems import Problem
+from serving.http.schemas import AugmentationRequest, EmbeddingRequest, InferInput, InferRequest
+from serving.inference.models import Source
+from serving.settings import Settings
 
 BAND = 100  # megabytes
+SLICE = 2**20  # of base64, decoded at one go
 EMBEDDINGS, AUGMENTATIONS = "/v1/embeddings", "/v1/augmentations"
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
 
@@ -66,8 +79,10 @@ def answer_of(connection: socket.socket) -> bytes:
         (b"\xef\xbb\xbf{}", 400, "bad_json", None),
         (b'{"input": "\xff"}', 400, "bad_json", None),
         (b'{"input": "\\ud800"}', 400, "bad_json", None),
-        (b"[" * 100_000, 400, "bad_json", None),
-        (b'{"input":' * 100_000, 400, "bad_json", None),
+        (b"[" * 5_000, 400, "bad_json", None),
+        (b'{"input":' * 5_000, 400, "bad_json", None),
+        (b"[" * 100_000, 413, "too_many_values", None),
+        (b'{"input":' * 100_000, 413, "too_many_values", None),
         (b"[]", 422, "model_type", None),
         (b"NaN", 422, "model_type", None),
         (b"{}", 422, "missing", "input"),
@@ -233,6 +248,16 @@ def test_a_length_over_the_limit_is_413_before_anything_is_sent(server, length):
         assert answer_of(connection).startswith(b"HTTP/1.1 413")
 
 
+def test_a_client_that_sends_all_its_body_first_finds_the_refusal(server):
+    """Most clients read nothing before: closed too early, their connection would be reset."""
+    with server.connect() as connection:
+        connection.sendall(HEAD + b"Content-Length: 5000000\r\n\r\n")
+        for _ in range(25):
+            connection.sendall(bytes(200_000))
+            time.sleep(0.1)
+        assert answer_of(connection).startswith(b"HTTP/1.1 413")
+
+
 def test_an_unnamed_field_of_a_gigabyte_is_413_at_the_limit(client, problem):
     def body() -> Iterator[bytes]:
         yield b"--b\r\nContent-Disposition: form-data\r\n\r\n"
@@ -242,6 +267,106 @@ def test_an_unnamed_field_of_a_gigabyte_is_413_at_the_limit(client, problem):
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     answer = client.post(EMBEDDINGS, content=body(), headers=headers)
     assert problem(answer)[:2] == (413, "body_too_large")
+
+
+OTHER_FIELDS = b"".join(b',"%d":1' % i for i in range(9_000))
+MANY = {
+    "wrong items": (b'{"input": [' + b"1," * 9_000 + b"1]}", 422, "string_type", "input[0]"),
+    "wrong items, very many": (
+        b"{\"input\": [" + b"1," * 99_999 + b"1]}", 413, "too_many_values", None,
+    ),
+    "fields": (
+        b'{"input": "x"' + OTHER_FIELDS + b"}",
+        400, "bad_data_url", "input[0]",
+    ),
+    "fields, very many": (
+        b'{"input": "x"' + b"".join(b',"%d":1' % i for i in range(99_999)) + b"}",
+        413, "too_many_values", None,
+    ),
+    "escapes": (b'{"input": "' + b"\\n" * 1_900_000 + b'"}', 413, "too_many_values", None),
+    "blanks": (b'{"input": "x"' + b" " * 3_900_000 + b"}", 413, "too_many_values", None),
+    "letters": (b'{"input": "' + b"\xc3\xa9" * 1_900_000 + b'"}', 413, "too_many_values", None),
+    "digits": (b'{"input": "x", "normalize": ' + b"9" * 3_900_000 + b"}", 400, "bad_json", None),
+    "fraction": (
+        b"{\"input\": \"x\", \"normalize\": 0." + b"5" * 3_900_000 + b"}", 422, None, "normalize",
+    ),
+    "an endless name": (b'{"%b": 1}' % (b"k" * 3_900_000), 422, "missing", "input"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_much_json_is_one_error_at_its_first(client, problem, name):
+    body, *wanted = MANY[name]
+    answer = client.post(EMBEDDINGS, content=body, headers={"Content-Type": "application/json"})
+    found = problem(answer)
+    assert [f for f, w in zip(found, wanted, strict=True) if w is not None and f != w] == []
+
+
+@pytest.mark.parametrize(
+    ("pairs", "status", "param"),
+    [
+        (b"1," * 9_000 + b"1", 422, "pairs[0]"),
+        (b"{}," * 3_000 + b"{}", 422, "pairs[0].a"),
+        (b'{"a":"","b":""},' * 1_900 + b"1", 422, "pairs[1900]"),
+        (b'{"a":"","b":""},' * 9 + b'{"a":"","b":""}', 413, "pairs"),
+        (b"{\"a\":\"\",\"b\":\"\"%b}" % OTHER_FIELDS, 422, "pairs[0].0"),
+    ],
+    ids=["numbers", "empty", "a late one", "too many", "fields"],
+)  # fmt: skip
+def test_many_bad_pairs_are_one_error_at_the_first(client, problem, pairs, status, param):
+    body = b'{"pairs": [%b]}' % pairs
+    answer = client.post(AUGMENTATIONS, content=body, headers={"Content-Type": "application/json"})
+    assert problem(answer)[::2] == (status, param)
+
+
+def test_validation_stops_at_the_first_wrong_item():
+    """It used to describe every one of 100,000, for two seconds, while nobody was answered."""
+    for record, values in (
+        (EmbeddingRequest, {"input": [1] * 1000}),
+        (AugmentationRequest, {"pairs": [{}] * 1000}),
+        (InferRequest, {"inputs": [1] * 1000}),
+        (InferRequest, {"inputs": [], "outputs": [1] * 1000}),
+        (InferInput, {"name": "x", "datatype": "x", "shape": ["1"] * 1000}),
+    ):
+        with pytest.raises(ValidationError) as caught:
+            record.model_validate(values)
+        assert caught.value.error_count() <= 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, SLICE - 1, SLICE, SLICE * 3 // 4, 2_000_000])
+def test_base64_is_decoded_in_slices_and_whole(size):
+    data = np.random.default_rng(size).bytes(size)
+    url = "data:image/png;base64," + text(data)
+    assert bodies.Item("x", url).data() == data
+    for place in (4, SLICE, SLICE - 1, SLICE - 2):
+        if place < len(url) - 30:
+            broken = url[: 22 + place] + "=" + url[23 + place :]
+            with pytest.raises(Problem) as caught:
+                bodies.Item("x", broken).data()
+            assert caught.value.code == "bad_base64"
+
+
+@pytest.mark.parametrize("size", [1000, 1_000_000])
+@pytest.mark.parametrize("route", [EMBEDDINGS, AUGMENTATIONS, "/v2/models/tiny/infer"])
+def test_large_bodies_are_read_on_a_thread(tiny_model, monkeypatch, route, size):
+    threads = []
+
+    def seen(*given, **more):
+        threads.append(threading.current_thread())
+        return from_json(*given, **more)
+
+    monkeypatch.setattr(bodies, "from_json", seen)
+
+    async def scenario() -> None:
+        app = create_app([Source("tiny", tiny_model, "cpu", 1)], Settings(lazy=True))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            body = {"input": "x" * size, "pairs": [], "inputs": []}
+            assert (await client.post(route, json=body)).status_code in (400, 422)
+
+    asyncio.run(scenario())
+    (thread,) = threads
+    assert (thread is threading.main_thread()) is (size == 1000)
 
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"1", b'""'])
@@ -310,7 +435,7 @@ def test_huge_headers_are_refused_by_the_server_library(server):
     with server.connect() as connection:
         with contextlib.suppress(ConnectionError):
             connection.sendall(HEAD + b"X: " + b"x" * 300_000)
-        assert answer_of(connection)[:12] in (b"HTTP/1.1 400", b"")  # or reset while it sent
+        assert answer_of(connection)[:12] in (b"HTTP/1.1 431", b"")  # or reset while it sent
 
 
 def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug(server, png):
@@ -318,6 +443,11 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_is_no_bug(server, png):
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(png) + png[:50])
     time.sleep(0.1)
     assert "Traceback" not in "".join(server.log)
+
+
+def test_a_query_of_thousands_of_options_is_414(client, problem, png):
+    query = "&".join(f"{number}=1" for number in range(3_000))
+    assert problem(client.post(f"{EMBEDDINGS}?{query}", content=png))[:2] == (414, "query_too_long")
 
 
 def test_error_bodies_are_valid_whatever_the_path_says(client, problem):

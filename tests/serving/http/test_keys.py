@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 
 import httpx
 import pytest
@@ -14,16 +15,27 @@ from serving.inference.models import Source
 from serving.settings import Settings
 
 
+def basic(text: str) -> str:
+    return f"Basic {base64.b64encode(text.encode()).decode()}"
+
+
 @pytest.mark.parametrize(
     ("authorization", "admitted"),
     [
+        (basic("anybody:two"), True),
+        (basic(":one"), True),
+        (basic("one"), False),
+        (basic("one:"), False),
+        (basic("two:one:x"), False),
+        ("Basic one", False),
+        ("Basic /w==", False),
+        ("Bearer " + basic(":one")[6:], False),
         ("Bearer one", True),
         ("bearer two", True),
         ("Bearer three", False),
         ("Bearer ", False),
         ("Bearer", False),
         ("one", False),
-        ("Basic one", False),
         ("", False),
         ("Bearer " + "x" * 60_000, False),
         ("Bearer \xff\udcff", False),

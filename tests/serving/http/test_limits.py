@@ -248,7 +248,6 @@ def test_limits_are_set_by_name():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"demo": True, "tokens": ("x",)}, "without a token"),
         ({"limits": Limits(items=4, waiting_images=8)}, "no batch could be as large"),
         (
             {"limits": Limits(fetch_seconds=30), "url_hosts": ("example.org",)},

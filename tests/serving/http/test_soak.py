@@ -6,8 +6,10 @@ AUGSELF_SOAK_SECONDS=30 python -m pytest -m slow tests/serving/http/test_soak.py
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import os
+import socket
 import threading
 import time
 from collections import Counter
@@ -23,6 +25,27 @@ WARM_UP = SECONDS / 5  # caches and arenas fill
 CLIENTS, SAMPLES = 4, 120
 GROWTH = 10.0  # megabytes over the whole soak, beyond what the scatter of the samples explains
 Request = tuple[dict, int]  # what to post, and the status of its answer
+JSON = {"Content-Type": "application/json"}
+HOSTILE_JSON = [
+    (b"[" * 100_000, 413),
+    (b"[" * 5_000, 400),
+    (b'{"input": [' + b"1," * 9_000 + b"1]}", 422),
+    (b'{"input": "x"' + b"".join(b',"%d":{}' % i for i in range(5_000)) + b"}", 400),
+    (b'{"input": "' + b"\\n" * 1_900_000 + b'"}', 413),
+    (b'{"input": "' + b"\xc3\xa9" * 900_000 + b'"}', 400),
+    (b'{"normalize": ' + b"9" * 3_900_000 + b"}", 400),
+    (b'{"%b": 1}' % (b"k" * 3_900_000), 422),
+]
+HOSTILE_HTTP = [  # by a connection of its own each
+    b"\0" * 100_000,
+    b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\n" + b"X:\r\n" * 50_000,
+    b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"1\r\nx\r\n" * 40_000,
+    b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    b"Content-Length: 3\r\n\r\n0\r\n\r\n",
+    b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100,  # left in the middle
+    b"GET /v1/models HTTP/1.1\r\n",
+]
 
 
 class Soak:
@@ -38,6 +61,7 @@ class Soak:
         self.wrong: list[str] = []
         self.over = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(CLIENTS)]
+        self._threads.append(threading.Thread(target=self._harass))
 
     def __enter__(self) -> Soak:
         for thread in self._threads:
@@ -58,6 +82,19 @@ class Soak:
                 if answer.status_code != status or not self._right(answer):
                     self.wrong.append(f"{number % len(self.requests)}: {answer.text[:200]}")
                 number += 1
+
+    def _harass(self) -> None:
+        """What is no HTTP, half of it, or too much of it; the connection left as it is."""
+        address = httpx.URL(self.url)
+        while not self.over.is_set():
+            for data in HOSTILE_HTTP:
+                with (
+                    contextlib.suppress(ConnectionError, TimeoutError),
+                    socket.create_connection((address.host, address.port or 80), 1) as connection,
+                ):
+                    connection.sendall(data)
+                    connection.recv(1)
+                self.over.wait(0.05)
 
     def _right(self, answer: httpx.Response) -> bool:
         if answer.status_code != 200:
@@ -96,8 +133,10 @@ def requests_of(files: list[bytes]) -> list[Request]:
         ({"json": {"input": "x", "model": "nobody"}}, 404),
         ({"json": {}}, 422),
         ({"content": bytes(4_500_000)}, 413),
-        ({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, 400),
         ({"files": {"other": large()}}, 400),
+        ({"content": b"x", "headers": {"Host": "evil.example"}}, 403),
+        ({"content": b"x", "headers": {"Origin": "http://evil.example"}}, 403),
+        *(({"content": body, "headers": JSON}, status) for body, status in HOSTILE_JSON),
     ]
     return [request for each in bad for request in ((good[len(each[0]) % 4], 200), each)] + [
         (what, 200) for what in good
@@ -134,7 +173,7 @@ def test_memory_does_not_grow(server, pixels, encoded, expected):
     with Soak(server.url, requests_of(files), wanted) as soak:
         gained, noise = growth(*sampled(server.megabytes))
     assert not soak.wrong, soak.wrong[:3]
-    assert {200, 400, 404, 413, 415, 422} == set(soak.codes)
+    assert {200, 400, 403, 404, 413, 415, 422} == set(soak.codes)
     assert gained < GROWTH + noise, f"{gained:.1f} MB gained, {noise:.1f} MB of noise"
     print(f"{sum(soak.codes.values())} answers {dict(soak.codes)}; {gained:+.1f} ± {noise:.1f} MB")
     assert "Traceback" not in "".join(server.log)

@@ -25,14 +25,14 @@ def without(record, *names):
 
 BINARY = without(images_json(ONE, parameters=SIZE), "data")
 BAD_JSON = {
-    "nothing": (b"", "begin with JSON"),
-    "half of it": (b'{"inputs": [', "begin with JSON"),
-    "a byte order mark": (b"\xef\xbb\xbf{}", "begin with JSON"),
-    "another encoding": ('{"inputs": []}'.encode("utf-16"), "begin with JSON"),
-    "bad UTF-8": (b'{"inputs": "\xff"}', "begin with JSON"),
-    "NaN": (b'{"inputs": NaN}', "begin with JSON"),
-    "too deep": (b"[" * 100_000, "begin with JSON"),
-    "an endless number": (b'{"inputs": ' + b"9" * 10_000 + b"}", "begin with JSON"),
+    "nothing": (b"", "is not JSON"),
+    "half of it": (b'{"inputs": [', "is not JSON"),
+    "a byte order mark": (b"\xef\xbb\xbf{}", "is not JSON"),
+    "another encoding": ('{"inputs": []}'.encode("utf-16"), "is not JSON"),
+    "bad UTF-8": (b'{"inputs": "\xff"}', "is not JSON"),
+    "NaN": (b'{"inputs": NaN}', "is not JSON"),
+    "too deep": (b"[" * 50_000, "is not JSON"),
+    "an endless number": (b'{"inputs": ' + b"9" * 10_000 + b"}", "is not JSON"),
     "a list": (b"[]", "must be an object"),
     "no inputs": (b"{}", "inputs: Field required"),
     "no list": (b'{"inputs": {}}', "inputs: "),
@@ -194,8 +194,10 @@ def test_json_is_bounded_because_lists_are_large(start_server):
     with httpx.Client(base_url=server.url, timeout=20) as client:
         answer = client.post(INFER, content=bytes(JSON_BYTES + 1))
         assert sentence(answer)[0] == 413 and "as binary data" in sentence(answer)[1]
-        listed = b'{"inputs": [' + b"[]," * 1_300_000 + b"[]]}"
-        assert len(listed) < JSON_BYTES and sentence(client.post(INFER, content=listed))[0] == 400
+        for count, status in ((50_000, 400), (340_000, 413)):
+            listed = b'{"inputs": [' + b"[]," * count + b"[]]}"
+            answer = client.post(INFER, content=listed)
+            assert len(listed) < JSON_BYTES and sentence(answer)[0] == status
     assert server.megabytes("VmHWM") < before + 150
 
 

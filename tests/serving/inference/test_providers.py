@@ -67,6 +67,7 @@ class RecordedRuntime:
     __version__ = "1.31.1"
     __file__ = onnxruntime.__file__
     SessionOptions = onnxruntime.SessionOptions
+    RunOptions = onnxruntime.RunOptions
 
     def __init__(self) -> None:
         self.providers, self.preloaded, self.batches, self.memories = [], [], [], []
@@ -101,8 +102,8 @@ class RecordedSession:
     def get_providers(self):
         return self._providers
 
-    def run_with_iobinding(self, binding):
-        self._session.run_with_iobinding(binding)
+    def run_with_iobinding(self, binding, options):
+        self._session.run_with_iobinding(binding, options)
         self._runtime.batches.append(binding.get_outputs()[0].shape()[0])
 
 
@@ -126,7 +127,7 @@ class Library:
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     runtime = RecordedRuntime()
-    monkeypatch.setattr(providers, "_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(providers, "onnxruntime", runtime)
     monkeypatch.setattr(providers, "_load_error", lambda library: None)
     monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: Library())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -147,7 +148,7 @@ def test_cuda_is_asked_for_with_its_options(tiny_model, gpu):
 
 def test_every_bucket_runs_before_the_first_request(tiny_model, gpu):
     load(str(tiny_model), "cuda", 1)
-    assert gpu.batches == [1, 4, 16, 32] * 2  # the encoder, the heads
+    assert gpu.batches == [1, 4, 16, 32] * 2 + [4, 4]  # the encoder, the heads; test images
 
 
 def test_batches_are_filled_up_and_cut_again(tiny_model, gpu, pixels, expected):
@@ -199,7 +200,7 @@ def test_a_driver_without_a_gpu_is_named(tiny_model, gpu, monkeypatch):
 
 
 def test_what_fails_at_the_first_run_is_a_refusal(tiny_model, gpu, monkeypatch, caplog):
-    def fail(self, binding):
+    def fail(self, binding, options):
         raise RuntimeError("CUDA failure 2: out of memory\nand more")
 
     monkeypatch.setattr(RecordedSession, "run_with_iobinding", fail)

@@ -1,0 +1,186 @@
+"""The words of labels and splits, and the columns that hold them."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from augself_hub.errors import AugSelfError, UsageError
+
+MAX_NUMBER = 2**31  # a label is an int32 of the table
+MAX_NAME = 1000  # letters of a class name
+
+SPLIT_WORDS = {  # those of Hugging Face's imagefolder
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLITS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+_IMAGE = (
+    *("image", "path", "file_name", "file", "filename", "img", "image_path", "file_path"),
+    *("filepath", "image_file", "image_file_path", "jpg", "jpeg", "png", "webp"),
+)
+_LABEL = (
+    *("label", "class", "labels", "category", "target", "fine_label", "class_name"),
+    *("class_label", "category_name", "label_name", "cls", "species"),
+)
+_SPLIT = ("split", "subset", "partition")
+
+
+def split_of(word: str) -> str | None:
+    """train, validation or test, whatever the spelling; None: the word is none of a split's."""
+    return _SPLITS.get(word.strip().casefold())
+
+
+def same_split(a: str | None, b: str) -> bool:
+    return a is not None and (a == b or (split_of(a) or a) == (split_of(b) or b))
+
+
+def splits_in_names(names: Sequence[str]) -> list[str | None]:
+    """The splits of files such as train-00000-of-00002.parquet, where every name has just one.
+
+    Words are cut at whatever is no letter, as Hugging Face's loaders do.
+    """
+    found = []
+    for name in names:
+        words = [w for w in re.split(r"[\W\d_]+", name.casefold()) if w in _SPLITS]
+        found.append(words[0] if len({_SPLITS[word] for word in words}) == 1 else None)
+    return found if all(found) else [None] * len(names)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a table's columns; None: the first of the usual ones that is there."""
+
+    image: str | None = None
+    label: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, words: Sequence[str]) -> Columns:
+        """`image=path`, `label=species` ... -> the columns.
+
+        Raises:
+            UsageError: a word that is none of these, a role that is given twice.
+        """
+        pairs = [word.partition("=")[::2] for word in words]
+        if any(role not in cls.__dataclass_fields__ or not name for role, name in pairs):
+            raise UsageError(f"--column {' '.join(words)}: write image=, label= or split=NAME")
+        if len(dict(pairs)) < len(pairs):
+            raise UsageError(f"--column {' '.join(words)}: name one column for each role")
+        return cls(**dict(pairs))
+
+    def found(
+        self, there: Sequence[str], location: str, images: Sequence[str] = (), label: str = ""
+    ) -> Columns:
+        """The same for a table with these columns. Case does not matter.
+
+        Args:
+            images: columns whose type says that they hold images. label: one that holds classes.
+
+        Raises:
+            AugSelfError: a column that was named is not there, or none holds images.
+        """
+        for name in (self.image, self.label, self.split):
+            if name is not None and name not in there:
+                raise AugSelfError(f"{location} has no column {name!r}, only {', '.join(there)}")
+        usual = _first(_IMAGE, there)
+        image = self.image or (usual if usual in images or not images else images[0])
+        if image is None:
+            raise AugSelfError(
+                f"{location} has the columns {', '.join(there)}: name the images' with "
+                "--column image=NAME"
+            )
+        rest = [name for name in there if name != image]
+        return Columns(
+            image,
+            self.label or _first(_LABEL, rest) or label or None,
+            self.split or _first(_SPLIT, rest),
+        )
+
+
+USUAL = Columns()
+
+
+def _first(usual: Iterable[str], there: Sequence[str]) -> str | None:
+    by_word = {name.strip().casefold(): name for name in reversed(there)}
+    return next((by_word[word] for word in usual if word in by_word), None)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How a label as it is written becomes a number.
+
+    Args:
+        classes: their names; empty: labels are class numbers and stay what they are.
+        named: what is written is a name and not an index into them.
+    """
+
+    classes: list[str]
+    named: bool = False
+
+    @classmethod
+    def of_values(cls, values: Iterable[Any]) -> Labels:
+        """Whole numbers from 0 on stay numbers; anything else is names, sorted.
+
+        Large numbers are names that are sorted by their size.
+        """
+        written = set()
+        for value in values:
+            with suppress(ValueError):  # the item that has it will say so
+                written.add(written_label(value))
+        written.discard(None)
+        texts = [text for text in written if text is not None]
+        if not all(text.isascii() and text.isdecimal() for text in texts):
+            return cls(sorted(texts), named=True)
+        if max(map(int, texts), default=0) < MAX_NUMBER:
+            return cls([])
+        return cls(sorted(texts, key=lambda text: (int(text), text)), named=True)
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes)}
+
+    def number(self, value: Any) -> int | None:
+        """What is written -> its number, None for no label.
+
+        Raises:
+            ValueError: it is none of the classes; the message says so.
+        """
+        text = written_label(value)
+        if text is None:
+            return None
+        if self.named:
+            if text not in self._index:
+                raise ValueError(f"its label {text[:50]!r} is none of the classes")
+            return self._index[text]
+        most = len(self.classes) or MAX_NUMBER
+        digits = text.isascii() and text.isdecimal()
+        if not digits or int(text) >= most:
+            raise ValueError(f"its label {text[:50]!r} is no class number")
+        return int(text)
+
+
+def written_label(value: Any) -> str | None:
+    """A label as text: whole numbers without a point, None for null, NaN, blank and -1.
+
+    Raises:
+        ValueError: what is no text and no whole number, or text that is too long.
+    """
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    if isinstance(value, str):
+        value = value.strip()
+        if len(value) > MAX_NAME:
+            raise ValueError(f"its label has {len(value)} letters, more than {MAX_NAME}")
+        return value if value not in ("", "-1") else None
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (bool, int)) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value)) if value >= 0 else None
+    raise ValueError(f"its label is {type(value).__name__} {str(value)[:50]}, no class")

@@ -1,0 +1,239 @@
+"""Connections: how many there are, how long one may wait, and answers to what is no request.
+
+    accepted ──> waits for a request's head ──> is answered ──> waits for the next, or closes
+                   │ longer than header_seconds: 408, closed       │ takes nothing of its answer
+                   │ too many connections: the one that waited      │ for answer_seconds: closed
+                   └ longest makes room                             └
+
+uvicorn's protocol on h11, and what it leaves open: it waits for a head for ever, drops its time
+limit at the first byte, keeps a connection whose client reads nothing, and has no limit on
+connections before their request is read. So a few hundred idle ones took every descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import resource
+import time
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from serving.http.problems import Problem
+from serving.limits import Limits
+from serving.metrics import Metrics
+
+_HEAD_BYTES = 16 * 1024  # of an unfinished head; a finished one may have twice as much
+_FIELDS = 100  # header fields of one request
+_SMALL_PARTS, _PART_BYTES = 200, 512  # so many parts of a body may be smaller than this on average
+_LINGER_SECONDS = 2.0  # a client that still sends would miss a refusal
+_RESERVE = 256  # descriptors for all else: models, images, fetches, what is accepted at one go
+_SELDOM_SECONDS = 60.0
+_SELDOM = (
+    "Invalid HTTP request received.",
+    "socket.accept() out of system resource",
+    "too many connections",
+)
+_CODES = {
+    400: ("bad_http", "this is not HTTP as it is read here"),
+    431: ("headers_too_large", "the headers are too many or too large"),
+    501: ("bad_http", "this transfer coding is not read: send the body plain or chunked"),
+}
+logger = logging.getLogger(__name__)
+
+
+class Room:
+    """The connections of one server.
+
+    Args:
+        connections: all of them, kept by the server library.
+
+    Attributes:
+        limit: how many there may be: `Limits.connections`, or fewer where the process may not open
+            as many files.
+    """
+
+    def __init__(self, limits: Limits, metrics: Metrics, connections: set[Any]) -> None:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.limit = min(limits.connections, files - min(_RESERVE, files // 2))
+        if self.limit < limits.connections:
+            logger.info("%d files may be open: at most %d connections", files, self.limit)
+        self.limits, self._metrics, self._connections = limits, metrics, connections
+        metrics.connections.set_function(lambda: len(connections))
+
+    def enter(self, connection: Connection) -> None:
+        """One more: where there are too many, the one that has waited longest goes.
+
+        The new one itself is refused where every other has a request that is being answered.
+        """
+        if len(self._connections) <= self.limit:
+            return
+        self._metrics.dropped_connections.inc()
+        logger.warning("too many connections: those that wait longest are closed")
+        waiting = [each for each in self._connections if each.waits and each is not connection]
+        if waiting:
+            oldest = min(waiting, key=lambda each: each.since)
+            self._connections.discard(oldest)  # its end comes later than the next connection
+            oldest.transport.abort()
+        else:
+            problem = Problem(503, "too_many_connections", "there are too many connections")
+            connection.refuse(problem, linger=False)
+
+    def sweep(self) -> None:
+        """Close those that are past their time. For once a second."""
+        now = time.monotonic()
+        for connection in list(self._connections):
+            connection.close_if_overdue(now, self.limits)
+
+
+class Connection(H11Protocol):
+    """One connection.
+
+    Attributes:
+        since: when it began to wait: it was opened, or its last answer was complete.
+    """
+
+    def __init__(self, room: Room, **given: Any) -> None:
+        super().__init__(**given)
+        self.conn: _Bounded = _Bounded(h11.SERVER, _HEAD_BYTES)
+        self.room, self.since = room, time.monotonic()
+        self._blocked: float | None = None  # since when the client takes nothing
+        self._over = False  # refused: what still comes is not read
+
+    @property
+    def waits(self) -> bool:
+        """No request of it is being answered."""
+        return self._over or self.cycle is None or self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.room.enter(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        # In slices: h11 measures an unfinished head only after it has taken all there is.
+        for start in range(0, len(data), _HEAD_BYTES):
+            if self._over or self.transport.is_closing():
+                return
+            self.conn.receive_data(data[start : start + _HEAD_BYTES])
+            self.handle_events()
+
+    def on_response_complete(self) -> None:
+        self.since = time.monotonic()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self._blocked = time.monotonic()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._blocked = None
+        super().resume_writing()
+
+    def close_if_overdue(self, now: float, limits: Limits) -> None:
+        if self.transport.is_closing() and self._blocked is None:
+            self._blocked = now  # closed, but the client does not take the rest
+        stuck = self._blocked is not None and now - self._blocked > limits.answer_seconds
+        if stuck or (self._over and now - self.since > _LINGER_SECONDS):
+            self.transport.abort()
+        elif self.waits and not self._over and now - self.since > limits.header_seconds:
+            if self.cycle is None and not self.conn.trailing_data[0]:
+                self.transport.abort()  # it never said a word
+            else:
+                problem = Problem(408, "slow_headers", "the request's head took too long")
+                self.refuse(problem, linger=True)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no request, in the words of the API."""
+        status = self.conn.refused_with
+        self.refuse(Problem(status, *_CODES.get(status, _CODES[400])), linger=True)
+
+    def refuse(self, problem: Problem, linger: bool) -> None:
+        """Answer for the application, if nothing is answered yet, and close."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            body = json.dumps({"error": problem.body()}).encode()
+            headers = {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(body)),
+                "Connection": "close",
+                **problem.headers,
+            }
+            head = h11.Response(status_code=problem.status, headers=list(headers.items()))
+            for event in (head, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        else:
+            linger = False
+        self._over, self.since = True, time.monotonic()
+        if linger and self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """No line in the log: the request is answered as if it had not asked."""
+
+
+class _Bounded(h11.Connection):
+    """h11, with limits on what costs time: header fields, and parts of a body.
+
+    A read of 256 KB may be 40,000 chunks of a byte, each an event.
+
+    Attributes:
+        refused_with: the status that fits the error raised last.
+    """
+
+    refused_with = 400
+    _parts = _bytes = 0
+
+    def next_event(self) -> Any:
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                self._check_head(event)
+            elif isinstance(event, h11.Data):
+                self._count(len(event.data))
+        except h11.RemoteProtocolError as error:
+            self.refused_with = error.error_status_hint
+            raise
+        return event
+
+    def _check_head(self, head: h11.Request) -> None:
+        self._parts = self._bytes = 0
+        if len(head.headers) > _FIELDS:
+            raise h11.RemoteProtocolError("too many headers", error_status_hint=431)
+        if head.http_version not in (b"1.0", b"1.1"):
+            raise h11.RemoteProtocolError("another version")
+        if not head.target.startswith(b"/") and head.target != b"*":
+            raise h11.RemoteProtocolError("a proxy's request")  # its host is not the Host
+
+    def _count(self, size: int) -> None:
+        self._parts += 1
+        self._bytes += size
+        if self._parts > _SMALL_PARTS + self._bytes / _PART_BYTES:
+            raise h11.RemoteProtocolError("chunks too small")
+
+
+class Seldom(logging.Filter):
+    """Lets lines that every stranger can cause through once a minute, without their traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        found = next((text for text in _SELDOM if str(record.msg).startswith(text)), None)
+        if found is None:
+            return True
+        now = time.monotonic()
+        if now - self._last.get(found, -_SELDOM_SECONDS) < _SELDOM_SECONDS:
+            return False
+        self._last[found] = now
+        record.msg, record.args = f"{found} (said once a minute)", ()
+        record.exc_info = None
+        return True

@@ -1,0 +1,172 @@
+"""Lists: .txt, CSVs as people write them, globs, pairs, files that must not be opened blindly."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import places
+import pytest
+
+from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images import Columns, files, open_source, read_file
+
+PNG = places.png(0, (2, 2))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    for name in ("a.png", "b.png", "c.png", "d/e.png"):
+        places.write(tmp_path / name, PNG)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rows(source) -> list[tuple[str, str | int | None, str | None]]:
+    items = [item for shard in source.shards(2) for item in shard.items()]
+    return [
+        (i.id, source.classes[i.label] if source.classes and i.label is not None else i.label,
+         i.split) for i in items
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,label\na.png,cat\nb.png,dog\n",
+        "path, label\na.png, cat\nb.png , dog \n",
+        "path;label\na.png;cat\nb.png;dog\n",
+        "path\tlabel\na.png\tcat\nb.png\tdog\n",
+        "\ufeffPath,Label\r\na.png,cat\r\n\r\nb.png,dog\r\n",
+        "image,category\na.png,cat\nb.png,dog",
+        "id,file_name,target\n1,a.png,cat\n2,b.png,dog\n",
+        "fine_label,filename\ncat,a.png\ndog,b.png\n",
+        'path,label\n"a.png","cat"\n"b.png","dog",\n',
+    ],
+)
+def test_the_usual_ways_to_write_a_table(text):
+    places.write(Path("t.csv"), text)
+    assert rows(open_source("t.csv")) == [("a.png", "cat", None), ("b.png", "dog", None)]
+
+
+def test_numbers_stay_numbers():
+    places.write(Path("t.csv"), "path,label\na.png,10\nb.png,2\nc.png,\nd/e.png,-1\n")
+    source = open_source("t.csv")
+    assert rows(source) == [
+        ("a.png", 10, None), ("b.png", 2, None), ("c.png", None, None), ("d/e.png", None, None)
+    ]  # fmt: skip
+    assert source.inventory.classes == {"10": 1, "2": 1}
+    assert source.inventory.unlabelled == 2
+
+
+def test_large_numbers_are_names_by_size():
+    places.write(Path("t.csv"), "path,label\na.png,30000000000\nb.png,4000000000\n")
+    assert open_source("t.csv").classes == ["4000000000", "30000000000"]
+
+
+def test_splits_of_a_column():
+    places.write(Path("t.csv"), "path,label,Split\na.png,x,Train\nb.png,y,test\nc.png,x,\n")
+    source = open_source("t.csv")
+    assert source.inventory.splits == {"Train": 1, "test": 1}
+    chosen = open_source("t.csv", split="training")
+    assert rows(chosen) == [("a.png", "x", "Train")]
+    assert chosen.inventory.left_out == {"split test": 1, "in no split": 1}
+    assert chosen.classes == ["x", "y"]
+
+
+def test_a_line_with_too_many_fields_is_not_cut():
+    places.write(Path("t.csv"), "path,label\na,b.png,x\n")
+    with pytest.raises(AugSelfError, match="line 2 has 3 fields, its header 2"):
+        open_source("t.csv")
+
+
+def test_an_existing_file_is_never_a_pattern():
+    places.write(Path("list[1].csv"), "path,label\na.png,cat\n")
+    places.write(Path("x{0..1}.txt"), "a.png\n")
+    assert rows(open_source("list[1].csv")) == [("a.png", "cat", None)]
+    assert rows(open_source("x{0..1}.txt")) == [("a.png", None, None)]
+
+
+def test_globs_work_for_every_kind():
+    for n in (0, 1):
+        places.tar(Path(f"p{n}.tar"), {f"{n}.png": PNG})
+        places.write(Path(f"t{n}/l.csv"), f"path,label\n../{'ab'[n]}.png,{n}\n")
+    assert [i for i, *_ in rows(open_source("p*.tar"))] == ["p0.tar/0", "p1.tar/1"]
+    assert [i for i, *_ in rows(open_source("p{0..1}.tar"))] == ["p0.tar/0", "p1.tar/1"]
+    assert rows(open_source("t*/l.csv")) == [("t0/../a.png", 0, None), ("t1/../b.png", 1, None)]
+    assert [i for i, *_ in rows(open_source("**/*.png"))] == ["a.png", "b.png", "c.png", "d/e.png"]
+    for shard in open_source("t*/l.csv").shards(1):
+        assert next(shard.items()).read() == [PNG]
+
+
+def test_pairs():
+    places.write(Path("p.csv"), "a;b\na.png;b.png\n")
+    [item] = next(iter(open_source("p.csv", pairs=True).shards(9))).items()
+    assert (item.names, item.read()) == (("a.png", "b.png"), [PNG, PNG])
+
+
+def test_what_is_no_regular_file_is_an_error_and_not_waited_for():
+    os.mkfifo("fifo.png")
+    Path("zero.png").symlink_to("/dev/zero")
+    Path("folder.png").symlink_to(".")
+    places.write(Path("t.csv"), "path\nfifo.png\n/dev/zero\nd\n")
+    for name in ("fifo.png", "zero.png", "/dev/zero", "d"):
+        with pytest.raises((ImageError, IsADirectoryError), match=r"no regular file|directory"):
+            read_file(Path(name))
+    assert len(rows(open_source("t.csv"))) == 3
+    listing = open_source(".").listing()
+    assert {"fifo.png", "zero.png"} <= set(listing.names)
+    with pytest.raises(ImageError, match="no regular file"):
+        listing.read(list(listing.names).index("fifo.png"))
+
+
+def test_a_file_that_is_too_large_is_not_read(monkeypatch):
+    monkeypatch.setattr(files, "MAX_BYTES", 1000)
+    places.write(Path("big.png"), bytes(1001))
+    with pytest.raises(ImageError, match="more than 1000 bytes"):
+        read_file(Path("big.png"))
+    with Path("sparse.png").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ImageError, match="more than 1000 bytes"):
+        read_file(Path("sparse.png"))
+
+
+def test_names_that_are_not_utf_8_are_errors():
+    places.write(Path(os.fsdecode(b"caf\xe9.png")), PNG)
+    source = open_source(".")
+    [bad] = [i for shard in source.shards(9) for i in shard.items() if i.problem]
+    assert (bad.id, bad.problem) == (r"caf\xe9.png", "its name is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "message"),
+    [
+        ("nowhere", {}, AugSelfError, "does not exist"),
+        ("nowhere/at/all", {}, AugSelfError, "does not exist"),
+        ("*.nothing", {}, AugSelfError, "nothing matches"),
+        ("a.png", {}, AugSelfError, "is no source"),
+        ("empty.csv", {}, AugSelfError, "no rows"),
+        ("latin.csv", {}, AugSelfError, "not UTF-8"),
+        ("empty.txt", {}, AugSelfError, "names no image"),
+        ("two.csv", {"columns": Columns(image="y")}, AugSelfError, "no column 'y', only u, v"),
+        ("two.csv", {}, AugSelfError, "has the columns u, v: name the images'"),
+        ("d", {"split": "train"}, UsageError, "--split has no effect: .*d has no splits"),
+        ("d", {"columns": Columns("x")}, UsageError, "--column has no effect"),
+        ("d", {"image_root": Path()}, UsageError, "--image-root has no effect"),
+        ("d", {"pairs": True}, UsageError, "--pairs needs a CSV"),
+        ("d", {"kind": "films"}, UsageError, "unknown --as films"),
+        ("d", {"kind": "tars"}, AugSelfError, "holds no tars; what is there: images 1"),
+        ("two.csv", {"pairs": True}, AugSelfError, "pairs need a and b"),
+        ("mnist:there", {}, UsageError, "unknown source mnist:there"),
+        ("x{0..9999999}.tar", {}, AugSelfError, "more than 1000000 names"),
+        ("nosuch://x/y.tar", {}, AugSelfError, "cannot be opened"),
+    ],
+)
+def test_what_is_no_source_is_refused(source, options, error, message):
+    places.write(Path("empty.csv"), "path,label\n")
+    places.write(Path("latin.csv"), b"path\n\xe9.png\n")
+    places.write(Path("empty.txt"), "\n")
+    places.write(Path("two.csv"), "u,v\n1,2\n")
+    with pytest.raises(error, match=message) as refused:
+        [list(shard.items()) for shard in open_source(source, **options).shards(4)]
+    assert "\n" not in str(refused.value)
