@@ -156,7 +156,7 @@ async def embeddings(request: Request) -> Response:
             raise ValueError(f"features of {model.name} are not finite")
         if media_type == NPY:
             return Response(_npy(features), media_type=NPY)
-        # Not JSONResponse: the standard library takes 0.1 s for 64 rows of 2,048 numbers.
+        # Not JSONResponse: the standard library takes 66 ms for 64 rows of 2,048 numbers.
         answer = _embedding_answer(model.name, features, options)
         return Response(to_json(answer), media_type=JSON)
 
