@@ -29,6 +29,7 @@ from augself_hub.errors import (
     UsageError,
 )
 from augself_hub.images.bounds import Bounds, Structure, check_pixels
+from augself_hub.images.budget import DECODED
 from augself_hub.images.structure import structure
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -56,9 +57,14 @@ class Preprocessing:
             raise UsageError(f"there is no decode {self.decode!r}: give {' or '.join(DECODES)}")
 
     def prepare(self, data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """Image bytes -> (S, S, 3) uint8. Raises as the function `decode` does."""
-        least = 2 * self.size if self.decode == "fast" else None
-        return preprocess(decode(data, max_pixels, least), self.size)
+        """Image bytes -> (S, S, 3) uint8. Raises as the function `decode` does.
+
+        The same as `preprocess(decode(data), size)`, without a second copy of a large picture.
+        """
+        found = structure(data, Bounds(pixels=max_pixels))
+        with DECODED.lend(found.decoded_bytes):
+            least = 2 * self.size if self.decode == "fast" else None
+            return _prepared(_decoded(found, max_pixels, least), found.orientation, self.size)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Preprocessing:
@@ -95,7 +101,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None) 
         EmptyImage, UnsupportedImage, TooManyPixels, UndecodableImage: one line each.
     """
     found = structure(data, Bounds(pixels=max_pixels))
-    return to_rgb(_decoded(found, max_pixels, least), found.orientation)
+    with DECODED.lend(found.decoded_bytes + 4 * found.width * found.height):
+        return to_rgb(_decoded(found, max_pixels, least), found.orientation)
 
 
 def _decoded(found: Structure, max_pixels: int, least: int | None) -> Image.Image:
@@ -150,6 +157,8 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
             orientation = 1
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
+    if image.mode == "RGB" and not image.has_transparency_data and image.format != "WEBP":
+        return image  # WebP's decoder keeps more pictures as long as this one lives
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.has_transparency_data:
@@ -179,15 +188,74 @@ def _from_16_bits(image: Image.Image) -> Image.Image:
 
 def preprocess(image: Image.Image, size: int) -> np.ndarray:
     """RGB image -> (size, size, 3) uint8: short side to `size`, bicubic, centre crop."""
-    width, height = image.size
+    return _resampled(image, _seen(image.size, size), size, Image.Resampling.BICUBIC)
+
+
+def _seen(sides: tuple[int, int], size: int) -> Box:
+    """What of an upright picture the model sees: left, top, right, bottom, in its pixels."""
+    width, height = sides
     if width <= height:
         resized = size, int(size * height / width)
     else:
         resized = int(size * width / height), size
     left, top = (resized[0] - size) // 2, (resized[1] - size) // 2
     x, y = width / resized[0], height / resized[1]
-    box = (left * x, top * y, (left + size) * x, (top + size) * y)
-    return _resampled(image, box, size, Image.Resampling.BICUBIC)
+    return _within((left * x, top * y, (left + size) * x, (top + size) * y), sides)
+
+
+def _within(box: Box, sides: tuple[int, int]) -> Box:
+    left, top, right, bottom = box
+    return max(left, 0.0), max(top, 0.0), min(right, sides[0]), min(bottom, sides[1])
+
+
+_STRIP = 2**20  # pixels that are made upright and composited at a time
+
+
+def _prepared(image: Image.Image, orientation: int, size: int) -> np.ndarray:
+    """`preprocess(to_rgb(image, orientation), size)`, bit by bit, a strip of lines at a time.
+
+    Pillow resizes along lines, then along columns; so the lines of a strip are resized by
+    themselves, and the columns of all strips together. No full copy of the picture is made to turn
+    it, to put it over white, or to change its mode.
+    """
+    sides = image.size[::-1] if orientation >= 5 else image.size
+    if orientation == 1 and image.mode == "RGB" and not image.has_transparency_data:
+        return preprocess(image, size)
+    if sides[0] * sides[1] <= _STRIP:
+        return preprocess(to_rgb(image, orientation), size)
+    # Pillow takes boxes as float32: rounded here, they stay the same where lines are left out.
+    left, top, right, bottom = (float(np.float32(side)) for side in _seen(sides, size))
+    reach = 2 * max(1.0, (bottom - top) / size) + 2  # of the bicubic filter
+    first, last = max(0, int(top - reach)), min(sides[1], int(bottom + reach) + 1)
+    # Only of what is more than a hundred times as high as wide does Pillow resize columns first.
+    narrow = sides[1] > 100 * sides[0]
+    width, every = sides[0] if narrow else size, max(1, _STRIP // sides[0])
+    lines = Image.new("RGB", (width, last - first))
+    for start in range(first, last, every):
+        end = min(start + every, last)
+        strip = to_rgb(image.crop(_stored(orientation, image.size, start, end)), orientation)
+        if not narrow:
+            box = (left, 0, right, end - start)
+            strip = strip.resize((width, end - start), Image.Resampling.BICUBIC, box)
+        lines.paste(strip, (0, start - first))
+    seen = (0, top - first, width, bottom - first)
+    lines = lines.resize((width, size), Image.Resampling.BICUBIC, seen)
+    across = (left, 0, right, size) if narrow else (0, 0, size, size)
+    return np.asarray(lines.resize((size, size), Image.Resampling.BICUBIC, across))
+
+
+def _stored(
+    orientation: int, sides: tuple[int, int], start: int, end: int
+) -> tuple[int, int, int, int]:
+    """Where lines of the upright picture lie in the stored one: left, top, right, bottom."""
+    width, height = sides
+    if orientation in (1, 2):
+        return 0, start, width, end
+    if orientation in (3, 4):
+        return 0, height - end, width, height - start
+    if orientation in (5, 6):
+        return start, 0, end, height
+    return width - end, 0, width - start, height
 
 
 def crop_resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
@@ -199,11 +267,9 @@ def crop_resized(image: Image.Image, box: Box, size: int) -> np.ndarray:
 
 
 def _resampled(image: Image.Image, box: Box, size: int, method: Image.Resampling) -> np.ndarray:
-    left, top, right, bottom = box
-    within = (max(left, 0.0), max(top, 0.0), min(right, image.width), min(bottom, image.height))
-    return np.asarray(image.resize((size, size), method, box=within))
+    return np.asarray(image.resize((size, size), method, box=_within(box, image.size)))
 
 
 def load(path: Path, size: int) -> np.ndarray:
     """Image file -> (size, size, 3) uint8 as the encoder wants it. Raises as `decode` does."""
-    return preprocess(decode(path.read_bytes()), size)
+    return Preprocessing(size, (0.5,) * 3, (0.5,) * 3).prepare(path.read_bytes())

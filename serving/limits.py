@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from augself_hub.errors import UsageError
+from augself_hub.images.budget import DECODED
 from augself_hub.preprocess import MAX_PIXELS
 
 
@@ -20,6 +21,7 @@ class Limits:
         total_bytes: of all requests' bodies in memory at once; beyond it requests get 429.
         items: images (or pairs) in one request.
         pixels: width times height of one image, read off its header.
+        decoded_bytes: of decoded images in memory at once; a decoder waits for its share.
         waiting_images: in the queue of one model; beyond it requests get 429.
         slots: requests with a body worked on at once; beyond it requests get 429.
         connections: open at once, fewer where the process may not open as many files; beyond it
@@ -38,6 +40,7 @@ class Limits:
     total_bytes: int = 256 * 2**20
     items: int = 64
     pixels: int = MAX_PIXELS
+    decoded_bytes: int = DECODED.limit
     waiting_images: int = 256
     slots: int = 64
     connections: int = 1000

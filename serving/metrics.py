@@ -42,6 +42,8 @@ class Metrics:
         self.body_bytes = Gauge("body_bytes", "Bodies of requests in memory", **names)
         self.decoders = Gauge("decoders", "Threads that decode", **names)
         self.decoders_busy = Gauge("decoders_busy", "Threads that decode now", **names)
+        self.decoders_stuck = Gauge("decoders_stuck", "Threads past the deadline", **names)
+        self.decoded_bytes = Gauge("decoded_bytes", "Decoded images in memory", **names)
         self.decoders_waiting = Gauge("decoders_waiting", "Images that wait for one", **names)
         self.images = Counter("images", "Images whose features were computed", ["model"], **names)
         self.batches = Histogram(

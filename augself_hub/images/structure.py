@@ -17,12 +17,18 @@ from augself_hub.images import formats
 from augself_hub.images.bounds import Bounds, Structure, cannot
 
 TYPES = "JPEG, PNG, WebP, GIF or BMP"
+_STARTS = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+}
 _READERS = {
-    b"\xff\xd8\xff": ("JPEG", formats.jpeg),
-    b"\x89PNG\r\n\x1a\n": ("PNG", formats.png),
-    b"GIF87a": ("GIF", formats.gif),
-    b"GIF89a": ("GIF", formats.gif),
-    b"BM": ("BMP", formats.bmp),
+    "JPEG": formats.jpeg,
+    "PNG": formats.png,
+    "WebP": formats.webp,
+    "GIF": formats.gif,
+    "BMP": formats.bmp,
 }
 
 
@@ -35,16 +41,20 @@ def structure(data: bytes, bounds: Bounds = Bounds()) -> Structure:  # noqa: B00
     """
     if not data:
         raise EmptyImage(f"the image is empty: send the bytes of a {TYPES}")
-    found = [reader for start, reader in _READERS.items() if data.startswith(start)]
-    if data.startswith(b"RIFF") and data[8:15] == b"WEBPVP8":
-        found = [("WebP", formats.webp)]
-    if not found:
+    name = kind(data)
+    if name is None:
         raise _unidentified(data)
-    name, read = found[0]
     try:
-        return read(data, bounds)
+        return _READERS[name](data, bounds)
     except (struct.error, IndexError):
         raise cannot(f"the {name} is truncated") from None
+
+
+def kind(data: bytes) -> str | None:
+    """JPEG, PNG, WebP, GIF or BMP, by the first bytes; None: no such image."""
+    if data.startswith(b"RIFF") and data[8:15] == b"WEBPVP8":
+        return "WebP"
+    return next((name for name, starts in _STARTS.items() if data.startswith(starts)), None)
 
 
 _OTHER_TYPES = {

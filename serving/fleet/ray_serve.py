@@ -125,4 +125,4 @@ def _started(gate: Gate) -> Gate:
 
 
 def _ready(gate: Gate) -> bool:
-    return gate.app.state.service.models.ready  # type: ignore[attr-defined]
+    return gate.app.state.service.ready  # type: ignore[attr-defined]

@@ -188,8 +188,8 @@ async def live() -> dict[str, str]:
 
 async def ready(request: Request) -> dict[str, str]:
     """Every loaded model ran lately and accepts work."""
-    if not request.app.state.service.models.ready:
-        raise Problem(503, "not_ready", "a model is lost: try again later")
+    if not request.app.state.service.ready:
+        raise Problem(503, "not_ready", "a model is lost, or all decoders are: try again later")
     return {"status": "ready"}
 
 

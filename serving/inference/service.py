@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +13,8 @@ from starlette.requests import ClientDisconnect
 
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, ImageError
+from augself_hub.images.budget import DECODED
+from augself_hub.images.structure import kind
 from augself_hub.preprocess import Preprocessing
 from serving.http.bodies import Item
 from serving.http.problems import Problem, image_problem
@@ -21,6 +22,7 @@ from serving.http.urls import Fetcher
 from serving.inference.batcher import Batcher, Draining, QueueFull, WorkerLost
 from serving.inference.client import Local
 from serving.inference.cores import usable_cores
+from serving.inference.decoders import AllStuck, Decoders
 from serving.inference.models import Model, Models
 from serving.limits import Limits
 from serving.metrics import Metrics
@@ -47,24 +49,31 @@ class Service:
         fetcher: Fetcher | None = None,
     ) -> None:
         self.models, self.limits, self.metrics, self._fetcher = models, limits, metrics, fetcher
-        decoders = usable_cores() if decoders is None else decoders
-        self._decoders = ThreadPoolExecutor(decoders, thread_name_prefix="decode")
-        self._asked = 0
+        count = usable_cores() if decoders is None else decoders
+        self._decoders = Decoders(count, limits.deadline_seconds, metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
-        metrics.decoders.set(decoders)
-        metrics.decoders_busy.set_function(lambda: min(self._asked, decoders))
-        metrics.decoders_waiting.set_function(lambda: max(0, self._asked - decoders))
+        self._watch: asyncio.Task[None] | None = None
+        DECODED.limit = limits.decoded_bytes
+        metrics.decoded_bytes.set_function(lambda: DECODED.lent)
 
     def start(self) -> None:
         """On the event loop that will answer."""
         self._loop = asyncio.get_running_loop()
+        self._watch = self._loop.create_task(self._decoders.watch())
 
     async def stop(self) -> None:
         """Answer what was accepted, within the deadline."""
         await self.models.stop(self.limits.deadline_seconds)
         if self._fetcher is not None:
             await self._fetcher.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        if self._watch is not None:
+            self._watch.cancel()
+        self._decoders.stop()
+
+    @property
+    def ready(self) -> bool:
+        """Whatever is loaded ran lately, and there is a thread that can decode."""
+        return self.models.ready and self._decoders.ready
 
     def locals(self) -> dict[str, Local]:
         """The models for code in this process, through the same queues as everybody's."""
@@ -100,11 +109,11 @@ class Service:
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
         """On a decoding thread; what is cancelled before its turn is not done."""
-        self._asked += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *args)
-        finally:
-            self._asked -= 1
+            return await self._decoders.run(function, *args)
+        except AllStuck:
+            message = "every decoder is busy with an image past the deadline: try again later"
+            raise Problem(503, "decoders_stuck", message) from None
 
     async def answered(self, request: Request, model: Model, work: Awaitable[Result]) -> Result:
         """The result of the work, given up when the client leaves or the deadline passes."""
@@ -140,7 +149,9 @@ class Service:
     def _image(self, item: Item, way: Preprocessing) -> np.ndarray:
         with self.metrics.stage("decode"):
             try:
-                return way.prepare(item.data(), self.limits.pixels)
+                data = item.data()
+                self._decoders.note(f"{kind(data) or 'no image'} of {len(data)} bytes")
+                return way.prepare(data, self.limits.pixels)
             except ImageError as error:
                 raise image_problem(error, item.param) from error
 

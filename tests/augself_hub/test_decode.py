@@ -9,6 +9,7 @@ import resource
 import struct
 import time
 import zlib
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -81,6 +82,61 @@ def test_sixteen_bit_colour_is_scaled():
 def test_alpha_is_over_white(color, row, more, expected):
     image = decode(png((2, 1), [row], *more, color=color))
     assert difference(np.asarray(image)[0], expected).max() <= 1
+
+
+def packed(samples, depth):
+    """Samples of one line -> its bytes, the first in the highest bits."""
+    bits = "".join(f"{sample:0{depth}b}" for sample in samples)
+    return bytes(int(bits[at : at + 8].ljust(8, "0"), 2) for at in range(0, len(bits), 8))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_the_transparent_gray_of_a_png_is_white_at_every_depth(depth):
+    """Its twin in RGBA has alpha 0 where the sample is the hidden one, in all its bits."""
+    most = 2**depth - 1
+    samples = sorted({0, 1, most // 3, most // 2, most // 2 + 1, most - 1, most})
+    levels = [round(sample * 255 / most) for sample in samples]
+    for hidden in samples:
+        more = chunk(b"tRNS", struct.pack(">H", hidden))
+        data = png((len(samples), 1), [packed(samples, depth)], more, depth=depth, color=0)
+        rgba = [[v, v, v, 0 if s == hidden else 255] for s, v in zip(samples, levels, strict=True)]
+        twin = decode(png((len(samples), 1), [bytes(chain(*rgba))], color=6))
+        assert difference(decode(data), twin).max() <= (1 if depth == 16 else 0)
+
+
+def test_the_transparent_color_of_sixteen_bits_is_compared_in_all_of_them():
+    hidden, pixels = (0x1234, 0x5678, 0x9ABC), []
+    for change in (0, 1, 0x100):
+        pixels += [hidden[0], hidden[1], hidden[2] ^ change]
+    more = chunk(b"tRNS", struct.pack(">3H", *hidden))
+    image = decode(png((3, 1), [struct.pack(">9H", *pixels)], more, depth=16))
+    assert np.asarray(image)[0].tolist() == [[255] * 3, [0x12, 0x56, 0x9A], [0x12, 0x56, 0x9B]]
+
+
+def test_unused_high_bits_of_a_transparent_sample_do_not_count():
+    more = chunk(b"tRNS", struct.pack(">3H", 0xFF01, 2, 3))
+    image = decode(png((2, 1), [bytes([1, 2, 3, 1, 2, 4])], more))
+    assert np.asarray(image)[0].tolist() == [[255] * 3, [1, 2, 4]]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("alphas", [[0], [255, 0], [51], [255, 51], [255, 255], [0, 255]])
+def test_palettes_are_their_rgba_twins_at_every_depth(depth, alphas):
+    """Fewer alphas than colors: the rest are opaque."""
+    palette = [(10, 20, 30), (200, 100, 50), (0, 0, 0), (255, 254, 253)][: 2**depth]
+    more = chunk(b"PLTE", bytes(chain(*palette))), chunk(b"tRNS", bytes(alphas))
+    row, count = packed(range(len(palette)), depth), len(palette)
+    image = decode(png((count, 1), [row], *more, depth=depth, color=3))
+    alphas = alphas + [255] * (count - len(alphas))
+    twin = bytes(chain(*([*c, a] for c, a in zip(palette, alphas, strict=True))))
+    assert difference(image, decode(png((count, 1), [twin], color=6))).max() == 0
+
+
+@pytest.mark.parametrize("length", [0, 1, 3])
+def test_a_damaged_transparent_color_is_refused(length):
+    data = png((1, 1), [b"\7"], chunk(b"tRNS", bytes(length)), color=0)
+    with pytest.raises(UndecodableImage, match="transparent color"):
+        decode(data)
 
 
 def test_one_bit_is_black_and_white():

@@ -83,6 +83,24 @@ def test_only_the_crop_is_computed():
     assert (ours[:, 0] == (10, 20, 30)).all() and (ours[:, -1] == (200, 100, 0)).all()
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("mode", "height", "width"),
+    [("RGBA", 1100, 1400), ("L", 1400, 1100), ("P", 1100, 1000), ("RGB", 60, 20_000),
+     ("RGBA", 20_000, 60)],
+)  # fmt: skip
+def test_a_large_picture_is_prepared_in_strips_bit_by_bit(mode, height, width, orientation):
+    """As if it were turned, composited and resized whole, in both of Pillow's orders of passes."""
+    image = Image.effect_noise((width, height), 200).convert("RGB")
+    if mode == "RGBA":
+        image.putalpha(Image.radial_gradient("L").resize((width, height)))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = saved(image.convert(mode), "PNG", exif=exif, compress_level=1)
+    ours = Preprocessing(96, (0.5,) * 3, (0.5,) * 3).prepare(data)
+    np.testing.assert_array_equal(ours, preprocess(decode(data), 96))
+
+
 def test_the_training_crop_is_pillows_antialiased_bilinear_resize():
     image = photograph(100, 120)
     ours = crop_resized(image, (20, 10, 110, 90), 32)

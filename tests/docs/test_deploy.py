@@ -199,9 +199,21 @@ def test_probes_ask_for_what_the_server_says():
     assert start["failureThreshold"] * start["periodSeconds"] >= 300  # a model from the Hub
 
 
-def test_the_memory_allowed_holds_the_bodies():
-    limit = container()["resources"]["limits"]["memory"]
-    assert int(limit.removesuffix("Gi")) * 2**30 > 4 * Limits().total_bytes
+def measured_peaks() -> list[float]:
+    """MB at most, of the rows of benchmarks/decoding_memory.py in README.md."""
+    table = (DEPLOY / "README.md").read_text().partition("| picture | decoders |")[2]
+    rows = [line.split("|") for line in table.partition("\n\n")[0].splitlines()[2:]]
+    return [float(row[4].replace(",", "")) for row in rows]
+
+
+def test_the_memory_allowed_holds_the_worst_request_and_all_bodies():
+    """What was measured with the worst legal pictures, and bodies up to their limit."""
+    limits, peaks = container()["resources"]["limits"], measured_peaks()
+    assert len(peaks) >= 9
+    need = max(peaks) * 1e6 + Limits().total_bytes
+    assert int(limits["memory"].removesuffix("Gi")) * 2**30 >= 1.25 * need
+    assert int(compose()["services"]["augself"]["mem_limit"].removesuffix("g")) * 2**30 >= need
+    assert int(unit()["MemoryMax"].removesuffix("G")) * 2**30 >= need
 
 
 @pytest.mark.skipif(

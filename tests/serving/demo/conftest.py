@@ -98,7 +98,8 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
     damaged = bytearray(whole)
     damaged[whole.index(b"IDAT") + 9] ^= 1
     head, *scans = saved(image, "JPEG", progressive=True)[:-2].split(b"\xff\xda")
-    bomb = b"a\0\0" + zlib.compress(bytes(100_000_000))
+    bomb = zlib.compress(bytes(100_000_000))
+    xmp, exif = b"XML:com.adobe.xmp\0\1\0\0\0", b"Raw profile type exif\0\0"
     cannot, no_image, other = "cannot be decoded", "the data is not an image", "is not read: send"
     return {
         "cut.jpg": (jpeg[: len(jpeg) // 2], cannot),
@@ -119,8 +120,8 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "huge.png": (png((30_000, 30_000), [bytes(3)]), "more than the"),
         "large.png": (png((10_000, 10_000), [bytes(3)]), "more than the"),
         "no-width.png": (png((0, 8), [bytes(3)]), f"{cannot}|{no_image}"),
-        "text-bomb.png": (png((1, 1), [bytes(3)], chunk(b"zTXt", bomb)), cannot),
-        "profile-bomb.png": (png((1, 1), [bytes(3)], chunk(b"iCCP", bomb)), cannot),
+        "xmp-bomb.png": (png((1, 1), [bytes(3)], chunk(b"iTXt", xmp + bomb)), cannot),
+        "exif-bomb.png": (png((1, 1), [bytes(3)], chunk(b"zTXt", exif + bomb)), cannot),
         "checksum.png": (bytes(damaged), cannot),
         "no-end.png": (whole[:-12], cannot),
         "scans.jpg": (b"\xff\xda".join([head, *scans, *[scans[-1]] * 3000]) + b"\xff\xd9", cannot),
