@@ -79,7 +79,9 @@ class Files:
     def keep(self, data: bytes, name: str, owner: str | None = None) -> str:
         """The name of a file of ours. What is there already is not written again: somebody may be
         reading it."""
-        key = hashlib.blake2b(data, key=self._key, digest_size=16).hexdigest()
+        digest = hashlib.blake2b(data, key=self._key, digest_size=16)
+        digest.update((owner or "").encode())  # one that ends takes nothing from another
+        key = digest.hexdigest()
         with self._lock:
             if (path := str(self.folder / key / name)) in self._held:
                 self._touch(path)

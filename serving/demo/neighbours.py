@@ -53,7 +53,7 @@ def tab(models: Models, picker: gr.Dropdown, gallery: Gallery) -> None:
 
     def chosen_number(event: gr.EventData) -> tuple[int, None]:
         """A picked picture takes the upload's place."""
-        return gallery.picks[picked(event)], None
+        return gallery.picks[picked(event, len(gallery.picks))], None
 
     chosen = choice.click(chosen_number, None, [number, own], **PRIVATE, **BUSY)
     gr.on([own.upload, place.select], api_name="neighbours", **answer)

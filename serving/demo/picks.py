@@ -49,6 +49,9 @@ def picks(
     return gr.HTML("".join(buttons), css_template=_STYLE, js_on_load=_JS, apply_default_css=False)
 
 
-def picked(event: gr.EventData) -> int:
-    """The place of the picture that was clicked."""
-    return int(event.index)
+def picked(event: gr.EventData, count: int) -> int:
+    """The place of the picture that was clicked, one of `count`."""
+    place = int(event.index)
+    if not 0 <= place < count:
+        raise gr.Error(f"there is no picture {place}", print_exception=False)
+    return place

@@ -38,7 +38,7 @@ API = "/gradio_api"
 PLAIN = frozenset(
     ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", f"{API}/info")
 )
-CODE = re.compile(r"/(assets|static)/(?!.*\.\.)[\w.@+/-]+", re.ASCII)
+CODE = re.compile(r"/(assets|static)(/[\w@+-][\w.@+-]*)+", re.ASCII)
 JSON_BYTES = 256 * 2**10  # of a call: the names of 64 files are a fifth of it
 FILES = 1000  # of an upload: what is too much for one call is said by the function
 _SWEEP_SECONDS = 10.0
@@ -195,7 +195,9 @@ class Routes:
         function = self._page.fns.get(call.fn_index)
         if function is None:
             raise _not_ours("there is no such function")
-        fields = function.inputs
+        state = self._page.state_holder.session_data.get(call.session_hash, {})
+        # A model that was picked has changed its sliders' ranges, in this session alone.
+        fields = [state.get(f._id, f) for f in function.inputs]
         if len(fields) != len(call.data) or not all(map(_fits, fields, call.data)):
             raise _not_ours("its arguments are not those of the function")
         index = call.event_data.get("index") if isinstance(call.event_data, dict) else None
@@ -235,16 +237,17 @@ class Routes:
 
 
 def _fits(field: Any, value: Any) -> bool:
-    """Whether an argument is of the field's kind. An empty or hidden field sends None."""
-    if value is None:
-        return True
+    """Whether an argument is one that the field can have."""
     if isinstance(field, gr.File):
         many = field.file_count == "multiple"
-        return isinstance(value, _Upload) or (many and isinstance(value, list))
+        return value is None or isinstance(value, _Upload) or (many and isinstance(value, list))
     if isinstance(field, gr.Slider):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    kinds: dict[Any, type] = {gr.Checkbox: bool, gr.Dropdown: str}
-    return isinstance(value, kinds.get(type(field), type(None)))
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and field.minimum <= value <= field.maximum
+    if isinstance(field, gr.Dropdown):
+        return isinstance(value, str)  # Gradio names the choices there are
+    # What else there is is a tick or a state, which is the server's affair.
+    return isinstance(value, bool) if isinstance(field, gr.Checkbox) else value is None
 
 
 def _not_ours(why: str) -> Problem:

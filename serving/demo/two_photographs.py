@@ -65,7 +65,7 @@ def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
     )
 
     def example(event: gr.EventData) -> tuple[str, str]:
-        a, b = (files.shipped(Path(path)) for path in PAIRS[picked(event)])
+        a, b = (files.shipped(Path(path)) for path in PAIRS[picked(event, len(PAIRS))])
         return a, b
 
     chosen = examples.click(example, None, [a, b], **PRIVATE, **QUIET)

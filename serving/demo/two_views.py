@@ -110,7 +110,7 @@ def _changes(
     quiet = {**PRIVATE, **QUIET}
 
     def example(event: gr.EventData) -> str:
-        return files.shipped(Path(EXAMPLES[picked(event)]))
+        return files.shipped(Path(EXAMPLES[picked(event, len(EXAMPLES))]))
 
     known = [parts.caption, parts.in_a[0], *(h for _, h in parts.headings), *parts.settings]
     return [

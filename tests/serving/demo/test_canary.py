@@ -296,6 +296,31 @@ def test_a_call_that_the_page_does_not_make_is_refused(visitor, more):
     assert status == 400 and json.loads(text)["detail"]
 
 
+def test_values_that_a_field_cannot_have_are_refused_and_leave_the_log_alone(visitor, app):
+    """A traceback for each would fill the disk."""
+    before, refused = len(app.log), 0
+    for number, good in visitor.functions().items():
+        for place, argument in enumerate(good):
+            wrong = {
+                float: (-1, 1e300, True, "1", None),
+                int: (-1, 10**15, True, "1", None),
+                bool: (0, None, "x"),
+                str: (1, None, True),
+                type(None): (0, "x", True),
+            }.get(type(argument), ("x", 1, True))
+            for value in wrong:
+                data = [*good[:place], value, *good[place + 1 :]]
+                assert visitor.join(number, data) == 400, (number, place, value)
+                refused += 1
+    events = [n for n, good in visitor.functions().items() if not good]
+    for number in events:
+        for index in (-1, 10**9, None, "0", 1.0, True):
+            if visitor.join(number, [], event_data={"index": index}) == 200:
+                visitor.ask("GET", f"{API}/queue/data?session_hash={visitor.session}")
+    assert refused > 300 and len(events) > 2
+    assert "Traceback" not in "".join(app.log[before:])
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"[" * 100_000, b'{"data": NaN}'])
 def test_what_is_no_call_is_refused_in_a_line(visitor, body):
     answer = httpx.post(f"{visitor.url}{API}/queue/join", content=body)

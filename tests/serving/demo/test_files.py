@@ -104,6 +104,12 @@ def test_many_threads_at_once_leave_the_books_right(files):
     assert files.bytes == on_disk(files.folder) <= files.capacity
 
 
+def test_two_sessions_tables_are_two_files_though_they_hold_the_same(files):
+    tables = [files.keep(b"table", "features.parquet", owner) for owner in ("a", "b")]
+    files.end("a")
+    assert [table in files for table in tables] == [False, True]
+
+
 def test_the_same_picture_of_ours_is_one_file_that_content_does_not_tell(files, tmp_path):
     (tmp_path / "other").mkdir()
     assert files.keep(b"a", "a.png") == files.keep(b"a", "a.png") != files.keep(b"b", "a.png")
