@@ -6,11 +6,10 @@ imports neither torch nor transformers.
 
 from __future__ import annotations
 
-import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from augself_hub.errors import MissingExtra
+from augself_hub.lazy import load
 
 __version__ = "0.1.0"
 
@@ -30,9 +29,14 @@ for _switch, _off in _NO_TELEMETRY.items():
 if TYPE_CHECKING:
     from augself_hub.augmentations.spec import Policy
     from augself_hub.features import DifferenceTable, FeatureTable
+    from augself_hub.hub import pull, push
+    from augself_hub.modeling.api import export
+    from augself_hub.modeling.convert import convert
     from augself_hub.modeling.model import AugSelfModel, AugSelfOutput
     from augself_hub.modeling.objective import AugSelfLoss
     from augself_hub.modeling.views import TwoViews
+    from training.api import fit_heads, pretrain
+    from training.evaluation.api import evaluate
 
 _EXPORTS = {
     "AugSelfModel": "augself_hub.modeling.model",
@@ -42,6 +46,19 @@ _EXPORTS = {
     "TwoViews": "augself_hub.modeling.views",
     "FeatureTable": "augself_hub.features",
     "DifferenceTable": "augself_hub.features",
+    "pretrain": "training.api",
+    "fit_heads": "training.api",
+    "evaluate": "training.evaluation.api",
+    "convert": "augself_hub.modeling.convert",
+    "export": "augself_hub.modeling.api",
+    "push": "augself_hub.hub",
+    "pull": "augself_hub.hub",
+}
+_EXTRAS = {  # the others come with `model`
+    "pretrain": "train",
+    "fit_heads": "train",
+    "evaluate": "train,extract",
+    "export": "export",
 }
 __all__ = [
     "AugSelfLoss",
@@ -52,15 +69,17 @@ __all__ = [
     "Policy",
     "TwoViews",
     "__version__",
+    "convert",
+    "evaluate",
+    "export",
+    "fit_heads",
+    "pretrain",
+    "pull",
+    "push",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'augself_hub' has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    except ModuleNotFoundError as error:
-        if error.name in ("torch", "torchvision", "transformers"):
-            raise MissingExtra(error.name, "model") from error
-        raise
+    return load(_EXPORTS[name], name, _EXTRAS.get(name, "model"))

@@ -6,7 +6,6 @@ adds the traceback.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import sys
@@ -16,7 +15,8 @@ from typing import Any
 import click
 
 from augself_hub import __version__
-from augself_hub.errors import AugSelfError, MissingExtra, UsageError
+from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.lazy import explained, load
 
 COMMANDS = {
     "pretrain": "training.commands:pretrain",
@@ -34,7 +34,18 @@ COMMANDS = {
     "search": "serving.search.commands:search",
     "serve": "serving.commands:serve",
 }
-EXTRACT = "serving.commands:extract_list"  # what evaluate needs of serving, which it may not import
+EXTRAS = {  # what a command is installed with; the others need nothing more
+    "pretrain": "train",
+    "fit-heads": "train",
+    "evaluate": "train,extract",
+    "convert": "model",
+    "export": "export",
+    "predict": "serve",
+    "extract": "extract",
+    "index": "search",
+    "search": "search",
+    "serve": "serve",
+}
 
 
 class LazyGroup(click.Group):
@@ -46,22 +57,20 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return _imported(COMMANDS[name])
+        return _imported(COMMANDS[name], _extra([name]))
 
 
-def _imported(place: str) -> Any:
+def _imported(place: str, extra: str) -> Any:
     """What `module:attribute` names."""
     module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return load(module, attribute, extra)
 
 
 @click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="augself")
 @click.option("--debug", is_flag=True, expose_value=False, help="Print an error's traceback.")
-@click.pass_context
-def augself(context: click.Context) -> None:
+def augself() -> None:
     """Train, publish and serve augmentation-aware image features."""
-    context.obj = lambda *arguments: _imported(EXTRACT)(*arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for ours in ("augself_hub", "training", "serving"):
         logging.getLogger(ours).setLevel(logging.INFO)
@@ -78,11 +87,19 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
-    except ModuleNotFoundError as error:
-        _fail(str(MissingExtra(error.name or "a package", "all")), 1, "--debug" in arguments)
+    except ImportError as error:
+        told = explained(error, _extra(arguments))
+        if told is error:
+            raise
+        _fail(str(told), 1, "--debug" in arguments)
     except (AugSelfError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
         _fail(str(error), status, "--debug" in arguments)
+
+
+def _extra(arguments: list[str]) -> str:
+    """What the command among these words is installed with."""
+    return next((EXTRAS[word] for word in arguments if word in EXTRAS), "all")
 
 
 def _fail(message: str, status: int, debug: bool = False) -> None:

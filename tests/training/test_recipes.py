@@ -32,7 +32,8 @@ def asked(monkeypatch):
 
     def call(*arguments):
         made = []
-        monkeypatch.setattr(commands, "_run", lambda resume, given: made.append(Settings(**given)))
+        monkeypatch.setattr(pretraining, "pretrain", lambda given, resume: made.append(given))
+        monkeypatch.setattr(commands, "_finish", lambda folder: None)
         main(["pretrain", "--data=photos", "--output=run", *arguments])
         return made[0]
 

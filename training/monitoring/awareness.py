@@ -41,7 +41,7 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
         unit of the dimension), pairs; none for a dimension that no pair shows. Empty where nothing
         was held out.
     """
-    if len(images) == 0 or not model.spec.heads:
+    if not len(images) or not pairs or not model.spec.heads:
         return []
     predicted, wa, wb = _predict(model, images, pairs)
     results: list[Result] = []

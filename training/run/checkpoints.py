@@ -6,15 +6,18 @@ nothing. Here a resume takes the newest checkpoint that is whole.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 from augself_hub.folder import file_sha256
 
-MANIFEST = "manifest.json"
+MANIFEST, SPENT = "manifest.json", "spent.json"
+NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +60,44 @@ def newest_valid(output: Path) -> Path | None:
 
 
 def _fault(folder: Path) -> str | None:
+    """What is wrong with a checkpoint: it must have a manifest, and be what that says."""
     try:
         files = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return "it was not finished"
+    if not isinstance(files, dict) or not all(isinstance(sum_, str) for sum_ in files.values()):
+        return f"{MANIFEST} is damaged"
+    if missing := next((name for name in NEEDED if name not in files), None):
+        return f"{missing} is not in its {MANIFEST}"
+    if not any(name.startswith("rng_state") for name in files):
+        return f"rng_state.pth is not in its {MANIFEST}"
     for name, sha256 in files.items():
-        if not (folder / name).is_file():
+        if Path(name).name != name or not (folder / name).is_file():
             return f"{name} is missing"
         if file_sha256(folder / name) != sha256:
             return f"{name} is damaged"
     return None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run took: seconds of the clock, and of the CPU in its first process."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def __sub__(self, other: Spent) -> Spent:
+        return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+
+    def write(self, checkpoint: Path) -> None:
+        (checkpoint / SPENT).write_text(json.dumps(dataclasses.asdict(self)))
+
+
+def spent_until(checkpoint: Path | None) -> Spent:
+    """Nothing where there is none, or where it is of a version that did not write it down."""
+    if checkpoint is None or not (checkpoint / SPENT).is_file():
+        return Spent()
+    return Spent(**json.loads((checkpoint / SPENT).read_text()))

@@ -7,24 +7,21 @@ the model folder with what was measured.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import os
+import math
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from augself_hub import hub
 from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Policy
+from augself_hub.augmentations.spec import Policy, heads_for
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.modeling.convert import PRETRAIN_DATA
-from augself_hub.modeling.encoders import Encoder, build_encoder, preprocessing_of
+from augself_hub.modeling.encoders import ENCODERS, Encoder, build_encoder, preprocessing_of
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.objective import AugSelfLoss
 from augself_hub.modeling.views import finish_views
@@ -37,17 +34,18 @@ from training.methods.frozen import Frozen
 from training.monitoring.awareness import PAIRS, with_standard_errors
 from training.monitoring.monitor import Monitor, evaluate, feature_spread, known_images
 from training.run import checkpoints
-from training.run.publishing import push, write_folder, write_json
-from training.run.settings import FROZEN, NORMALIZATIONS, Settings, policy_of
-from training.run.trainer import AugSelfTrainer, training_arguments
+from training.run.arguments import set_intervals, training_arguments
+from training.run.disk import refuse_full_disk
+from training.run.optimisation import warmup_steps
+from training.run.publishing import push, stage, steps_of, write_folder, write_json
+from training.run.resuming import SETTINGS, check_resumed, decisive_settings, read_settings
+from training.run.settings import FROZEN, Settings, policy_of
+from training.run.trainer import AugSelfTrainer
 
 log = logging.getLogger(__name__)
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
-SETTINGS, MODEL = "settings.json", "model"
-FREE = (  # settings that a resume may change: they decide nothing of how a run goes
-    *("data", "output", "workers", "license", "max_skipped", "monitor_every"),
-    *("report_to", "push_to_hub", "private"),
-)
+PAIRS_AN_IMAGE = 20
+MODEL = "model"
 
 
 class Pretraining(nn.Module):
@@ -66,7 +64,7 @@ class Pretraining(nn.Module):
     def forward(
         self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
     ) -> dict[str, Tensor]:
-        """A batch of `data.collate` -> {"loss", "method", "spread", kind, ...}.
+        """A batch of `data.collate` -> {"loss", "spread", "method", kind, ...}.
 
         All but loss are detached.
         """
@@ -74,8 +72,9 @@ class Pretraining(nn.Module):
         inputs = (x1, x2, labels) if self.method.needs_labels else (x1, x2)
         loss, y1, y2 = self.method(*inputs)
         augself, parts = self.augself(y1, y2, w1, w2)
-        spread = feature_spread(y1.detach())
-        return {"loss": loss + augself, "method": loss.detach(), "spread": spread, **parts}
+        if not isinstance(self.method, Frozen):  # which has no loss to tell
+            parts = {"method": loss.detach(), **parts}
+        return {"loss": loss + augself, "spread": feature_spread(y1.detach()), **parts}
 
     @torch.no_grad()
     def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
@@ -111,42 +110,76 @@ def pretrain(
         AugSelfError: no usable images, an output that exists or that not every process sees, other
             settings than those of the run to resume, a run that diverged or collapsed.
     """
+    policy = _check(settings)
     checkpoint = _check_output(settings, resume)
-    begun = (settings.output / SETTINGS).exists()
-    policy = policy_of(settings)
+    before = read_settings(settings.output)
+    arguments = training_arguments(settings)
     set_seed(settings.seed)
     train, held_out = _datasets(settings, policy)
-    if begun:
-        _check_settings(settings, train)
-    trainer = _trainer(settings, _build(settings, policy, train.images, loss), train)
+    decisive = decisive_settings(settings, len(train), train.images.names)
+    extended = False if before is None else check_resumed(settings.output, before, decisive)
+    model = _build(settings, policy, train.images, loss)
+    trainer = _trainer(settings, arguments, model, train)
+    _refuse_finished(settings.output / MODEL, trainer)
+    trainer.earlier = checkpoints.spent_until(checkpoint)
     known = known_images(train.images, held_out.images, settings.seed)
     if settings.monitor_every:
         trainer.add_callback(_monitor(settings, trainer, held_out, known))
-    if trainer.args.should_save and not begun:
-        write_json(settings.output / SETTINGS, _decisive(settings, train))
-    trainer.args.distributed_state.wait_for_everyone()
+    arguments.distributed_state.wait_for_everyone()  # all have compared the settings
+    if arguments.should_save and (before is None or extended):
+        write_json(settings.output / SETTINGS, decisive)
+    arguments.distributed_state.wait_for_everyone()
     _refuse_split_output(settings.output)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
-    if trainer.args.should_save:
+    if arguments.should_save:
         _publish(settings, trainer, held_out, known)
     return settings.output / MODEL
 
 
+def _check(settings: Settings) -> Policy:
+    """What can be said before any image is read; returns how the views are drawn.
+
+    Raises:
+        UsageError: an unknown method, option, kind, convention or encoder.
+    """
+    policy = policy_of(settings)
+    heads_for(settings.augself, policy, settings.convention)
+    if settings.method != FROZEN:
+        if settings.method not in METHODS:
+            raise UsageError(f"unknown method {settings.method!r}: use {', '.join(METHODS)}")
+        checked_options(settings.method, METHODS[settings.method], settings.method_options)
+    if settings.encoder not in ENCODERS and not (
+        Path(settings.encoder).is_dir() or "/" in settings.encoder
+    ):
+        raise UsageError(
+            f"unknown encoder {settings.encoder!r}: use {', '.join(ENCODERS)}, a folder or Hub id"
+        )
+    return policy
+
+
 def _trainer(
-    settings: Settings, model: Pretraining, train: ViewsDataset | StreamViews
+    settings: Settings,
+    arguments: TrainingArguments,
+    model: Pretraining,
+    train: ViewsDataset | StreamViews,
 ) -> AugSelfTrainer:
-    arguments = training_arguments(settings, settings.output, len(train))
+    set_intervals(arguments, settings, len(train) // settings.batch_size)
+    warmup = warmup_steps(settings, len(train))
+    if 0 < arguments.max_steps <= warmup:
+        raise UsageError(
+            f"--warmup-epochs {settings.warmup_epochs:g} are {warmup} steps and leave nothing of "
+            f"--set max_steps={arguments.max_steps}: give fewer"
+        )
+    refuse_full_disk(settings, arguments, model)
     if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
         hub.reserve(settings.push_to_hub, private=settings.private or None)
-    return AugSelfTrainer(
-        model=model, args=arguments, train_dataset=train, max_skipped=settings.max_skipped
-    )
+    return AugSelfTrainer(settings, model=model, args=arguments, train_dataset=train)
 
 
-def _check_output(settings: Settings, resume: bool) -> str | None:
+def _check_output(settings: Settings, resume: bool) -> Path | None:
     """The checkpoint to continue from."""
     output = settings.output
     if not resume and output.exists():
@@ -155,12 +188,26 @@ def _check_output(settings: Settings, resume: bool) -> str | None:
         raise AugSelfError(f"{output} exists and is no run: choose another --output")
     checkpoint = checkpoints.newest_valid(output)
     if checkpoint is not None:
-        return str(checkpoint)
+        return checkpoint
     if any(output.glob("checkpoint-*")):
         raise AugSelfError(f"no valid checkpoint in {output}: remove it and start without --resume")
     if resume:
         log.info("nothing to continue in %s: the run begins", output)
     return None
+
+
+def _refuse_finished(folder: Path, trainer: AugSelfTrainer) -> None:
+    """A finished run has nothing to go on with, unless it is extended."""
+    arguments = trainer.args
+    epoch = len(trainer.train_dataset) // trainer.settings.batch_size
+    wanted = arguments.max_steps
+    if wanted < 0:
+        wanted = math.ceil(arguments.num_train_epochs * epoch)
+    if folder.exists() and steps_of(folder) >= wanted:
+        raise AugSelfError(
+            f"{folder} exists, the run has ended: remove it to write it again, or go on with more "
+            "--epochs"
+        )
 
 
 def _refuse_split_output(output: Path) -> None:
@@ -263,17 +310,9 @@ def _build(
 
 
 def preprocessing_for(settings: Settings) -> Preprocessing:
-    """How the encoder of a run wants its images.
-
-    Raises:
-        UsageError: an unknown normalization.
-    """
+    """How the encoder of a run wants its images."""
     if settings.normalization is None:
         return preprocessing_of(settings.encoder, settings.size)
-    if settings.normalization not in NORMALIZATIONS:
-        raise UsageError(
-            f"unknown normalization {settings.normalization!r}: use {', '.join(NORMALIZATIONS)}"
-        )
     return dataclasses.replace(PRETRAIN_DATA[settings.normalization], size=settings.size)
 
 
@@ -281,8 +320,6 @@ def _method(settings: Settings, encoder: Encoder, images: Images | Stream) -> Me
     name = settings.method
     if name == FROZEN:
         return Frozen(encoder)
-    if name not in METHODS:
-        raise UsageError(f"unknown method {name!r}: use {', '.join(METHODS)}")
     options = checked_options(name, METHODS[name], settings.method_options)
     if METHODS[name].needs_labels:
         if len(images.classes) < 2:
@@ -292,28 +329,6 @@ def _method(settings: Settings, encoder: Encoder, images: Images | Stream) -> Me
             )
         options["classes"] = len(images.classes)
     return METHODS[name](encoder, **options)
-
-
-def _decisive(settings: Settings, train: ViewsDataset | StreamViews) -> dict[str, Any]:
-    """What decides how a run goes: settings.json of the run, and what --resume compares."""
-    names = "\n".join(train.images.names)
-    return {
-        **json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
-        "images": len(train),
-        "images_sha256": hashlib.sha256(names.encode()).hexdigest(),
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-    }
-
-
-def _check_settings(settings: Settings, train: ViewsDataset | StreamViews) -> None:
-    """Refuse to continue a run with other settings; where the files lie does not matter."""
-    before = json.loads((settings.output / SETTINGS).read_text())
-    for name, value in _decisive(settings, train).items():
-        if name not in FREE and before.get(name) != value:
-            raise AugSelfError(
-                f"the run in {settings.output} was started with {name} = {before.get(name)}, not "
-                f"{value}: resume it with the settings in {SETTINGS}"
-            )
 
 
 def _model_of(trainer: AugSelfTrainer) -> AugSelfModel:
@@ -335,9 +350,20 @@ def _publish(
 ) -> None:
     """Evaluate, write settings.output/model, and push it where that was asked for."""
     model = _model_of(trainer).cpu().to(memory_format=torch.contiguous_format)
-    results = evaluate(model, held_out, known, PAIRS)
+    pairs = measured_pairs(len(held_out))
+    with stage(f"measuring {pairs} pairs of {len(held_out)} held-out images"):
+        results = evaluate(model, held_out, known, pairs)
     model.spec = with_standard_errors(model.spec, results)
     folder = settings.output / MODEL
     write_folder(folder, model, settings, trainer, results)
     if settings.push_to_hub:
-        push(folder, settings.push_to_hub, settings.private)
+        with stage(f"publishing {settings.push_to_hub}"):
+            push(folder, settings.push_to_hub, settings.private)
+
+
+def measured_pairs(images: int) -> int:
+    """Pairs of so many held-out images that the last evaluation looks at.
+
+    More views of the same pictures say little more of others; a single picture says nothing.
+    """
+    return 0 if images < 2 else min(PAIRS, PAIRS_AN_IMAGE * images)

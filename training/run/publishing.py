@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
 import logging
 import platform
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ from augself_hub.folder import (
     EVALUATION,
     TRAINING_LOG,
     new_folder,
+    read_spec,
     versions,
     write_manifest,
 )
@@ -36,6 +40,15 @@ PROTOCOL = (
 )
 
 
+@contextlib.contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Names what a run does after its last step as it begins, and says its seconds."""
+    print(f"{what} ...", flush=True)
+    started = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - started:.1f} s", flush=True)
+
+
 def write_folder(
     folder: Path,
     model: AugSelfModel,
@@ -45,20 +58,29 @@ def write_folder(
 ) -> None:
     """Write a complete new model folder with its results, log, curves, graphs and card.
 
-    Raises:
-        AugSelfError: the folder exists.
+    The folder of a run that was extended since is kept beside it, as model-STEPS.
     """
-    if folder.exists():  # an earlier --resume of the same run finished already
-        raise AugSelfError(f"{folder} exists: remove it to write it again")
     model.spec = dataclasses.replace(model.spec, provenance=_provenance(settings, trainer))
-    with new_folder(folder) as stage:
-        model.write_files(stage)
-        write_json(stage / EVALUATION, _evaluation(results, settings.seed))
-        write_json(stage / TRAINING_LOG, trainer.state.log_history)
-        curves(trainer.state.log_history, stage / CURVES)
-        parity = _graphs(model, stage)
-        card.write(stage)
-        write_manifest(stage, parity)
+    if folder.exists():
+        earlier = folder.with_name(f"{folder.name}-{steps_of(folder)}")
+        folder.rename(earlier)
+        log.info("the model of the shorter run is now %s", earlier)
+    with new_folder(folder) as new:
+        with stage("writing weights, log and curves"):
+            model.write_files(new)
+            write_json(new / EVALUATION, _evaluation(results, settings.seed))
+            write_json(new / TRAINING_LOG, trainer.state.log_history)
+            curves(trainer.state.log_history, new / CURVES)
+        parity = _graphs(model, new)
+        with stage("writing card and manifest"):
+            card.write(new)
+            write_manifest(new, parity)
+
+
+def steps_of(folder: Path) -> int:
+    """How many steps a model folder's run took; 0 where it does not say so."""
+    steps = read_spec(folder).provenance.get("steps")
+    return steps if isinstance(steps, int) else 0
 
 
 def push(folder: Path, name: str, private: bool) -> None:
@@ -85,10 +107,12 @@ def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
         return {}
     from augself_hub.modeling.export import write_graphs
 
-    return write_graphs(model, folder)
+    with stage("exporting the graphs and checking them against torch"):
+        return write_graphs(model, folder)
 
 
 def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
+    spent = trainer.spent()
     return {
         "command": command_line(settings),
         "method": settings.method,
@@ -97,7 +121,8 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
         "data": source_name(settings.data),
         "images": len(trainer.train_dataset),
         "steps": trainer.state.global_step,
-        "seconds": round(trainer.state.log_history[-1]["train_runtime"]),  # of the last start
+        "seconds": round(spent.seconds),
+        "cpu_seconds": round(spent.cpu_seconds),
         "device": f"{trainer.args.device.type} ({platform.machine()})",
         "processes": trainer.args.world_size,
         "date": datetime.date.today().isoformat(),

@@ -1,103 +1,291 @@
-"""What one run is made of, and the command line that asks for it."""
+"""What one run is made of, and the command line that asks for it.
+
+A field of `Settings` is declared once: its metadata gives the command line its heading and help,
+and the checks its range.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import UsageError
+from training.run.rules import Rule
 
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
+HEADS: dict[str, Any] = {"size": 224, "epochs": 10.0}  # its defaults, where they are others
+FIXED = ("encoder", "method", "method_options", "convention", "normalization")  # there, likewise
 NORMALIZATIONS = ("imagenet", "stl10")
+OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
 PAIRS = {"method_options": "--method-option", "policy": "--policy", "arguments": "--set"}
+LEAST_SIZE = 8  # pixels: below it a ResNet's last maps and the blur have nothing to work on
+_TEXT, _MAYBE = Rule(str), Rule(str, optional=True)
+_POSITIVE, _COUNT = Rule(float, 0, open=True), Rule(int, 1)
+
+
+def _about(group: str, text: str, rule: Rule | None = None) -> dict[str, Any]:
+    """The heading and the help of a field's option; without a rule it is checked by itself."""
+    return {"group": group, "help": text, "rule": rule}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run is made of.
+    """What one run is made of; each field's metadata says what it is and what it may be.
 
-    Args:
-        data: where the images are (see `sources`).
-        output: folder of the run: checkpoints, logs and, at the end, model/.
-        method: a key of METHODS.
-        method_options: the method's own hyperparameters, by their names in its constructor.
-        encoder: a key of ENCODERS, a folder or a Hub id to continue from.
-        augself: kind -> lambda; empty trains the method alone.
-        convention: target convention of the AugSelf losses.
-        size: side of the views in pixels.
-        color_strength: times jitter ranges and the share of gray views; 2 is AugSelf's strong
-            colour, 0.5 its weak one.
-        policy: further fields of `Policy`, which says how views are drawn.
-        normalization: imagenet or stl10; None: the encoder's own, of a preset ImageNet's.
-        epochs, batch_size, base_lr, weight_decay: SGD, momentum 0.9, cosine to 0,
-            lr = base_lr * batch_size / 256. A batch is what one step of the optimizer sees: all
-            processes and all accumulated parts together.
-        seed: of initialisation, order and views.
-        workers: decoding processes.
-        max_skipped: the share of the images that may be unreadable.
-        held_out: images for the evaluation; None holds out 5% of `data`.
-        monitor_every: epochs from one evaluation of the monitor to the next; 0: only the last.
-        epoch_images: how many images make an epoch of a stream.
-        classes: file with a class name a line; only their images are used.
-        license: of the resulting model, for its card.
-        report_to: who is told of the log beside training_log.json, e.g. tensorboard.
-        push_to_hub: org/name to publish the model as, in the end.
-        private: a new repository is private.
-        arguments: further fields of transformers' TrainingArguments.
+    Raises:
+        UsageError: a value of another type or out of range, or two that do not go together.
     """
 
-    data: str
-    output: Path
-    method: str = "simsiam"
-    method_options: dict[str, Any] = field(default_factory=dict)
-    encoder: str = "resnet18"
-    augself: dict[str, float] = field(default_factory=lambda: {"crop": 1.0, "color": 1.0})
-    convention: str = "relative"
-    size: int = 96
-    color_strength: float = 1.0
-    policy: dict[str, Any] = field(default_factory=dict)
-    normalization: str | None = None
-    epochs: float = 200
-    batch_size: int = 256
-    base_lr: float = 0.03
-    weight_decay: float = 5e-4
-    seed: int = 0
-    workers: int = 2
-    max_skipped: float = 0.1
-    monitor_every: float = 10.0
-    held_out: str | None = None
-    epoch_images: int | None = None
-    classes: Path | None = None
-    license: str = "other"
-    report_to: tuple[str, ...] = ("tensorboard",)
-    push_to_hub: str | None = None
-    private: bool = False
-    arguments: dict[str, Any] = field(default_factory=dict)
+    data: str = field(
+        metadata=_about(
+            "Images",
+            "Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME, "
+            "wds:TARS; read in order: stream:hf:NAME, stream:wds:URLS.",
+            _TEXT,
+        )
+    )
+    output: Path = field(
+        metadata=_about("Run", "Folder of the run: checkpoints, logs and, at the end, model/.")
+    )
+    method: str = field(
+        default="simsiam", metadata=_about("Method", "What AugSelf is added to.", _TEXT)
+    )
+    method_options: dict[str, Any] = field(
+        default_factory=dict, metadata=_about("Method", "The method's own, e.g. layers=3.")
+    )
+    encoder: str = field(
+        default="resnet18", metadata=_about("Method", "Preset, folder or Hub id.", _TEXT)
+    )
+    augself: dict[str, float] = field(
+        default_factory=lambda: {"crop": 1.0, "color": 1.0},
+        metadata=_about("Method", "Augmentations to be aware of and their weights; '' for none."),
+    )
+    convention: str = field(
+        default="relative", metadata=_about("Method", "Targets: relative or paper.", _TEXT)
+    )
+    size: int = field(
+        default=96, metadata=_about("Views", "Side of the views in pixels.", Rule(int, LEAST_SIZE))
+    )
+    color_strength: float = field(
+        default=1.0,
+        metadata=_about(
+            "Views",
+            "Of the jitter and the share of gray views: strong is 2, weak 0.5.",
+            Rule(float),
+        ),
+    )
+    policy: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_about("Views", "How views are drawn, e.g. blur=0 or scale=0.08,1."),
+    )
+    normalization: str | None = field(
+        default=None,
+        metadata=_about(
+            "Views",
+            "Default: the encoder's own, of a preset ImageNet's.",
+            Rule(str, choices=NORMALIZATIONS, optional=True),
+        ),
+    )
+    epochs: float = field(
+        default=200.0, metadata=_about("Optimisation", "Times through the images.", _POSITIVE)
+    )
+    batch_size: int = field(
+        default=256, metadata=_about("Optimisation", "Images a step, of all processes.", _COUNT)
+    )
+    base_lr: float = field(
+        default=0.03,
+        metadata=_about(
+            "Optimisation", "Learning rate for 256 images: times --batch-size / 256.", _POSITIVE
+        ),
+    )
+    optimizer: str = field(
+        default="sgd",
+        metadata=_about(
+            "Optimisation",
+            "sgd (momentum 0.9), adamw, or lars for large batches.",
+            Rule(str, choices=OPTIMIZERS),
+        ),
+    )
+    schedule: str = field(
+        default="cosine",
+        metadata=_about(
+            "Optimisation", "Of the learning rate, to 0 or not.", Rule(str, choices=SCHEDULES)
+        ),
+    )
+    warmup_epochs: float = field(
+        default=0.0,
+        metadata=_about("Optimisation", "Epochs in which the rate rises from 0.", Rule(float, 0)),
+    )
+    weight_decay: float = field(
+        default=0.0005,
+        metadata=_about(
+            "Optimisation",
+            "Of sgd on every weight, of the others not on biases and norms.",
+            Rule(float, 0),
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=_about(
+            "Optimisation", "Of initialisation, order and views.", Rule(int, 0, 2**32 - 1)
+        ),
+    )
+    workers: int = field(default=2, metadata=_about("Images", "Decoding processes.", Rule(int, 0)))
+    max_skipped: float = field(
+        default=0.1,
+        metadata=_about("Images", "Share of the images that may be unreadable.", Rule(float, 0, 1)),
+    )
+    monitor_every: float = field(
+        default=10.0,
+        metadata=_about(
+            "Run",
+            "Epochs between evaluations on held-out images; 0: only at the end.",
+            Rule(float, 0),
+        ),
+    )
+    held_out: str | None = field(
+        default=None,
+        metadata=_about("Images", "Images for the evaluation; default: 5% of --data.", _MAYBE),
+    )
+    epoch_images: int | None = field(
+        default=None,
+        metadata=_about(
+            "Images", "How many images make an epoch of a stream.", Rule(int, 1, optional=True)
+        ),
+    )
+    classes: Path | None = field(
+        default=None,
+        metadata=_about("Images", "File with a class name a line: use only their images."),
+    )
+    license: str = field(
+        default="other", metadata=_about("Publication", "Of the model, for its card.", _TEXT)
+    )
+    report_to: tuple[str, ...] = field(
+        default=("tensorboard",),
+        metadata=_about(
+            "Run", "Who gets the log beside training_log.json: tensorboard, wandb, ..., none."
+        ),
+    )
+    push_to_hub: str | None = field(
+        default=None,
+        metadata=_about(
+            "Publication", "Publish the model as ORG/NAME when the run has ended.", _MAYBE
+        ),
+    )
+    private: bool = field(
+        default=False,
+        metadata=_about("Publication", "Publish in a private repository.", Rule(bool)),
+    )
+    arguments: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_about("Optimisation", "Of transformers' TrainingArguments, e.g. bf16=True."),
+    )
+
+    def __post_init__(self) -> None:
+        for one in dataclasses.fields(self):
+            value, rule = getattr(self, one.name), one.metadata["rule"]
+            if isinstance(value, os.PathLike) and one.type in ("str", "str | None"):
+                value = os.fspath(value)
+            if rule is not None:
+                object.__setattr__(self, one.name, rule.checked(flag(one.name), value))
+            elif one.name in PAIRS and not isinstance(value, Mapping):
+                raise UsageError(f"{PAIRS[one.name]} {value}: give names with their values")
+        object.__setattr__(self, "output", Path(self.output))
+        object.__setattr__(self, "classes", None if self.classes is None else Path(self.classes))
+        object.__setattr__(self, "augself", _weights(self.augself))
+        if isinstance(self.report_to, str):
+            raise UsageError(f"--report-to {self.report_to}: give several names, or none")
+        object.__setattr__(self, "report_to", tuple(self.report_to))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.warmup_epochs >= self.epochs:
+            raise UsageError(
+                f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs "
+                f"{self.epochs:g}: give fewer"
+            )
+        if self.private and self.push_to_hub is None:
+            raise UsageError("--private would have no effect: give --push-to-hub, or leave it out")
+        if self.method == FROZEN and not self.augself:
+            raise UsageError("--augself names no head to fit: give one, e.g. crop=1,color=1")
+        if self.classes is not None and not self.classes.is_file():
+            raise UsageError(f"--classes {self.classes}: there is no such file")
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings` but data and output, for those who give some of them by name."""
+
+    method: str
+    method_options: dict[str, Any]
+    encoder: str
+    augself: dict[str, float]
+    convention: str
+    size: int
+    color_strength: float
+    policy: dict[str, Any]
+    normalization: str | None
+    epochs: float
+    batch_size: int
+    base_lr: float
+    optimizer: str
+    schedule: str
+    warmup_epochs: float
+    weight_decay: float
+    seed: int
+    workers: int
+    max_skipped: float
+    monitor_every: float
+    held_out: str | None
+    epoch_images: int | None
+    classes: Path | None
+    license: str
+    report_to: tuple[str, ...]
+    push_to_hub: str | None
+    private: bool
+    arguments: dict[str, Any]
+
+
+def flag(name: str) -> str:
+    """How the command line calls a field."""
+    return PAIRS.get(name, f"--{name.replace('_', '-')}")
+
+
+def _weights(augself: Any) -> dict[str, float]:
+    """kind -> lambda. A negative one would maximise the error, 0 publish an untrained head."""
+    if not isinstance(augself, Mapping):
+        raise UsageError(f"--augself {augself}: give kinds with their weights, e.g. crop=1")
+    return {
+        kind: _POSITIVE.checked(f"--augself: the weight of {kind} is", weight)
+        for kind, weight in augself.items()
+    }
 
 
 def command_line(settings: Settings) -> str:
     """The `augself` command of a run; folders by their last name only."""
     fit = settings.method == FROZEN
+    defaults = {o.name: o.default for o in dataclasses.fields(Settings)} | (HEADS if fit else {})
     words = [f"augself fit-heads {source_name(settings.encoder)}" if fit else "augself pretrain"]
     for option in dataclasses.fields(Settings):
         if fit and option.name in ("method", "encoder"):
             continue
         value = getattr(settings, option.name)
-        flag = f"--{option.name.replace('_', '-')}"
+        name = flag(option.name)
         if option.name == "augself":
-            words.append(f"{flag} {weights_text(value) or chr(39) * 2}")
+            words.append(f"{name} {weights_text(value) or chr(39) * 2}")
         elif option.name in PAIRS:
             words += [f"{PAIRS[option.name]} {_pair(*pair)}" for pair in value.items()]
         elif value is True:
-            words.append(flag)
+            words.append(name)
         elif option.name in ("data", "held_out") and value is not None:
-            words.append(f"{flag} {source_name(value)}")
-        elif value != option.default:
-            words.append(f"{flag} {_short(value)}")
+            words.append(f"{name} {source_name(value)}")
+        elif value != defaults[option.name]:
+            words.append(f"{name} {_short(value)}")
     return " ".join(words)
 
 
@@ -121,12 +309,18 @@ def _short(value: Any) -> str:
         return value.name
     if isinstance(value, tuple):
         return ",".join(value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    """As few digits as give this very number."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def weights_text(augself: dict[str, float]) -> str:
     """crop=1,color=0.5, as --augself takes it."""
-    return ",".join(f"{kind}={weight:g}" for kind, weight in augself.items())
+    return ",".join(f"{kind}={_number(weight)}" for kind, weight in augself.items())
 
 
 def policy_of(settings: Settings) -> Policy:

@@ -5,10 +5,9 @@ What differs from the stock trainer, and why:
 - samples are asked for as (epoch, index), so a resumed run sees the views it would have seen;
 - a checkpoint is built beside the others, ends with a manifest of sha256 and appears by one rename;
   a resume takes the newest checkpoint that matches its manifest;
-- SGD decays every weight, biases included, and some groups keep their learning rate, as in the
-  papers;
+- some parts of a method keep their learning rate, as in the papers (see `optimisation`);
 - target networks and queues move after the optimizer's step;
-- SIGTERM is honoured between two steps, with a checkpoint;
+- SIGTERM is honoured between two steps, with a checkpoint, where the run has the main thread;
 - a run that has nothing to gain any more stops and says so (monitor.Alarm).
 """
 
@@ -19,6 +18,7 @@ import math
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -30,112 +30,22 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm.auto import tqdm
+from tqdm import tqdm as StandardBar
+from tqdm.autonotebook import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
 
-from augself_hub.errors import AugSelfError, Diverged, UsageError
+from augself_hub.errors import AugSelfError, Diverged
 from training.data.batches import KeyedSampler, ViewsDataset, collate
 from training.data.streams import StreamViews
 from training.methods.layers import processes, reduced
 from training.monitoring.monitor import Alarm
 from training.run import checkpoints
 from training.run.memory import keep_freed_memory
+from training.run.optimisation import optimizer_of, scheduler_of, warmup_steps
 from training.run.settings import Settings
 
 log = logging.getLogger(__name__)
-MOMENTUM = 0.9
-# Of a 3x3 convolution of stride 2 on a map of one pixel, which a ResNet has below this many pixels,
-# torch 2.14 reads the bf16 weight gradient from memory nobody wrote, on CPUs with AVX512_BF16.
-LEAST_BF16 = 32
 STAGING = ".saving"
-
-
-def training_arguments(settings: Settings, output: Path, images: int) -> TrainingArguments:
-    """transformers' TrainingArguments of a run; every process has left its checks when it returns.
-
-    Raises:
-        UsageError: a `--set` field that does not exist or that another option decides, a batch that
-            cannot be shared out.
-    """
-    own = _decided(settings, output)
-    for name in settings.arguments:
-        if name in own or name not in TrainingArguments.__dataclass_fields__:
-            known = "decided by another option" if name in own else "not a training argument"
-            raise UsageError(f"--set {name} would have no effect: it is {known}")
-    changeable = _changeable(settings, steps=max(1, images // settings.batch_size))
-    try:
-        arguments = TrainingArguments(**own, **{**changeable, **settings.arguments})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"--set: {error}") from error
-    _check_reporters(arguments.report_to)
-    if arguments.bf16 and arguments.use_cpu and settings.size < LEAST_BF16:
-        raise UsageError(
-            f"--set bf16=True on a CPU needs --size {LEAST_BF16} or more, not {settings.size}: use "
-            "a larger --size or leave bf16 out"
-        )
-    if arguments.save_total_limit == 1:
-        raise UsageError("--set save_total_limit=1 leaves nothing to fall back to: use 2 or more")
-    arguments.per_device_train_batch_size = _share(settings.batch_size, arguments)
-    arguments.distributed_state.wait_for_everyone()
-    return arguments
-
-
-def _decided(settings: Settings, output: Path) -> dict[str, Any]:
-    """What other options say, or what our trainer needs."""
-    return {
-        "output_dir": str(output),
-        "learning_rate": settings.base_lr * settings.batch_size / 256,
-        "weight_decay": settings.weight_decay,
-        "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,  # shared out below
-        "dataloader_num_workers": settings.workers,
-        "seed": settings.seed,
-        "remove_unused_columns": False,
-        "dataloader_drop_last": True,
-        "logging_nan_inf_filter": False,
-        "max_grad_norm": 0.0,
-        "disable_tqdm": True,
-        "report_to": list(settings.report_to),
-    }
-
-
-def _changeable(settings: Settings, steps: int) -> dict[str, Any]:
-    """What --set may change; `steps` are an epoch's."""
-    return {
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_persistent_workers": settings.workers > 0,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_strategy": "steps",
-        "logging_steps": max(1, min(50, steps)),
-        "save_strategy": "steps",
-        "save_steps": steps,
-        "save_total_limit": 2,
-    }
-
-
-def _check_reporters(names: list[str]) -> None:
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise UsageError(f"unknown reporter {name!r}: use none, {known}")
-        if name not in get_available_reporting_integrations():
-            raise UsageError(f"--report-to {name}: its package is not installed")
-
-
-def _share(batch: int, arguments: TrainingArguments) -> int:
-    """What one process takes of a batch at a time."""
-    turns = arguments.gradient_accumulation_steps
-    share, rest = divmod(batch, arguments.world_size * turns)
-    if rest:
-        raise UsageError(
-            f"--batch-size {batch} cannot be shared out to {arguments.world_size} processes in "
-            f"{turns} accumulated parts: give a multiple of {arguments.world_size * turns}"
-        )
-    return share
 
 
 class AugSelfTrainer(Trainer):
@@ -148,7 +58,7 @@ class AugSelfTrainer(Trainer):
     train_dataset: ViewsDataset | StreamViews
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, max_skipped: float = 0.1, **kwargs: Any
+        self, settings: Settings, model: nn.Module, args: TrainingArguments, **kwargs: Any
     ) -> None:
         if processes() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -164,14 +74,24 @@ class AugSelfTrainer(Trainer):
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._batches = 0
         self._skipped: set[str] = set()
-        self.max_skipped = max_skipped
+        self._bad: Tensor | None = None
+        self.settings = settings
+        self.earlier = checkpoints.Spent()  # by the starts before this one
+        self._started = checkpoints.Spent(time.monotonic(), time.process_time())
         self.remove_callback(PrinterCallback)
         self.add_callback(_MethodSteps(self))
-        self.add_callback(_StopOnSigterm(self))
+        self._sigterm = _StopOnSigterm(self)
+        self.add_callback(self._sigterm)
         frozen = not any(p.requires_grad for p in self.model.method.encoder.parameters())
         self.alarm = Alarm(self.model.augself.spec, frozen)
         self.add_callback(_StopOnAlarm(self.alarm))
         self.add_callback(_Progress(self))
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super().train(*arguments, **named)
+        finally:
+            self._sigterm.restore()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> KeyedSampler:
         return self.sampler
@@ -196,6 +116,7 @@ class AugSelfTrainer(Trainer):
             self._parts[name] = self._parts[name] + value
         self._batches += 1
         self.alarm.note(parts)
+        self._note_nan(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _report_skipped(self, skipped: list[str]) -> None:
@@ -204,11 +125,43 @@ class AugSelfTrainer(Trainer):
             log.warning("skipped %s: it cannot be decoded", name)
         self._skipped |= set(skipped)
         lost = self.train_dataset.lost(self._skipped, max(1.0, self.state.epoch or 0.0))
-        if lost > self.max_skipped:
+        allowed = self.settings.max_skipped
+        if lost > allowed:
             raise AugSelfError(
-                f"{lost:.1%} of the data cannot be decoded, more than {self.max_skipped:.1%}: mend "
+                f"{lost:.1%} of the data cannot be decoded, more than {allowed:.1%}: mend "
                 "or remove what was skipped, or allow more by --max-skipped"
             )
+
+    def _note_nan(self, outputs: dict[str, Tensor]) -> None:
+        """The first step at which each output is no number, without waiting for the device."""
+        values = torch.stack([value.detach().float() for value in outputs.values()])
+        bad = torch.where(values.isfinite(), math.inf, float(self.state.global_step + 1))
+        self._bad = bad if self._bad is None else torch.minimum(self._bad, bad)
+        self._outputs = list(outputs)
+
+    def _refuse_nan(self, loss: float) -> None:
+        """Raises Diverged, with the part that went first and what that tells about the cause."""
+        if math.isfinite(loss) or self._bad is None:
+            return
+        first = dict(zip(self._outputs, self._bad.tolist(), strict=True))
+        begun = min(first.values())
+        parts = [n for n, step in first.items() if step == begun and n not in ("loss", "spread")]
+        what = f"the loss is not a number from step {begun:.0f} on"
+        what += f" ({', '.join(parts)} first)" if parts else ""
+        switched = [n for n in ("bf16", "fp16", "torch_compile") if getattr(self.args, n)]
+        without = f"try without {' and '.join(switched)}" if switched else ""
+        if begun == 1:
+            raise Diverged(
+                f"{what}: no rate is at fault, for no step was made before it; "
+                f"{without or 'look at the weights of --encoder and at the images'}"
+            )
+        also = f", or {without}" if without else ""
+        raise Diverged(f"{what}: lower --base-lr or the weights in --augself{also}")
+
+    def spent(self) -> checkpoints.Spent:
+        """The time of all starts of this run until now; CPU time is this process's alone."""
+        now = checkpoints.Spent(time.monotonic(), time.process_time())
+        return self.earlier + (now - self._started)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The stock log, and the mean of each part of the loss since the last one."""
@@ -216,34 +169,30 @@ class AugSelfTrainer(Trainer):
             logs |= {name: self._mean(v) for name, v in sorted(self._parts.items())}
             self._parts.clear()
             self._batches = 0
-        _refuse_nan(logs.get("loss", 0.0))
+        self._refuse_nan(logs.get("loss", 0.0))
         super().log(logs, start_time)
 
     def _mean(self, total: Tensor) -> float:
         return float(reduced(total.clone())) / self._batches / processes()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """SGD with momentum; weight decay on every weight; the second group keeps its rate."""
-        method = self.model.method
-        constant = {id(p) for n in method.constant_lr for p in getattr(method, n).parameters()}
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [[p for p in trained if (id(p) in constant) == kept] for kept in (False, True)]
-        self.optimizer = torch.optim.SGD(
-            [{"params": group} for group in groups],
-            lr=self.args.learning_rate,
-            momentum=MOMENTUM,
-            weight_decay=self.args.weight_decay,
-        )
+        self.optimizer = optimizer_of(self.settings, self.args, self.model, self.model.method)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Cosine to 0 per step; constant for the second group."""
-
-        def cosine(step: int) -> float:
-            return (1 + math.cos(math.pi * min(1.0, step / num_training_steps))) / 2
-
-        self.lr_scheduler = LambdaLR(optimizer or self.optimizer, [cosine, lambda step: 1.0])
+        warmup = warmup_steps(self.settings, len(self.train_dataset))
+        optimizer = optimizer or self.optimizer
+        self.lr_scheduler = scheduler_of(self.settings, optimizer, num_training_steps, warmup)
         return self.lr_scheduler
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """The next step's rate is that of the schedule at hand, which may be a longer one."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            scheduler = self.lr_scheduler
+            for i, group in enumerate(self.optimizer.param_groups):
+                factor = scheduler.lr_lambdas[i](scheduler.last_epoch)
+                group["lr"] = scheduler.base_lrs[i] * factor
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Weights only: contiguous (a channels_last weight cannot be saved), and no pickle.
@@ -267,7 +216,7 @@ class AugSelfTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """A new checkpoint appears whole or not at all; the ones before it are kept until then."""
-        _refuse_nan(float(self._tr_loss))
+        self._refuse_nan(float(self._tr_loss))
         name = f"checkpoint-{self.state.global_step}"
         try:
             self._stage_checkpoint(model, trial)
@@ -287,14 +236,9 @@ class AugSelfTrainer(Trainer):
             shutil.rmtree(self._staging, ignore_errors=True)  # a killed run's
         self.accelerator.wait_for_everyone()
         super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            self.spent().write(self._staging / f"checkpoint-{self.state.global_step}")
         self.accelerator.wait_for_everyone()
-
-
-def _refuse_nan(loss: float) -> None:
-    if not math.isfinite(loss):
-        raise Diverged(
-            "the loss is not a number any more: lower --base-lr or the weights in --augself"
-        )
 
 
 class _MethodSteps(TrainerCallback):
@@ -302,6 +246,10 @@ class _MethodSteps(TrainerCallback):
 
     def __init__(self, trainer: AugSelfTrainer) -> None:
         self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The intervals asked for now, not those of the checkpoint a run is resumed from."""
+        state.compute_steps(args, state.max_steps)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stock set_epoch does not reach a sampler that is wrapped to skip batches."""
@@ -313,6 +261,11 @@ class _MethodSteps(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.trainer.model.method.after_step(state.global_step / state.max_steps)
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """A log has the last steps, however short the run is."""
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
 
 class _StopOnSigterm(TrainerCallback):
     """SIGTERM: a checkpoint after the step at hand, then a normal end.
@@ -323,9 +276,11 @@ class _StopOnSigterm(TrainerCallback):
     def __init__(self, trainer: AugSelfTrainer) -> None:
         self.trainer = trainer
         self.asked = False
+        self.before: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.before = signal.signal(signal.SIGTERM, self._ask)
+        if threading.current_thread() is threading.main_thread():  # others must not set handlers
+            self.before = signal.signal(signal.SIGTERM, self._ask) or signal.SIG_DFL
         self.group = dist.new_group(backend="gloo") if processes() > 1 else None
 
     def _ask(self, *_: Any) -> None:
@@ -343,8 +298,11 @@ class _StopOnSigterm(TrainerCallback):
             control.should_save = control.should_training_stop = True
             self.trainer.interrupted = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+    def restore(self) -> None:
+        """The handler from before the run, however it ended."""
+        if self.before is not None:
+            signal.signal(signal.SIGTERM, self.before)
+            self.before = None
 
 
 class _StopOnAlarm(TrainerCallback):
@@ -358,6 +316,11 @@ class _StopOnAlarm(TrainerCallback):
             self.alarm.judge()
 
 
+def _shows_bars() -> bool:
+    """On a terminal, and in a notebook, whose bars are another class."""
+    return sys.stderr.isatty() or tqdm is not StandardBar
+
+
 class _Progress(TrainerCallback):
     """A bar with loss and images a second on a terminal, a plain line per log elsewhere."""
 
@@ -369,7 +332,7 @@ class _Progress(TrainerCallback):
             total=state.max_steps,
             initial=state.global_step,
             unit="step",
-            disable=not (sys.stderr.isatty() and state.is_local_process_zero),
+            disable=not (_shows_bars() and state.is_local_process_zero),
         )
         self.since, self.step = time.monotonic(), state.global_step
 

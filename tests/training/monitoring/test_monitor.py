@@ -133,7 +133,7 @@ def spoiled(monkeypatch, change, after=3):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda o: {"loss": o["loss"] * math.nan}, "the loss is not a number any more"),
+        (lambda o: {"loss": o["loss"] * math.nan}, "the loss is not a number from step"),
         (lambda o: {"crop": o["crop"] + 50}, "the crop head diverged"),
         (lambda o: {"spread": o["spread"] * 0}, "the encoder collapsed"),
     ],

@@ -126,19 +126,53 @@ def test_corrupt_images_are_named_and_skipped(photo_folder, tmp_path):
         (["--encoder", "magic"], 2, "unknown encoder 'magic': use resnet18"),
         (["--augself", "cutout=1"], 2, "unknown augmentation 'cutout': use crop"),
         (["--augself", "crop=high"], 2, "'crop=high' is not of the form crop=1,color=0.5"),
-        (["--set", "warmup=3"], 2, "--set warmup would have no effect"),
-        (["--set", "learning_rate=3"], 2, "it is decided by another option"),
+        (["--set", "warmup=3"], 2, "--set warmup: there is no such field; there are"),
+        (["--set", "learning_rate=3"], 2, "learning_rate would have no effect: give --base-lr"),
+        (["--set", "warmup_steps=2"], 2, "warmup_steps would have no effect: give --warmup-epochs"),
+        (["--set", "optim=adamw_torch"], 2, "optim would have no effect: give --optimizer"),
+        (["--set", "save_only_model=True"], 2, "a run could not be resumed"),
+        (["--set", "gradient_checkpointing=True"], 2, "give gradient_accumulation_steps"),
+        (["--set", "bf16=True", "--set", "bf16=False"], 2, "bf16 is given twice: give it once"),
+        (["--batch-size", "0"], 2, "--batch-size 0: give a whole number of 1 or more"),
+        (["--batch-size", "1"], 2, "batch norm and the spread of the features need 2"),
+        (["--batch-size", "-8"], 2, "--batch-size -8: give a whole number of 1 or more"),
+        (["--epochs", "0"], 2, "--epochs 0.0: give a number above 0"),
+        (["--epochs", "nan"], 2, "--epochs nan: give a number above 0"),
+        (["--epochs", "inf"], 2, "--epochs inf: give a number above 0"),
+        (["--seed", "-1"], 2, "--seed -1: give a whole number from 0 to"),
+        (["--workers", "-1"], 2, "--workers -1: give a whole number of 0 or more"),
+        (["--size", "0"], 2, "--size 0: give a whole number of 8 or more"),
+        (["--base-lr", "-0.1"], 2, "--base-lr -0.1: give a number above 0"),
+        (["--base-lr", "nan"], 2, "--base-lr nan: give a number above 0"),
+        (["--weight-decay", "-1"], 2, "--weight-decay -1.0: give a number of 0 or more"),
+        (["--max-skipped", "1.5"], 2, "--max-skipped 1.5: give a number from 0 to 1"),
+        (["--monitor-every", "-1"], 2, "--monitor-every -1.0: give a number of 0 or more"),
+        (["--epoch-images", "0"], 2, "--epoch-images 0: give a whole number of 1 or more"),
+        (["--warmup-epochs", "2"], 2, "--warmup-epochs 2 leaves nothing of --epochs 2"),
+        (["--optimizer", "adam"], 2, "--optimizer adam: give sgd, adamw or lars"),
+        (["--schedule", "linear"], 2, "--schedule linear: give cosine or constant"),
+        (["--augself", "crop=-1"], 2, "the weight of crop is -1.0: give a number above 0"),
+        (["--augself", "crop=nan"], 2, "the weight of crop is nan: give a number above 0"),
+        (["--augself", "crop=0"], 2, "the weight of crop is 0.0: give a number above 0"),
+        (["--augself", "crop=1,crop=2"], 2, "crop is given twice: give it once"),
+        (["--convention", "mine"], 2, "unknown convention 'mine': use one of relative, paper"),
+        (["--private"], 2, "--private would have no effect: give --push-to-hub"),
+        (["--classes", "nowhere.txt"], 2, "--classes nowhere.txt: there is no such file"),
+        (["--method", "frozen"], 2, "--method frozen is what augself fit-heads ENCODER does"),
         (["--batch-size", "4000"], 1, "fewer than one batch of 4000"),
         (["--method-option", "depth=3"], 2, "simsiam has no option 'depth'; its options are"),
         (["--policy", "blur=2"], 2, "blur of the views would be 2.0"),
         (["--recipe", "large"], 2, "unknown recipe 'large'"),
         (["--report-to", "paper"], 2, "unknown reporter 'paper'"),
-        (["--normalization", "cifar"], 2, "'cifar' is not one of 'imagenet', 'stl10'"),
+        (["--normalization", "cifar"], 2, "--normalization cifar: give imagenet or stl10"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_line_and_leaves_nothing(
-    photo_folder, tmp_path, refused, arguments, status, message
+    photo_folder, tmp_path, refused, arguments, status, message, monkeypatch
 ):
+    """Nothing is read either, but where the number of images is what is wrong."""
+    if status == 2:
+        monkeypatch.setattr(pretraining, "open_images", lambda _: pytest.fail("it reads images"))
     output = tmp_path / "run"
     error = refused(status, "--data", photo_folder, "--output", output, *SMALL, *arguments)
     assert message in error

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import shlex
+import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from augself_hub.augmentations.difference import standardised
 from augself_hub.augmentations.spec import Policy, heads_for
 from augself_hub.cli import main
 from augself_hub.errors import UsageError
-from training import commands
-from training.run.settings import Settings, command_line, policy_of
+from training import api, commands
+from training.run import pretraining
+from training.run.settings import FIXED, Options, Settings, command_line, policy_of
 
 
 def settings(**given):
@@ -85,15 +90,95 @@ EVERYTHING = Settings(
     report_to=(),
     push_to_hub="me/mine",
     private=True,
-    arguments={"bf16": True, "optim_args": "a b"},
+    arguments={"bf16": True, "run_name": "a b"},
+    base_lr=0.0123456789,
+    optimizer="lars",
+    schedule="constant",
+    warmup_epochs=2.5,
+    epochs=10.0,
 )
+HEADS = settings(method="frozen", encoder="org/encoder", size=96, epochs=200.0, weight_decay=0.0)
 
 
-@pytest.mark.parametrize("made", [EVERYTHING, settings(), settings(report_to=("wandb", "mlflow"))])
+@pytest.mark.parametrize(
+    "made", [EVERYTHING, HEADS, settings(), settings(report_to=("wandb", "mlflow"))]
+)
 def test_the_command_of_a_run_asks_for_the_same_run(made, monkeypatch):
     asked = []
-    monkeypatch.setattr(commands, "_run", lambda resume, options: asked.append(Settings(**options)))
+
+    monkeypatch.setattr(pretraining, "pretrain", lambda asked_for, resume: asked.append(asked_for))
+    monkeypatch.setattr(commands, "_finish", lambda folder: None)
     command, *arguments = shlex.split(command_line(made))
     assert command == "augself"
     main(arguments)
     assert asked == [made]
+
+
+def test_every_field_can_be_given_by_name():
+    fields = {field.name for field in dataclasses.fields(Settings)} - {"data", "output"}
+    assert set(typing.get_type_hints(Options)) == fields
+    hints = typing.get_type_hints(Settings)
+    assert all(typing.get_type_hints(Options)[name] == hints[name] for name in fields)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"augself": {"crop": "1"}}, "the weight of crop is 1: give a number above 0"),
+        ({"augself": ["crop"]}, "--augself .*: give kinds with their weights, e.g. crop=1"),
+        ({"arguments": [("bf16", True)]}, "--set .*: give names with their values"),
+        ({"report_to": "wandb"}, "--report-to wandb: give several names, or none"),
+        ({"batch_size": 8.5}, "--batch-size 8.5: give a whole number of 1 or more"),
+        ({"epochs": True}, "--epochs True: give a number above 0"),
+        ({"held_out": 3}, "--held-out 3: give a text"),
+        ({"method": "frozen", "augself": {}}, "--augself names no head to fit"),
+    ],
+)
+def test_a_program_is_told_the_same(given, said):
+    with pytest.raises(UsageError, match=said):
+        settings(**given)
+
+
+def test_paths_and_numbers_of_other_libraries_are_taken_as_what_they_are():
+    made = Settings(data=Path("photos"), output="run", batch_size=np.int64(8), epochs=2)
+    assert made == settings(batch_size=8, epochs=2.0)
+    assert (type(made.batch_size), type(made.epochs)) == (int, float)
+
+
+def test_a_recipe_fills_in_what_was_not_given(monkeypatch):
+    """Values that happen to be the defaults count as given, too."""
+    asked = []
+    monkeypatch.setattr(pretraining, "pretrain", lambda made, resume: asked.append(made))
+    monkeypatch.setattr(commands, "_finish", lambda folder: None)
+    main(["pretrain", "--data=d", "--output=o", "--recipe=small-moco", "--size=96"])
+    api.pretrain("d", "o", recipe="small-moco", size=96)
+    assert asked[0] == asked[1]
+    assert (asked[0].method, asked[0].size) == ("moco", 96)
+    assert asked[0].epochs != Settings("d", Path("o")).epochs
+
+
+@pytest.mark.parametrize("function", [api.pretrain, api.fit_heads])
+def test_help_shows_every_setting_with_its_default(function):
+    shown = inspect.signature(function).parameters
+    fixed = FIXED if function is api.fit_heads else ()
+    names = {f.name for f in dataclasses.fields(Settings)} - {*fixed}
+    assert names <= {*shown}
+    assert shown["size"].default == (224 if function is api.fit_heads else 96)
+    assert "        size: Side of the views in pixels. (a whole number of 8 or more)" in (
+        function.__doc__
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: api.pretrain("d", "o", epoch=3), "there is no setting 'epoch'"),
+        (lambda: api.pretrain("d", "o", epochs=-3), "--epochs -3: give a number above 0"),
+        (lambda: api.pretrain("d", "o", method="frozen"), "is what augself fit-heads ENCODER"),
+        (lambda: api.fit_heads("e", "d", "o", convention="paper"), "--convention would have no"),
+        (lambda: api.pretrain("d", "o", recipe="large"), "unknown recipe 'large'"),
+    ],
+)
+def test_python_gets_the_errors_of_the_command_line(call, said):
+    with pytest.raises(UsageError, match=said):
+        call()

@@ -15,8 +15,8 @@ from augself_hub.errors import UsageError
 from training.data.batches import KeyedSampler
 from training.methods import METHODS
 from training.run import pretraining, trainer
+from training.run.arguments import LEAST_BF16, training_arguments
 from training.run.pretraining import pretrain
-from training.run.trainer import LEAST_BF16, training_arguments
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_the_log_has_every_part(trained):
 
 def test_a_batch_is_one_optimizer_step_however_it_is_accumulated(settings):
     settings.arguments["gradient_accumulation_steps"] = 4
-    arguments = training_arguments(settings, settings.output, 38)
+    arguments = training_arguments(settings)
     assert arguments.per_device_train_batch_size == 2
     assert arguments.learning_rate == pytest.approx(0.64 * 8 / 256)
 
@@ -77,7 +77,7 @@ def test_a_batch_is_one_optimizer_step_however_it_is_accumulated(settings):
 def test_a_batch_that_cannot_be_shared_out_is_refused(settings):
     settings.arguments["gradient_accumulation_steps"] = 3
     with pytest.raises(UsageError, match=r"--batch-size 8 cannot be shared .* multiple of 3"):
-        training_arguments(settings, settings.output, 38)
+        training_arguments(settings)
 
 
 def test_an_epoch_is_whole_batches_of_an_order_of_its_own():
@@ -159,7 +159,7 @@ def test_bf16_refuses_views_whose_gradients_would_be_wrong(settings):
     settings.arguments.update(bf16=True, use_cpu=True)
     small = dataclasses.replace(settings, size=LEAST_BF16 - 1)
     with pytest.raises(UsageError, match="bf16=True on a CPU needs --size 32 or more, not 31"):
-        training_arguments(small, small.output, 38)
+        training_arguments(small)
 
 
 @pytest.mark.slow

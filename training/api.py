@@ -1,0 +1,133 @@
+"""Training from Python: what `augself pretrain` and `augself fit-heads` call, too."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, Unpack
+
+from augself_hub.errors import UsageError
+from augself_hub.lazy import needs
+from training.run.settings import FIXED, FROZEN, HEADS, PAIRS, Options, Settings
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _documented(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Function], Function]:
+    """Gives a function that takes `Options` the signature and the text of each field."""
+
+    def decorate(function: Function) -> Function:
+        own = [
+            parameter
+            for parameter in inspect.signature(function).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        lines, fields = [], []
+        for one in dataclasses.fields(Settings):
+            if one.name in ("data", "output", *without):
+                continue
+            factory = one.default_factory
+            default = one.default if factory is dataclasses.MISSING else factory()
+            default = defaults.get(one.name, default)
+            rule = one.metadata["rule"]
+            may = f" ({rule})" if rule is not None and str(rule) != "a text" else ""
+            lines.append(f"        {one.name}: {one.metadata['help']}{may} Default: {default!r}.")
+            fields.append(
+                inspect.Parameter(
+                    one.name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=default,
+                    annotation=one.type,
+                )
+            )
+        function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*own, *fields], return_annotation=Path
+        )
+        function.__doc__ = (function.__doc__ or "").replace("        SETTINGS", "\n".join(lines))
+        return function
+
+    return decorate
+
+
+@_documented()
+def pretrain(
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    recipe: str | None = None,
+    **settings: Unpack[Options],
+) -> Path:
+    """Pretrain an encoder with AugSelf on a folder of images.
+
+    Example:
+        folder = pretrain("PHOTOS", "runs/first", method="simsiam", epochs=50)
+
+    Args:
+        data: a folder of images, or another source that `augself pretrain --data` takes.
+        output: the run's folder; new, unless it is resumed.
+        resume: go on from the newest valid checkpoint; what has none yet is begun.
+        recipe: a named run's settings, wherever none is given here.
+        SETTINGS
+
+    Returns:
+        The model folder, output/model; `output` where SIGTERM stopped the run after a checkpoint.
+
+    Raises:
+        UsageError: a setting that is unknown or wrong; nothing was read or written then.
+        AugSelfError: no usable images, no room on the disk, a run that cannot be resumed.
+        Diverged: the run had nothing to gain any more.
+    """
+    if settings.get("method") == FROZEN:
+        raise UsageError(f"--method {FROZEN} is what augself fit-heads ENCODER does: give that")
+    given: dict[str, Any] = dict(settings)
+    if recipe is not None:
+        from training.recipes import recipe as recipe_of
+
+        for name, value in recipe_of(recipe).settings.items():
+            given[name] = (
+                {**value, **given.get(name, {})} if name in PAIRS else given.get(name, value)
+            )
+    return _run(data, output, resume, given)
+
+
+@_documented(without=FIXED, **HEADS)
+def fit_heads(
+    encoder: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    **settings: Unpack[Options],
+) -> Path:
+    """Train AugSelf heads on a frozen encoder, which is published as it came.
+
+    Args:
+        encoder: a model folder or Hub id.
+        data, output, resume: as `pretrain` takes them.
+        SETTINGS
+
+    Returns, Raises: as `pretrain` does.
+    """
+    if fixed := sorted({*settings} & {*FIXED}):
+        raise UsageError(f"--{fixed[0].replace('_', '-')} would have no effect on fitting heads")
+    given = {**HEADS, **settings, "encoder": os.fspath(encoder), "method": FROZEN}
+    return _run(data, output, resume, given)
+
+
+def _run(
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    resume: bool,
+    given: dict[str, Any],
+) -> Path:
+    if unknown := sorted({*given} - {field.name for field in dataclasses.fields(Settings)}):
+        raise UsageError(f"there is no setting {unknown[0]!r}: see help(augself_hub.pretrain)")
+    settings = Settings(data=os.fspath(data), output=Path(output), **given)
+    with needs("train"):
+        from training.run.pretraining import pretrain as run  # torch, once the settings are right
+
+        return run(settings, resume=resume)

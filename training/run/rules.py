@@ -1,0 +1,66 @@
+"""What a setting may be: its type and range, and the one line that says so."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from dataclasses import dataclass
+from typing import Any
+
+from augself_hub.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What values a setting takes.
+
+    Args:
+        type: int, float, bool or str. Whole numbers are floats, too; bools are nothing but bools.
+        least, most: the range of a number, both included; with `open` least itself is not.
+        choices: the words that are allowed; empty for any.
+        optional: None is allowed.
+    """
+
+    type: type
+    least: float = -math.inf
+    most: float = math.inf
+    open: bool = False
+    choices: tuple[str, ...] = ()
+    optional: bool = False
+
+    def checked(self, name: str, value: Any) -> Any:
+        """The value in its own type.
+
+        Raises:
+            UsageError: another type, not finite or out of range; says what to give.
+        """
+        if value is None and self.optional:
+            return None
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if self.type is float and number and math.isfinite(value) and self._within(float(value)):
+            return float(value)
+        if self.type is int and number and isinstance(value, numbers.Integral):
+            if self._within(int(value)):
+                return int(value)
+        elif (self.type is bool and isinstance(value, bool)) or (
+            self.type is str and isinstance(value, str) and value in (self.choices or (value,))
+        ):
+            return value
+        raise UsageError(f"{name} {value}: give {self}")
+
+    def _within(self, value: float) -> bool:
+        return self.least <= value <= self.most and not (self.open and value == self.least)
+
+    def __str__(self) -> str:
+        if self.choices:
+            return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
+        kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        return kinds[self.type] + self._range()
+
+    def _range(self) -> str:
+        bounded = math.isfinite(self.most)
+        if self.open:
+            return f" above {self.least:g}" + (f", {self.most:g} at most" if bounded else "")
+        if bounded:
+            return f" from {self.least:g} to {self.most:g}"
+        return f" of {self.least:g} or more" if math.isfinite(self.least) else ""
