@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,26 +147,6 @@ def _filler(where: str) -> Callable[[Work], Counts]:
     with needs("fleet"):
         from serving.fleet.ray_extraction import fill
     return fill
-
-
-def extract_list(listing: Path, destination: Path, model: str, device: str) -> None:
-    """The features of a list of images, for `augself evaluate`: the command line hands this over.
-
-    Args:
-        listing: a CSV or parquet file as `augself extract` takes it. destination: a new folder.
-        model: a model folder.
-    """
-    with needs("serve"):
-        from serving.extraction.pipeline import extract as write_table
-    write_table(listing, destination, _engine(model, device))
-
-
-@lru_cache(maxsize=1)
-def _engine(model: str, device: str) -> Engine:
-    """One engine for the many lists of an evaluation."""
-    with needs("serve"):
-        from serving.inference.engine import load
-    return load(model, device, 1)
 
 
 @click.command(cls=GroupedCommand)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -47,36 +48,26 @@ def export(
 ) -> None:
     """Write the ONNX graphs of a model folder; refused where they differ from torch."""
     _refuse_misplaced(repository, packed, precision)
-    _refuse_useless(precision, calibration, require_speedup)
     if repository is not None:
+        if calibration is not None or require_speedup is not None:
+            raise click.UsageError("--calibration and --require-speedup are read with --quantize")
         _pack(model, repository, packed or "fp32")
         return
-    if precision is not None and calibration is not None:
-        _quantize(model, precision, calibration, require_speedup)
+    from augself_hub.modeling.api import export as run
+
+    measured = run(
+        model, quantize=precision, calibration=calibration, require_speedup=require_speedup
+    )
+    if precision is not None:
+        _print_quantized(measured)
+        click.echo(f"wrote {model / GRAPHS[precision]}")
         return
-    from augself_hub import hub
     from augself_hub.folder import ENCODER_GRAPH, HEADS_GRAPH
-    from augself_hub.modeling.export import export_folder
 
-    parity = export_folder(hub.resolve(model))
-    for part, difference in parity.items():
+    for part, difference in measured.items():
         click.echo(f"{part}: largest difference from torch {difference:.1e} (norm-relative)")
-    graphs = [model / ENCODER_GRAPH] + [model / HEADS_GRAPH] * ("heads" in parity)
+    graphs = [model / ENCODER_GRAPH] + [model / HEADS_GRAPH] * ("heads" in measured)
     click.echo(f"wrote {' and '.join(map(str, graphs))}")
-
-
-def _refuse_useless(
-    precision: str | None, calibration: Path | None, require_speedup: float | None
-) -> None:
-    """Options that belong together."""
-    if precision is not None and calibration is None:
-        raise click.UsageError(
-            f"--quantize {precision} needs real photographs: --calibration FOLDER"
-        )
-    if precision is None and calibration is not None:
-        raise click.UsageError("--calibration is read with --quantize only")
-    if precision != "int8" and require_speedup is not None:
-        raise click.UsageError("--require-speedup is measured with --quantize int8 only")
 
 
 def _refuse_misplaced(repository: Path | None, packed: str | None, precision: str | None) -> None:
@@ -97,13 +88,7 @@ def _pack(model: Path, repository: Path, precision: str) -> None:
     click.echo(f"wrote {' and '.join(map(str, written))}")
 
 
-def _quantize(
-    model: Path, precision: str, calibration: Path, require_speedup: float | None
-) -> None:
-    from augself_hub import hub
-    from augself_hub.modeling.quantize import quantize_folder
-
-    measured = quantize_folder(hub.resolve(model), precision, calibration, require_speedup)
+def _print_quantized(measured: dict[str, Any]) -> None:
     mean, worst, loss = (measured[k] for k in ("cosine_mean", "cosine_worst", "probe_loss"))
     click.echo(f"features: cosine with fp32 {mean:.4f} on average, {worst:.4f} at worst")
     click.echo(f"linear probe: {'not measured' if loss is None else f'loss {loss:.4f}'}")
@@ -113,7 +98,6 @@ def _quantize(
     click.echo(
         f"speed: {speed['speedup']:.2f} times fp32" if speed else "not tried on a GPU, only on CPU"
     )
-    click.echo(f"wrote {model / GRAPHS[precision]}")
 
 
 @click.command()

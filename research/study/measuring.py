@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from augself_hub.cli import EXTRACT
 from research.study.plan import Measure
 from training.evaluation.cache import Model, Tables
 from training.evaluation.evaluate import Plan, evaluate, short_name
@@ -16,8 +14,7 @@ from training.evaluation.tasks import Settings
 
 def tables_of(model: Path, features: Path, device: str = "cpu") -> Tables:
     """The features of a model folder, extracted on a device and kept in `features`."""
-    extract = pkgutil.resolve_name(EXTRACT)  # training may not import serving
-    return Tables(Model.resolve(str(model)), features, extract, device)
+    return Tables(Model.resolve(str(model)), features, device)
 
 
 def measured(

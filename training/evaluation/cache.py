@@ -1,8 +1,7 @@
 """Feature tables, each extracted once.
 
 A table is kept under (sha256 of the model's graph, fingerprint of the images, preprocessing), so a
-second evaluation computes no feature again. Serving extracts them; the command line hands its
-`extract` over, because training may not import serving.
+second evaluation computes no feature again. Serving extracts them.
 """
 
 from __future__ import annotations
@@ -77,10 +76,12 @@ class Tables:
 
     Args:
         cache: the folder they are kept in.
-        extract: see above. device: what it is to run on.
+        device: what extraction runs on. extract: what does it instead of `augself extract`.
     """
 
-    def __init__(self, model: Model, cache: Path, extract: Extract, device: str = "auto") -> None:
+    def __init__(
+        self, model: Model, cache: Path, device: str = "auto", extract: Extract | None = None
+    ) -> None:
         self.model, self.cache, self.extract, self.device = model, cache, extract, device
 
     def of(self, images: LabelledImages) -> FeatureTable:
@@ -93,7 +94,10 @@ class Tables:
         if not (place / MANIFEST).is_file():
             log.info("extracting %d images of %s", len(images), images.name)
             listing = images.write(place.with_name(f"{place.name}-list"))
-            self.extract(listing, place, str(self.model.folder), self.device)
+            extract = self.extract
+            if extract is None:  # imports ONNX Runtime, which a cached table can do without
+                from serving.extraction.lists import extract_list as extract
+            extract(listing, place, str(self.model.folder), self.device)
             listing.unlink()
         _refuse_errors(place, images)
         table = FeatureTable.read(place)

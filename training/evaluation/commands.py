@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +11,9 @@ import click
 
 from augself_hub.commands import table
 from augself_hub.errors import UsageError
-from augself_hub.folder import EVALUATION
 
 if TYPE_CHECKING:
-    from training.evaluation.cache import Extract, Model, Tables
+    from training.evaluation.cache import Tables
     from training.evaluation.compare import Difference
     from training.evaluation.evaluate import Plan
     from training.evaluation.results import Result
@@ -82,67 +80,35 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Finetuning.")
 @click.option("--device", default="auto", show_default=True, help="Of extraction: cpu, cuda ...")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
-@click.pass_obj
 def evaluate(
-    extract: Extract,
     model: str | None,
     compare: tuple[str, str] | None,
     output: Path | None,
     cache: Path,
-    seed: int,
     device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
     """Measure how well a model's features serve other data sets."""
-    from training.evaluation.cache import Model, Tables
-    from training.evaluation.evaluate import Plan
-    from training.evaluation.tasks import Settings
-
-    chosen = {name: options.pop(name) for name in ("ways", "shots", "queries", "epochs")}
-    plan = Plan(settings=Settings(seed=seed, **chosen), **options)
-
-    def tables(name: str | None) -> Tables:
-        return Tables(Model.resolve(name), cache.expanduser(), extract, device)
-
     if compare is None:
-        found = _evaluated(tables(model), plan, output)
+        from training.evaluation.api import evaluate as measure
+
+        found = measure(model, output=output, cache=cache, device=device, **options)
         click.echo(_printed(found, as_json))
         return
     if model is not None or output is None:
         raise UsageError("--compare takes no --model and needs --output, a folder for its charts")
-    sides = [[tables(name) for name in side.split(",")] for side in compare]
+    from training.evaluation.cache import Model, Tables
+    from training.evaluation.evaluate import Plan
+    from training.evaluation.tasks import Settings
+
+    chosen = {name: options.pop(name) for name in ("seed", "ways", "shots", "queries", "epochs")}
+    plan = Plan(settings=Settings(**chosen), **options)
+    sides = [
+        [Tables(Model.resolve(name), cache.expanduser(), device) for name in side.split(",")]
+        for side in compare
+    ]
     click.echo(_compared(sides, plan, output, as_json))
-
-
-def _evaluated(tables: Tables, plan: Plan, output: Path | None) -> list[Result]:
-    """Evaluate one model; its results go into its own folder, or into `output`."""
-    from training.evaluation.evaluate import evaluate
-    from training.evaluation.report import tradeoff_chart
-    from training.evaluation.results import merged, write_into, write_json
-
-    model = tables.model
-    if output is None:
-        _refuse_unwritable(model)
-    found = evaluate(tables, plan, plan.open())
-    records = [result.record(model.sha256, plan.settings.seed) for result in found]
-    if output is None:
-        write_into(model.folder, records)
-        return found
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / EVALUATION
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, merged(before, records))
-    tradeoff_chart({model.title: found}, output / "awareness")
-    return found
-
-
-def _refuse_unwritable(model: Model) -> None:
-    own = model.name is not None and Path(model.name).is_dir()
-    if not own or not os.access(model.folder.resolve().parent, os.W_OK):
-        raise UsageError(
-            f"{model.title} is no folder that can be changed: give --output DIR for the results"
-        )
 
 
 def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_json: bool) -> str:

@@ -17,7 +17,6 @@ from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import FeatureTable
 from augself_hub.folder import EVALUATION, verify, write_manifest
 from research.generated import sprites
-from serving.commands import extract_list
 from serving.extraction.pipeline import extract
 from serving.inference.engine import load
 from training.evaluation.awareness import awareness
@@ -55,7 +54,7 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tables(tiny_model, cache) -> Tables:
-    return Tables(Model.resolve(str(tiny_model)), cache, extract_list, "cpu")
+    return Tables(Model.resolve(str(tiny_model)), cache, "cpu")
 
 
 def subject(tables: Tables, folder: Path) -> Subject:
@@ -104,7 +103,7 @@ def test_the_commonest_class_is_measured_as_the_predictions_are():
 def test_a_second_run_computes_no_feature(tables, drawn, cache):
     images = open_dataset(f"folder:{drawn / 'shape'}", None)
     before = tables.of(images)
-    again = Tables(tables.model, cache, lambda *_: pytest.fail("extracted again"), "cpu")
+    again = Tables(tables.model, cache, extract=lambda *_: pytest.fail("extracted again"))
     np.testing.assert_array_equal(again.of(images).features, before.features)
     assert [before.label_names[n] for n in before.labels] == list(images.classes)
     assert before.splits == list(images.splits)
@@ -120,7 +119,7 @@ def test_a_table_of_another_model_is_refused(tables, drawn, tmp_path):
     tables.of(images)
     model = Model(**{**vars(tables.model), "sha256": "f" * 64})
     with pytest.raises(AugSelfError, match=r"is of model \w{12} and not of tiny \(ffff"):
-        Tables(model, tmp_path / "other", other, "cpu").of(images)
+        Tables(model, tmp_path / "other", extract=other).of(images)
 
 
 def test_an_unreadable_image_is_refused_by_name(tables, paint, tmp_path):
@@ -243,7 +242,7 @@ def known_features(tiny_model, cache) -> Tables:
     engine.features = statistics
     model = Model.resolve(str(tiny_model))
     extract_known = lambda listing, place, *_: extract(listing, place, engine)  # noqa: E731
-    return Tables(model, cache / "known", extract_known, "cpu")
+    return Tables(model, cache / "known", extract=extract_known)
 
 
 def test_awareness_and_invariance_say_what_features_know(known_features, drawn, monkeypatch):

@@ -1,0 +1,59 @@
+"""Exporting from Python: what `augself export` calls, too."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from augself_hub import hub
+from augself_hub.errors import UsageError
+from augself_hub.lazy import needs
+from augself_hub.precision import QUANTIZED
+
+
+def export(
+    model: str | os.PathLike[str],
+    *,
+    quantize: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    require_speedup: float | None = None,
+) -> dict[str, Any]:
+    """Write the ONNX graphs of a model folder; refused where they differ from torch.
+
+    Example:
+        export("runs/first/model")
+        export("runs/first/model", quantize="int8", calibration="PHOTOS")
+
+    Args:
+        model: a model folder.
+        quantize: int8 (for CPUs) or fp16 (for GPUs): add a smaller graph, made from the one there.
+        calibration: with quantize: photographs to calibrate and judge it by, a folder whose
+            sub-folders are their classes.
+        require_speedup: with int8: refused below, times the fp32 graph's images a second.
+
+    Returns:
+        What was measured: the largest norm-relative difference of each part from torch; of a
+        smaller graph what `quantize_folder` gives.
+
+    Raises:
+        UsageError: options that do not go together.
+        AugSelfError: a graph differs, or a gate failed; the folder stays as it was.
+    """
+    if quantize is not None and quantize not in QUANTIZED:
+        raise UsageError(f"--quantize {quantize}: give {' or '.join(QUANTIZED)}")
+    if quantize is not None and calibration is None:
+        raise UsageError(f"--quantize {quantize} needs real photographs: --calibration FOLDER")
+    if quantize is None and calibration is not None:
+        raise UsageError("--calibration is read with --quantize only")
+    if quantize != "int8" and require_speedup is not None:
+        raise UsageError("--require-speedup is measured with --quantize int8 only")
+    folder = hub.resolve(os.fspath(model))
+    with needs("export"):
+        if quantize is None or calibration is None:
+            from augself_hub.modeling.export import export_folder
+
+            return dict(export_folder(folder))
+        from augself_hub.modeling.quantize import quantize_folder
+
+        return quantize_folder(folder, quantize, Path(calibration), require_speedup)

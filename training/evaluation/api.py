@@ -1,0 +1,92 @@
+"""Evaluation from Python: what `augself evaluate` calls, too."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from augself_hub.errors import UsageError
+from augself_hub.folder import EVALUATION
+from training.evaluation.cache import Model, Tables
+from training.evaluation.evaluate import Plan
+from training.evaluation.evaluate import evaluate as measure
+from training.evaluation.report import tradeoff_chart
+from training.evaluation.results import Result, merged, write_into, write_json
+from training.evaluation.tasks import Settings
+
+CACHE = Path("~/.cache/augself")
+
+
+def evaluate(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    tasks: Sequence[str],
+    datasets: Sequence[str],
+    data: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    output: str | os.PathLike[str] | None = None,
+    cache: str | os.PathLike[str] = CACHE,
+    seed: int = 0,
+    ways: int = 5,
+    shots: Sequence[int] = (1, 5),
+    queries: int = 16,
+    epochs: int = 30,
+    device: str = "auto",
+) -> list[Result]:
+    """Measure how well a model's features serve other data sets.
+
+    Example:
+        evaluate("runs/first/model", tasks=["knn", "linear"], datasets=["folder:PHOTOS"])
+
+    Args:
+        model: a model folder or Hub id; None is the embedded model.
+        tasks: of linear, fewshot, knn, localization, retrieval, awareness, finetune.
+        datasets: cifar10, pets ... (a wrong name lists them), folder:DIR or hf:NAME.
+        data: folder that holds the data sets. download: fetch what is missing there.
+        output: folder for results and charts, instead of the model's evaluation.json and card.
+        cache: folder for features, which are extracted once.
+        seed: of tasks, views and finetuning.
+        ways, shots, queries: of few-shot tasks: 2 classes or more, images to learn from, to answer.
+        epochs: of finetuning. device: of extraction: auto, cpu, cuda ...
+
+    Returns:
+        Every task's results; `result.record(...)` is what evaluation.json has.
+
+    Raises:
+        UsageError: an unknown task or data set, or a model without a folder that can be changed and
+            no output.
+        AugSelfError: a data set that is not there, or what a task cannot measure.
+    """
+    for name, names in (("tasks", tasks), ("datasets", datasets)):
+        if isinstance(names, str) or not names:
+            raise UsageError(f"--{name} {names}: give at least one name")
+    settings = Settings(seed, ways, tuple(shots), queries, epochs=epochs)
+    place = None if data is None else Path(data)
+    plan = Plan(tuple(tasks), tuple(datasets), place, settings, download)
+    tables = Tables(
+        Model.resolve(None if model is None else os.fspath(model)), Path(cache).expanduser(), device
+    )
+    if output is None:
+        _refuse_unwritable(tables.model)
+    found = measure(tables, plan, plan.open())
+    records = [result.record(tables.model.sha256, seed) for result in found]
+    if output is None:
+        write_into(tables.model.folder, records)
+        return found
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / EVALUATION
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    write_json(path, merged(before, records))
+    tradeoff_chart({tables.model.title: found}, output / "awareness")
+    return found
+
+
+def _refuse_unwritable(model: Model) -> None:
+    own = model.name is not None and Path(model.name).is_dir()
+    if not own or not os.access(model.folder.resolve().parent, os.W_OK):
+        raise UsageError(
+            f"{model.title} is no folder that can be changed: give --output DIR for the results"
+        )
