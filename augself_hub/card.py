@@ -15,7 +15,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from augself_hub.augmentations.spec import Spec
+from augself_hub.augmentations.spec import Cut, Dimension, Spec
 from augself_hub.configs import read_json
 from augself_hub.errors import ModelFolderError
 from augself_hub.folder import (
@@ -208,14 +208,45 @@ def _augmentations(spec: Spec) -> str:
     if not spec.heads:
         return ""
     rows = [
-        (kind, d.name, d.unit, _number(d.standard_error))
+        (kind, d.name, d.unit, _number(d.standard_error), _learned(d))
         for kind, head in spec.heads.items()
         for d in head.dimensions
     ]
     return (
         "## What the heads predict\n\n"
-        f"Convention `{spec.convention}`: {_MEANING[spec.convention]}. An empty standard error was "
-        "not measured.\n\n" + _table(("augmentation", "value", "unit", "standard error"), rows)
+        f"Convention `{spec.convention}`: {_MEANING[spec.convention]}. The standard error is right "
+        "on average over held-out pairs, not for every pair; empty: not measured. What is not "
+        "learned has no answer.\n\n"
+        + _table(("augmentation", "value", "unit", "standard error", "held-out pairs"), rows)
+        + _match(spec)
+    )
+
+
+def _learned(dimension: Dimension) -> str:
+    """R^2 or accuracy on held-out pairs with its 95% interval, and the mark."""
+    mark = "**not learned** " if dimension.learned is False else ""
+    if dimension.score is None or dimension.interval is None:
+        return mark.strip()
+    measure = "accuracy" if dimension.unit == "probability" else "R^2"
+    low, high = dimension.interval
+    return f"{mark}{measure} {dimension.score:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _match(spec: Spec) -> str:
+    cuts = spec.match and {
+        "have colours, or neither has": spec.match.alike,
+        "are one gray and one coloured": spec.match.one_gray,
+    }
+    return "".join(_cut(case, cut) for case, cut in (cuts or {}).items() if cut is not None)
+
+
+def _cut(case: str, m: Cut) -> str:
+    return (
+        f"\nWhere both pictures {case}, a pair counts as unlike pictures, and gets no answer, "
+        f"below a probability of {m.least:.2f} of being of one thing, read off the cosine of the "
+        f"features: {m.false_alarms:.1%} of {m.pairs} held-out pairs of one picture fall below "
+        f"it, and {m.found:.0%} of about as many pairs of two (area under the ROC curve "
+        f"{m.auc:.3f}).\n"
     )
 
 
@@ -271,7 +302,7 @@ def _limits(folder: Path, spec: Spec) -> str:
     if spec.heads:
         lines.append(
             "The heads were trained on pairs of views of one picture; of two different pictures "
-            "they say how one would have to be changed to resemble the other, unmeasured."
+            "their answers mean nothing, and not every such pair is recognised as one."
         )
     return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
 

@@ -55,12 +55,14 @@ def predict(
     engine = load(model, device, None, precision, decode)
     if not engine.spec.heads:
         raise AugSelfError(f"{engine.name} has no AugSelf heads: train some with augself fit-heads")
-    differences = _predicted(engine, a, b)
+    answer = _predicted(engine, a, b)
     if as_json:
-        click.echo(json.dumps({"model": engine.name, "differences": differences}, indent=2))
+        click.echo(json.dumps({"model": engine.name, **answer}, indent=2))
     else:
-        heads = ("augmentation", "name", "value", "unit", "standard error")
-        click.echo(table(heads, _rows(engine, differences), numbers="value"))
+        heads = ("augmentation", "name", "value", "unit", "standard error, on average")
+        click.echo(table(heads, _rows(engine, answer["differences"]), numbers="value"))
+        if answer["match"] is not None:
+            click.echo(f"both pictures show one thing: probability {answer['match']:.3f}")
 
 
 @click.command()
@@ -284,13 +286,17 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
 
 
 def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:
-    from serving.inference.differences import describe, is_gray
+    from serving.inference.differences import describe, is_gray, matching
 
     images = [_loaded(path, engine) for path in (a, b)]
     features = engine.features(images)
-    differences = engine.differences(features[:1], features[1:])
-    one = {kind: values[0] for kind, values in differences.items()}
-    return describe(engine.spec, one, any(is_gray(image) for image in images))
+    sides = features[:1], features[1:]
+    one = {kind: values[0] for kind, values in engine.differences(*sides).items()}
+    gray = [is_gray(image) for image in images]
+    match = matching(engine.spec, *sides, gray)[0]
+    unlike = match is not None and match[1]
+    described = describe(engine.spec, one, any(gray), unlike)
+    return {"match": match and match[0], "differences": described}
 
 
 def _loaded(path: Path, engine: Engine) -> Any:
@@ -309,6 +315,10 @@ def _rows(engine: Engine, differences: dict[str, Any]) -> list[tuple[str, ...]]:
             continue
         for dimension in head.dimensions:
             value = differences[kind][dimension.name]
+            if value is None:
+                why = differences[kind]["reason"]
+                rows.append((kind, dimension.name, "-", dimension.unit, why))
+                continue
             values = {"": value} if head.type == "binary" else dict(enumerate(value))
             rows += [
                 (kind, f"{dimension.name} {which}".strip(), f"{p:.3f}", dimension.unit, "")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageOps
 
 from augself_hub import hub, preprocess
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import draw, pixel_box
-from augself_hub.folder import verify
+from augself_hub.folder import read_spec, verify
 from serving.inference.engine import load
 
 PAIRS = 40  # of each photograph
@@ -46,3 +50,98 @@ def _brightness(engine, path) -> np.ndarray:
     predicted = engine.differences(*views)["color"][:, 0]
     target, _ = targets("color", *parameters, policy, engine.spec.convention)
     return np.stack([target[:, 0], predicted])
+
+
+def test_x_and_mirroring_are_marked_as_not_learned():
+    heads = read_spec(hub.EMBEDDED).heads.values()
+    marks = {d.name: d.learned for head in heads for d in head.dimensions}
+    assert [name for name, learned in marks.items() if learned is False] == ["x", "mirrored"]
+    assert None not in marks.values()
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory, photographs) -> dict[str, tuple[Path, Path]]:
+    """A photograph beside itself, mirrored, 0.3 times as bright, and beside another one."""
+    folder = tmp_path_factory.mktemp("pairs")
+    autumn, drum = (
+        Image.open(p).convert("RGB") for p in photographs if p.stem in ("autumn", "drum")
+    )
+    made = {
+        "itself": autumn,
+        "mirrored": ImageOps.mirror(autumn),
+        "darker": autumn.point(lambda level: round(0.3 * level)),
+        "stranger": drum,
+    }
+    for name, image in made.items():
+        image.save(folder / f"{name}.png")
+    return {name: (folder / "itself.png", folder / f"{name}.png") for name in made}
+
+
+def by_command(augself, a: Path, b: Path) -> dict:
+    return json.loads(augself("predict", a, b, "--device", "cpu", "--json").out)
+
+
+def by_http(client, a: Path, b: Path) -> dict:
+    files = {"image_a": a.read_bytes(), "image_b": b.read_bytes()}
+    return client.post("/v1/augmentations", files=files).json()["data"][0]
+
+
+@pytest.fixture(scope="module")
+def client():
+    from fastapi.testclient import TestClient
+
+    from serving.http.api import create_app
+    from serving.inference.models import Source
+
+    app = create_app([Source("embedded", hub.EMBEDDED, "cpu")])
+    with TestClient(app, base_url="http://localhost") as client:
+        yield client
+
+
+def told(answer: dict) -> dict[str, str]:
+    """Dimension -> the name of the reason it has no value, or `answered`."""
+    found = {}
+    for kind in answer["differences"].values():
+        for record in kind if isinstance(kind, list) else [kind]:
+            name = record.get("name") or next(iter(record))
+            found[name] = record.get("reason", "answered").split(":")[0]
+    return found
+
+
+@pytest.mark.parametrize("way", ["command", "http"])
+def test_what_it_says_of_four_pairs(way, augself, client, pairs):
+    said = {
+        name: by_command(augself, *pair) if way == "command" else by_http(client, *pair)
+        for name, pair in pairs.items()
+    }
+    for name in ("itself", "mirrored", "darker"):
+        reasons = told(said[name])
+        assert reasons["x"] == reasons["mirrored"] == "not learned"
+        assert reasons["hue"] == reasons["y"] == "answered"
+        dark = "beyond what was trained on" if name == "darker" else "answered"
+        assert reasons["brightness"] == dark
+    itself = {d["name"]: d["value"] for d in said["itself"]["differences"]["color"]}
+    assert all(abs(value) < 0.01 for value in itself.values())
+    assert said["itself"]["match"] > 0.9 > 0.5 > said["stranger"]["match"]
+    assert set(told(said["stranger"]).values()) == {"unlike pictures", "not learned"}
+
+
+def test_what_the_demo_says_of_four_pairs(pairs):
+    pytest.importorskip("gradio")
+    from serving.demo.words import sentences
+    from serving.inference.differences import is_gray, matching
+
+    engine = load(None, "cpu")
+
+    def said(a: Path, b: Path) -> str:
+        images = [engine.preprocessing.prepare(path.read_bytes()) for path in (a, b)]
+        y, gray = engine.features(images), [is_gray(image) for image in images]
+        one = {kind: v[0] for kind, v in engine.differences(y[:1], y[1:]).items()}
+        match = matching(engine.spec, y[:1], y[1:], gray)[0]
+        return " / ".join(s.text for s in sentences(engine.spec, one, any(gray), match))
+
+    assert "two different pictures" in said(*pairs["stranger"])
+    for name in ("itself", "mirrored", "darker"):
+        assert "Mirroring: this model has not learned it" in said(*pairs[name])
+        assert "sideways: this model has not learned it" in said(*pairs[name])
+    assert "Brightness: the answer lies beyond what was trained on" in said(*pairs["darker"])

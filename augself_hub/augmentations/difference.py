@@ -14,6 +14,7 @@ Everything works on numpy and torch alike (the array API), on N pairs at once.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from augself_hub.augmentations.spec import Head, Policy
 from augself_hub.errors import UsageError
 
 Array = Any
+Sizes = Sequence[tuple[int, int]]
 
 
 def targets(
@@ -44,37 +46,47 @@ def targets(
     return target, xp.ones_like(target, dtype=xp.bool)
 
 
-def standardised(heads: dict[str, Head], policy: Policy, convention: str) -> dict[str, Head]:
-    """The heads with each regression dimension's standard deviation, simulated over pairs.
+def standardised(
+    heads: dict[str, Head], policy: Policy, convention: str, sizes: Sizes = ((1024, 1024),)
+) -> dict[str, Head]:
+    """The heads with each regression dimension's standard deviation and largest value.
 
-    The root mean square over 100,000 keyed pairs on a square source, of what the pictures can show:
-    predicting zero then costs 1 for every dimension. Convention `paper` does not standardise.
+    Both are of 100,000 keyed pairs, of what the pictures can show: the root mean square, so that
+    predicting zero costs 1 for every dimension, and what 99.9% stay within. Convention `paper` is
+    not divided by its standard deviation.
+
+    Args:
+        sizes: (height, width) of source images in pixels, each as frequent as in the data: on long
+            ones boxes move further along the long side and less along the short one.
+
+    Raises:
+        UsageError: a dimension that never differs under this policy.
     """
-    if convention == "paper":
-        return heads
     index = np.arange(100_000)
-    a, b = (draw(policy, (0, 0, index, view), 1024, 1024) for view in (0, 1))
-    return {kind: _with_std(kind, head, a, b, policy) for kind, head in heads.items()}
+    heights, widths = np.asarray(sizes)[index % len(sizes)].T
+    a, b = (draw(policy, (0, 0, index, view), heights, widths) for view in (0, 1))
+    return {kind: _measured(kind, head, a, b, policy, convention) for kind, head in heads.items()}
 
 
-def _with_std(kind: str, head: Head, a: Parameters, b: Parameters, policy: Policy) -> Head:
+def _measured(
+    kind: str, head: Head, a: Parameters, b: Parameters, policy: Policy, convention: str
+) -> Head:
     if head.type != "regression":
         return head
-    target, mask = targets(kind, a, b, policy, "relative")
-    rms = np.sqrt((target**2 * mask).sum(axis=0) / np.maximum(mask.sum(axis=0), 1))
-    for dimension, value in zip(head.dimensions, rms, strict=True):
-        if value == 0:
+    target, mask = targets(kind, a, b, policy, convention)
+    dimensions = []
+    for dimension, column, seen in zip(head.dimensions, target.T, mask.T, strict=True):
+        shown = column[seen]
+        rms = np.sqrt(np.mean(shown**2)) if len(shown) else 0.0
+        if rms == 0:
             raise UsageError(
                 f"{kind} {dimension.name} never differs between views under this policy: "
                 f"widen its range or do not ask for {kind!r}"
             )
-    return dataclasses.replace(
-        head,
-        dimensions=tuple(
-            dataclasses.replace(d, std=float(np.round(s, 6)))
-            for d, s in zip(head.dimensions, rms, strict=True)
-        ),
-    )
+        std = 1.0 if convention == "paper" else float(np.round(rms, 6))
+        largest = float(np.round(np.quantile(np.abs(shown), 0.999), 6))
+        dimensions.append(dataclasses.replace(dimension, std=std, largest=largest))
+    return dataclasses.replace(head, dimensions=tuple(dimensions))
 
 
 def to_physical(head: Head, raw: Array) -> Array:

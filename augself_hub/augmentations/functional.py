@@ -35,7 +35,7 @@ def augment(views: Array, parameters: Parameters, policy: Policy) -> Array:
     p = {name: _cast(xp, value, views) for name, value in parameters.items()}
     views = xp.asarray(views, copy=True)
     _change(views, p["flip"], mirror)
-    _jitter(views, p["color"], p["order"])
+    _jitter(views, p["color"], p["order"], policy)
     _change(views, p["sol"] < 1, solarize, p["sol"])
     _change(views, p["gray"], luma)
     _change(views, p["blur"] > 0, partial(gaussian_blur, kernel=policy.blur_kernel), p["blur"])
@@ -65,15 +65,16 @@ def mirror(views: Array) -> Array:
     return array_namespace(views).flip(views, axis=-1)
 
 
-def _jitter(views: Array, color: Array, order: Array) -> None:
+def _jitter(views: Array, color: Array, order: Array, policy: Policy) -> None:
     """Brightness, contrast, saturation and hue, in each sample's own order, in place.
 
     For each turn the samples whose turn it is are gathered, so each operation runs once a sample.
     """
     xp = array_namespace(views)
+    saturate = saturation_hsv if policy.saturate == "hsv" else saturation
     applied = xp.any(color != _like(xp, (1.0, 1.0, 1.0, 0.0), color), axis=1)
     for turn in range(4):
-        for operation, function in enumerate((brightness, contrast, saturation, hue)):
+        for operation, function in enumerate((brightness, contrast, saturate, hue)):
             wanted = applied & (order[:, turn] == operation)
             _change(views, wanted, function, color[:, operation])
 
@@ -90,6 +91,18 @@ def contrast(views: Array, factor: Array) -> Array:
 
 def saturation(views: Array, factor: Array) -> Array:
     return _blend(views, luma(views), factor)
+
+
+def saturation_hsv(views: Array, factor: Array) -> Array:
+    """HSV's saturation times a factor, at most 1; its hue and value stay.
+
+    With value v, the largest channel, and saturation s, a channel c becomes v - (v - c) * s' / s.
+    """
+    xp = array_namespace(views)
+    highest = xp.max(views, axis=1, keepdims=True)
+    chroma = highest - xp.min(views, axis=1, keepdims=True)
+    most = highest / xp.clip(chroma, min=1e-6)  # 1 / s: no more than saturation 1
+    return highest - (highest - views) * xp.minimum(factor[:, None, None, None], most)
 
 
 def hue(views: Array, turns: Array) -> Array:

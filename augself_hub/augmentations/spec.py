@@ -20,6 +20,7 @@ from typing import Any, Literal
 from augself_hub.errors import ModelFolderError, UsageError
 
 FORMAT = 2
+CHOICES = {"saturate": ("luma", "hsv"), "order": ("sample", "batch")}  # of a policy's words
 HeadType = Literal["regression", "binary", "classes"]
 Range = tuple[float, float]
 
@@ -35,6 +36,10 @@ class Policy:
         brightness, contrast, saturation: a factor is drawn from [max(0, 1 - v), 1 + v].
         hue: a shift is drawn from [-hue, hue], in turns of the colour circle.
         sigma: range of the Gaussian blur's standard deviation, in pixels of the view.
+        saturate: how saturation is scaled: `luma` blends with the gray picture, as torchvision and
+            Pillow do; `hsv` multiplies HSV's saturation, as official AugSelf runs did.
+        order: of the four jitter operations: `sample`, each view its own; `batch`, one a batch of
+            views, as official runs did; who shares a batch then decides what a view looks like.
 
     Source: AugSelf, section 4 and appendix; probabilities of sol and rot are 0 unless asked for.
     """
@@ -53,6 +58,8 @@ class Policy:
     blur: float = 0.5
     sigma: Range = (0.1, 2.0)
     rot: float = 0.0
+    saturate: str = "luma"
+    order: str = "sample"
 
     @property
     def blur_kernel(self) -> int:
@@ -96,8 +103,12 @@ class Dimension:
         std: root mean square of the target over random pairs; regression targets are divided by it.
         standard_error: root mean square error on held-out pairs, in the unit, hence right on
             average and not for every pair; None: not measured.
+        largest: what 99.9% of the training pairs stay within, in the unit; an answer beyond it is
+            beyond what was trained on. None: unknown, or no regression.
         learned: whether the answers are worth more than the trivial predictor's (always zero, or
             the more frequent answer); None: not measured.
+        score, interval, baseline: R^2 or accuracy on held-out pairs, its 95% interval, and the
+            trivial predictor's.
     """
 
     name: str
@@ -106,7 +117,47 @@ class Dimension:
     needs_color: bool = False
     std: float = 1.0
     standard_error: float | None = None
+    largest: float | None = None
     learned: bool | None = None
+    score: float | None = None
+    interval: Range | None = None
+    baseline: float | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How pairs of one picture are told from pairs of two, by the cosine of their features.
+
+    The probability that both are of one picture, where either is as likely beforehand, is
+    1 / (1 + exp(-(slope * cosine + intercept))), fitted to held-out pairs.
+
+    Args:
+        least: a pair with a lower probability counts as unlike pictures.
+        auc: area under the ROC curve on held-out pairs.
+        false_alarms, found: share of the pairs of one picture, of the pairs of two, below `least`.
+        pairs: of one picture, that were measured; about as many of two.
+    """
+
+    slope: float
+    intercept: float
+    least: float
+    auc: float
+    false_alarms: float
+    found: float
+    pairs: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """How unlike pictures are told. A gray picture is further from its coloured twin, hence two.
+
+    Args:
+        alike: where both pictures have colours or neither has.
+        one_gray: where exactly one is gray.
+    """
+
+    alike: Cut | None = None
+    one_gray: Cut | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +274,7 @@ class Spec:
         heads: kind -> head, in the order of onnx/heads.onnx's outputs.
         features: D, the width of the encoder's features.
         hidden: width of the heads' hidden layers.
+        match: how unlike pictures are told; None: not measured, or not possible.
         provenance: free text facts: who trained it, from what, with which version.
     """
 
@@ -231,6 +283,7 @@ class Spec:
     heads: dict[str, Head]
     features: int
     hidden: int = 512
+    match: Match | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -253,7 +306,9 @@ class Spec:
                 )
             policy = _build(Policy, data.pop("policy"))
             heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
-            spec = _known(_build(cls, {**data, "policy": policy, "heads": heads}))
+            match = data.pop("match", None)
+            match = None if match is None else _build_match(match)
+            spec = _known(_build(cls, {**data, "policy": policy, "heads": heads, "match": match}))
             return _as_format_2(spec) if written_as == 1 else spec
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -302,6 +357,11 @@ def _build(record: Any, data: dict[str, Any]) -> Any:
             f"augself/config.json has an unknown field {unknown[0]!r}: upgrade augself-hub"
         )
     return record(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+
+
+def _build_match(data: dict[str, Any]) -> Match:
+    cuts = {name: None if cut is None else _build(Cut, cut) for name, cut in data.items()}
+    return _build(Match, cuts)
 
 
 def _build_head(data: dict[str, Any]) -> Head:

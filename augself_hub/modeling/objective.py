@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from augself_hub.augmentations.difference import standardised, targets
+from augself_hub.augmentations.difference import Sizes, standardised, targets
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Head, Policy, Spec, heads_for
 from augself_hub.modeling.model import AugSelfHeads
@@ -30,6 +30,8 @@ class AugSelfLoss(nn.Module):
         weights: kind -> lambda, e.g. {"crop": 1.0, "color": 1.0}.
         policy: how the views are drawn (`TwoViews(...).policy`).
         convention: `relative`, or `paper` for what official checkpoints were trained with.
+        sizes: (height, width) of some source images, for the targets' standard deviations; square
+            ones by default. On 4:3 photographs squares' would let predicting zero cost 0.6 to 2.
 
     Raises:
         UsageError: an unknown kind or convention, or a kind the policy never applies.
@@ -41,9 +43,10 @@ class AugSelfLoss(nn.Module):
         weights: Mapping[str, float],
         policy: Policy,
         convention: str = "relative",
+        sizes: Sizes = ((1024, 1024),),
     ) -> None:
         super().__init__()
-        heads = standardised(heads_for(weights, policy, convention), policy, convention)
+        heads = standardised(heads_for(weights, policy, convention), policy, convention, sizes)
         self.spec = Spec(convention, policy, heads, features)
         self.weights = {kind: float(weights[kind]) for kind in heads}
         self.heads = AugSelfHeads(self.spec)

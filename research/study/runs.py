@@ -40,8 +40,8 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
     if plan.threads:
         torch.set_num_threads(plan.threads)
     arm, settings = plan.arms[run.arm], settings_of(plan, run, output, corpus)
+    record = _described(run, arm, settings, corpus)
     started = time.process_time()
-    record: Record = {}
     try:
         tables = _tables(arm, settings, plan.device)
         if tables is None:
@@ -54,7 +54,6 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
     except Diverged as error:
         trained = time.process_time()
         record["diverged"] = str(error)
-    record = _described(run, arm, settings, corpus) | record
     seconds = {"making": trained - started, "measuring": time.process_time() - trained}
     record["cpu_seconds"] = {name: round(value) for name, value in seconds.items()}
     records.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,12 @@ import numpy as np
 
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Head, Spec
+from augself_hub.augmentations.spec import Dimension, Head, Spec
 
 HIDDEN = "not visible in a gray picture"
+UNTOLD = "not learned by this model"
 TITLES = {
+    "pair": "The two pictures",
     "crop": "Crop",
     "flip": "Mirroring",
     "color": "Colour",
@@ -28,7 +30,8 @@ class Row:
     """One number the model predicts about a pair.
 
     Args:
-        true, predicted: in the unit; None where the pictures cannot show it.
+        true, predicted: in the unit; None where the pictures cannot show it, and what is predicted
+            also where the model has not learned it.
         error: the model's standard error in the unit; None: not measured.
         span: the largest value the bars show.
     """
@@ -67,7 +70,7 @@ def _regression(
     kind: str, head: Head, true: np.ndarray, seen: np.ndarray, predicted: np.ndarray
 ) -> Iterator[Row]:
     for d, t, shown, p in zip(head.dimensions, true, seen, predicted, strict=True):
-        numbers = (float(t), float(p)) if shown else (None, None)
+        numbers = (float(t), _told(d, p)) if shown else (None, None)
         # tanh outputs end at 1; else three standard deviations hold nearly every pair.
         yield Row(kind, d.name, d.unit, *numbers, d.standard_error, 1.0 if head.tanh else 3 * d.std)
 
@@ -76,7 +79,7 @@ def _binary(
     kind: str, head: Head, true: np.ndarray, seen: np.ndarray, predicted: np.ndarray
 ) -> Iterator[Row]:
     d = head.dimensions[0]
-    yield Row(kind, d.name, d.unit, float(true[0]), float(predicted[0]), None, 1.0)
+    yield Row(kind, d.name, d.unit, float(true[0]), _told(d, predicted[0]), None, 1.0)
 
 
 def _classes(
@@ -85,7 +88,11 @@ def _classes(
     d = head.dimensions[0]
     for k, p in enumerate(predicted):
         name = f"{d.name.replace('_', ' ')} = {k}"
-        yield Row(kind, name, d.unit, float(true[0] == k), float(p), None, 1.0)
+        yield Row(kind, name, d.unit, float(true[0] == k), _told(d, p), None, 1.0)
+
+
+def _told(dimension: Dimension, value: float) -> float | None:
+    return None if dimension.learned is False else float(value)
 
 
 _ROWS = {"regression": _regression, "binary": _binary, "classes": _classes}
@@ -115,11 +122,13 @@ _HEAD = (
 
 def _line(row: Row) -> str:
     name = f'<th scope="row">{escape(row.name)}<small>{escape(row.unit)}</small></th>'
-    if row.true is None or row.predicted is None:
+    if row.true is None:
         return f'<tr>{name}<td class="hidden" colspan="3">{HIDDEN}</td></tr>'
-    error = "" if row.error is None else f"<small>± {row.error:.2f}</small>"
-    predicted = f"{row.predicted:.0%}" if row.chance else _number(row.predicted, row)
     true = ("no", "yes")[int(row.true)] if row.chance else _number(row.true, row)
+    if row.predicted is None:
+        return f'<tr>{name}<td>{true}</td><td class="hidden" colspan="2">{UNTOLD}</td></tr>'
+    error = "" if row.error is None else f"<small>± {row.error:.2f} on average</small>"
+    predicted = f"{row.predicted:.0%}" if row.chance else _number(row.predicted, row)
     cells = f"<td>{true}</td><td>{predicted}{error}</td>"
     return f'<tr>{name}{cells}<td class="bars">{_bars(row)}</td></tr>'
 

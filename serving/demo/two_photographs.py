@@ -15,7 +15,7 @@ from serving.demo.files import Files
 from serving.demo.picks import picked, picks
 from serving.demo.visitors import FOLDER, PRIVATE, QUIET, Models, readable, upload
 from serving.demo.words import STYLE, listed, sentences
-from serving.inference.differences import is_gray
+from serving.inference.differences import is_gray, matching
 
 SENTENCE = (
     "Give two pictures of one thing. The model compares their features and says, in words, how b "
@@ -23,8 +23,8 @@ SENTENCE = (
 )
 NOTE = (
     "The model sees the middle square of each picture, as shown. It learnt from two views of one "
-    "picture; of two different pictures it says how a would have to change to look like b, and "
-    "nobody has measured how well."
+    "picture, and says so where two pictures look different; what has a number has an error that "
+    "holds on average, not for every pair."
 )
 NOTHING = "<p>The difference appears here once there are two pictures.</p>"
 PAIRS = tuple(
@@ -94,9 +94,10 @@ def compare(models: Models, name: str, a: bytes | None, b: bytes | None) -> tupl
         if len(views) < 2:
             return seen[0], seen[1], NOTHING
         features = model.features(list(views.values()))
-        difference = model.differences(features[:1], features[1:])
+        sides, gray = (features[:1], features[1:]), [is_gray(view) for view in views.values()]
+        difference, match = model.differences(*sides), matching(model.spec, *sides, gray)[0]
     one = {kind: values[0] for kind, values in difference.items()}
-    said = sentences(model.spec, one, any(is_gray(view) for view in views.values()))
+    said = sentences(model.spec, one, any(gray), match)
     return seen[0], seen[1], listed(said)
 
 

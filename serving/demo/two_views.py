@@ -35,7 +35,7 @@ from serving.demo.frames import (
     outlined,
 )
 from serving.demo.picks import picked, picks
-from serving.demo.undo import can_undo, undone
+from serving.demo.undo import can_undo, learned, undone
 from serving.demo.visitors import EXAMPLES, PRIVATE, QUIET, Models, given, kept, readable, upload
 from serving.inference.differences import is_gray
 
@@ -355,9 +355,10 @@ def _in_frame_of_a(
     """View b's boxes over view a, and (view a, view b taken back)."""
     if not can_undo(spec):
         return None, None
-    crop = [(row.true, row.predicted) for row in compared if row.kind == "crop"]
+    # What the model has not learned is left as it is.
+    crop = [(row.true, row.predicted or 0.0) for row in compared if row.kind == "crop"]
     boxes = [box_in_frame(np.array(numbers)) for numbers in zip(*crop, strict=True)]
-    one = {kind: numbers[0] for kind, numbers in predicted.items()}
+    one = learned(spec, {kind: numbers[0] for kind, numbers in predicted.items()})
     a = np.asarray(Image.fromarray(views[0]).resize((FRAME_SIDE, FRAME_SIDE)))
     back = undone(views[1], one, gray, spec.policy, FRAME_SIDE)
     frame = in_frame(views[0], list(zip((TRUE, PREDICTED), boxes, strict=False)))

@@ -23,6 +23,18 @@ def can_undo(spec: Spec) -> bool:
     return spec.convention == "relative" and bool(spec.heads)
 
 
+def learned(spec: Spec, difference: Differences) -> Differences:
+    """The difference, and none in what the model has not learned."""
+    known = {}
+    for kind, values in difference.items():
+        marks = [d.learned is not False for d in spec.heads[kind].dimensions]
+        if len(marks) == len(values):
+            known[kind] = np.where(marks, values, 0.0)
+        elif marks[0]:  # of a head with classes one mark holds for all
+            known[kind] = values
+    return known
+
+
 def backwards(difference: Differences, gray: bool) -> Parameters:
     """The parameters that take view b's colours, mirroring and rotation back to view a's.
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from augself_hub.augmentations.spec import Dimension, Head, Spec
 from serving.demo.comparison import TITLES
+from serving.inference.differences import BEYOND, not_learned, reason
 
 SURE = 0.75  # a probability beyond which, or below its complement, yes or no is said
-LEARNT = 0.95  # of guessing's error: a head with more has learnt nothing worth saying
+LEARNT = 0.95  # of guessing's error: where no mark says so, a head with more has learnt nothing
 _FRACTIONS = {
     0.1: "a tenth",
     0.2: "a fifth",
@@ -129,17 +130,33 @@ _PHRASES = {
 }
 
 
-def sentences(spec: Spec, difference: dict[str, np.ndarray], gray: bool) -> list[Sentence]:
+def sentences(
+    spec: Spec,
+    difference: dict[str, np.ndarray],
+    gray: bool,
+    match: tuple[float, bool] | None = None,
+) -> list[Sentence]:
     """What takes picture a to picture b, in the order of the model's heads.
 
     Args:
         difference: kind -> (outputs,) in physical units.
         gray: at least one of the two pictures is gray.
+        match: of `matching`; of unlike pictures nothing else is said.
     """
+    if match is not None and match[1]:
+        text = (
+            "These look like two different pictures, and the model has only learned how two "
+            "views of one thing differ: it says nothing about them"
+        )
+        return [Sentence("pair", text, f"probability of one thing {match[0]:.0%}", told=False)]
     said: list[Sentence] = []
     for kind, head in spec.heads.items():
-        values = difference[kind]
-        if head.type == "binary":
+        values, first = difference[kind], head.dimensions[0]
+        if head.type != "regression" and first.learned is False:
+            noun = {"mirrored": "mirroring", "same": "mirroring"}.get(first.name, "rotation")
+            text = f"{noun}: this model has not learned it"
+            said.append(Sentence(kind, _capital(text), not_learned(first), told=False))
+        elif head.type == "binary":
             said.append(_yes_or_no(kind, head.dimensions[0].name, float(values[0])))
         elif head.type == "classes":
             said.append(_turned(kind, values))
@@ -153,18 +170,27 @@ def _numbers(
 ) -> Iterator[Sentence]:
     for dimension, value in zip(head.dimensions, values, strict=True):
         if convention == "paper":
-            yield Sentence(kind, f"{dimension.name}, a minus b", _number(dimension, float(value)))
+            why = reason(dimension, float(value), gray)
+            number = _number(dimension, float(value)) if why is None else why
+            yield Sentence(kind, f"{dimension.name}, a minus b", number, told=why is None)
         else:
             yield _number_said(kind, dimension, float(value), gray)
 
 
 def _number_said(kind: str, dimension: Dimension, value: float, gray: bool) -> Sentence:
     phrase, error = _PHRASES[dimension.name], dimension.standard_error or 0.0
+    if dimension.learned is False:
+        text = f"{phrase.noun}: this model has not learned it"
+        return Sentence(kind, _capital(text), not_learned(dimension), told=False)
     if gray and dimension.needs_color:
         text = f"{phrase.noun}: the pictures cannot show it, at least one of them is gray"
         return Sentence(kind, _capital(text), "", told=False)
+    why = reason(dimension, value, gray)
+    if why is not None and why.startswith(BEYOND):
+        text = f"{phrase.noun}: the answer lies {BEYOND}"
+        return Sentence(kind, _capital(text), why.removeprefix(f"{BEYOND}: "), told=False)
     number = _number(dimension, value)
-    if error > LEARNT * dimension.std:
+    if dimension.learned is None and error > LEARNT * dimension.std:
         text = f"{phrase.noun}: this model cannot tell"
         return Sentence(kind, _capital(text), number, told=False)
     if abs(value) <= error:
@@ -175,7 +201,7 @@ def _number_said(kind: str, dimension: Dimension, value: float, gray: bool) -> S
 
 def _number(dimension: Dimension, value: float) -> str:
     error = dimension.standard_error
-    known = "error not measured" if error is None else f"± {error:.2f}"
+    known = "error not measured" if error is None else f"± {error:.2f} on average"
     return f"{value:+.2f} {known}, {dimension.unit}"
 
 

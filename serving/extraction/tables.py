@@ -83,11 +83,16 @@ def difference_table(
 def _head_columns(
     kind: str, head: Head, values: np.ndarray, gray: np.ndarray
 ) -> list[tuple[pa.Field, pa.Array]]:
-    """A column a dimension; of a head with classes one column of their probabilities."""
+    """A column a dimension; of a head with classes one column of their probabilities.
+
+    What the model has not learned is null.
+    """
+    hidden = [(gray & d.needs_color) | (d.learned is False) for d in head.dimensions]
     if head.type == "classes":
-        arrays = [pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])]
+        mask = np.repeat(hidden[0], values.shape[1])
+        flat = pa.array(values.ravel(), pa.float32(), mask=mask)
+        arrays = [pa.FixedSizeListArray.from_arrays(flat, values.shape[1])]
     else:
-        hidden = [gray & dimension.needs_color for dimension in head.dimensions]
         arrays = [pa.array(v, pa.float32(), mask=m) for v, m in zip(values.T, hidden, strict=True)]
     units = [{"unit": dimension.unit} for dimension in head.dimensions]
     names = [f"{kind}_{dimension.name}" for dimension in head.dimensions]

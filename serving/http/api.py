@@ -50,7 +50,7 @@ from serving.http.schemas import (
     request_body,
 )
 from serving.http.urls import AllowedHosts, Fetcher
-from serving.inference.differences import describe, is_gray
+from serving.inference.differences import describe, is_gray, matching
 from serving.inference.models import Model, Models, Source
 from serving.inference.service import Service
 from serving.limits import Limits
@@ -233,13 +233,15 @@ async def _differences(
     return [
         {
             "index": i,
+            "match": match and match[0],
             "differences": describe(
                 spec,
                 {kind: values[i] for kind, values in physical.items()},
                 gray[i] or gray[i + len(pairs)],
+                unlike=match is not None and match[1],
             ),
         }
-        for i in range(len(pairs))
+        for i, match in enumerate(matching(spec, a, b, gray))
     ]
 
 

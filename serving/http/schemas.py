@@ -77,18 +77,25 @@ class EmbeddingAnswer(BaseModel):
 
 
 class DifferenceValue(BaseModel):
-    """One number of a regression head; a value that the pictures cannot show is null."""
+    """One number of a regression head; what cannot be told is null."""
 
     name: str
     value: float | None
     unit: str
-    standard_error: float | None
-    reason: str | None = Field(default=None, description="Only where the value is null.")
+    standard_error: float | None = Field(description="On average over held-out pairs.")
+    reason: str | None = Field(
+        default=None,
+        description="Only where the value is null; begins with not learned, not observable, beyond "
+        "what was trained on or unlike pictures.",
+    )
 
 
 class Differences(BaseModel):
     index: int
-    differences: dict[str, list[DifferenceValue] | dict[str, float] | dict[str, list[float]]]
+    match: float | None = Field(
+        description="How probable it is that both pictures show one thing; null: not known."
+    )
+    differences: dict[str, list[DifferenceValue] | dict[str, float | list[float] | str | None]]
 
 
 class AugmentationAnswer(BaseModel):

@@ -25,7 +25,16 @@ def test_predict_prints_a_table(augself, tiny_model, pictures):
     done = augself("predict", *pictures, "--model", tiny_model, "--device", "cpu")
     lines = done.out.splitlines()
     assert (done.status, done.err) == (0, "")
-    assert lines[0].split() == ["augmentation", "name", "value", "unit", "standard", "error"]
+    assert lines[0].split() == [
+        "augmentation",
+        "name",
+        "value",
+        "unit",
+        "standard",
+        "error,",
+        "on",
+        "average",
+    ]
     assert len(lines) == 1 + 4 + 4 + 1
     (hue,) = (line for line in lines if " hue " in line)
     assert "turns" in hue and "gray" in hue

@@ -59,7 +59,7 @@ def test_a_recipe_builds_its_model(name):
     images = Images(["a", "b"], [0, 1], ["even", "odd"], nothing_to_read)
     small = dataclasses.replace(settings, size=32)  # the networks are the same
     with torch.device("meta"):
-        model = pretraining._build(small, policy_of(small), images, AugSelfLoss)
+        model = pretraining._build(small, policy_of(small), images, AugSelfLoss, [(64, 64)])
     assert isinstance(model.method, nn.Module)
     assert dict(model.augself.weights) == settings.augself
     assert bool(model.augself.weights) != name.endswith("-baseline")
@@ -126,3 +126,18 @@ def test_they_are_listed_with_their_commands(capsys):
 def test_an_unknown_recipe_is_refused(asked, capsys):
     with pytest.raises(UsageError, match="unknown recipe 'large': see augself pretrain --list"):
         recipe("large")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("stl10", "imagenet100"))])
+def test_the_paper_s_recipes_do_as_the_official_runs(name):
+    """The rows of docs/pretraining.md that can be chosen."""
+    given = recipe(name).settings
+    settings = Settings(data="x", output=Path("y"), **given)
+    policy = policy_of(settings)
+    assert (policy.saturate, policy.order) == ("hsv", "batch")
+    assert (settings.schedule_by, settings.convention) == ("epoch", "paper")
+    official = {
+        "moco": {"projector_norm": True},
+        "swav": {"scale": 1.0, "frozen_steps": 410},
+    }.get(settings.method, {})
+    assert official.items() <= settings.method_options.items()

@@ -42,8 +42,14 @@ class Method(nn.Module, ABC):
     def forward(self, x1: Tensor, x2: Tensor) -> MethodOutput:
         """(N, 3, H, W) views of the same N images -> the method's loss and the features."""
 
-    def before_step(self, epoch: float) -> None:
-        """Called between backward and the optimizer's step. `epoch` counts fractions."""
+    def before_step(self, epoch: float, step: int) -> None:
+        """Called between backward and the optimizer's step, which is `step` of them, from 0.
+
+        `epoch` counts fractions.
+        """
 
     def after_step(self, progress: float) -> None:
-        """Called after each optimizer step. `progress` is k/K at step k of K, from 0."""
+        """Called after each optimizer step. `progress` is k/K at step k of K, from 0.
+
+        Of a run whose schedules move once an epoch it is that of the epoch's first step.
+        """

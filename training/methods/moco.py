@@ -13,12 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import follow, gathered, products, target_of
+from training.methods.layers import follow, gathered, mlp, products, target_of
 from training.methods.method import Method, MethodOutput
 
 
 class MoCo(Method):
-    """Asymmetric: the AugSelf heads see online features of x1 and target features of x2."""
+    """Asymmetric: the AugSelf heads see online features of x1 and target features of x2.
+
+    `projector_norm` puts a BN into the projector's hidden layer, as official AugSelf runs had it.
+    MoCo v2 has none: through a batch's statistics queries can tell their keys, which MoCo takes
+    pains to prevent.
+    """
 
     def __init__(
         self,
@@ -27,9 +32,10 @@ class MoCo(Method):
         queue: int = 65536,
         momentum: float = 0.999,
         temperature: float = 0.2,
+        projector_norm: bool = False,
     ) -> None:
         super().__init__(encoder)
-        self.projector = mlp_v2(encoder.dim, width)
+        self.projector = mlp_v2(encoder.dim, width, projector_norm)
         self.target_encoder, self.target_projector = target_of(encoder), target_of(self.projector)
         self.momentum, self.temperature = momentum, temperature
         self.queue: Tensor
@@ -62,6 +68,8 @@ class MoCo(Method):
         follow(self.target_projector, self.projector, self.momentum)
 
 
-def mlp_v2(dim: int, width: int) -> nn.Sequential:
-    """MoCo v2's head: two layers, no BN."""
+def mlp_v2(dim: int, width: int, norm: bool = False) -> nn.Sequential:
+    """MoCo v2's head: two layers, no BN unless asked for."""
+    if norm:
+        return mlp(dim, dim, width)
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, width))

@@ -10,9 +10,10 @@ from augself_hub.errors import UsageError
 from training.methods.method import Method
 
 MOST = {"momentum": 1.0}
+MAY_BE_0 = {"frozen_steps"}
 
 
-def options_of(method: type[Method]) -> dict[str, int | float]:
+def options_of(method: type[Method]) -> dict[str, int | float | bool]:
     """Name -> default, in the constructor's order."""
     parameters = inspect.signature(method).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -20,7 +21,7 @@ def options_of(method: type[Method]) -> dict[str, int | float]:
 
 def checked_options(
     name: str, method: type[Method], given: Mapping[str, Any]
-) -> dict[str, int | float]:
+) -> dict[str, int | float | bool]:
     """What was given, each value of its option's type.
 
     Raises:
@@ -36,8 +37,14 @@ def checked_options(
 
 
 def _check(name: str, option: str, value: Any, kind: type) -> None:
+    if kind is bool:
+        if type(value) is not bool:
+            raise UsageError(f"{name} option {option}={value} must be True or False")
+        return
     fits = type(value) is int or type(value) is kind
-    if not fits or not 0 < value <= MOST.get(option, float("inf")):
+    least = -1 if option in MAY_BE_0 else 0
+    if not fits or not least < value <= MOST.get(option, float("inf")):
         wanted = "a whole number" if kind is int else "a number"
         most = f" up to {MOST[option]:g}" if option in MOST else ""
-        raise UsageError(f"{name} option {option}={value} must be {wanted} above 0{most}")
+        above = "of 0 or more" if option in MAY_BE_0 else f"above 0{most}"
+        raise UsageError(f"{name} option {option}={value} must be {wanted} {above}")

@@ -3,7 +3,10 @@
 z = normalize(g(f(x)))               # (N, C)
 s = z C^T                            # scores against the prototypes C, (N, K)
 q = sinkhorn(s)                      # codes, no gradient
-L = - mean( q1 log softmax(s2 / T) + q2 log softmax(s1 / T) ) / 2
+L = - scale * mean( q1 log softmax(s2 / T) + q2 log softmax(s1 / T) )
+
+`scale` is a half, the mean of both directions as in SwAV's Algorithm 1; official AugSelf runs took
+their sum, scale=1, beside which the same lambda weighs AugSelf's losses half as much.
 """
 
 from __future__ import annotations
@@ -19,7 +22,11 @@ from training.methods.method import Method, MethodOutput
 
 
 class SwAV(Method):
-    """The prototypes are frozen for the first epoch and keep unit length."""
+    """The prototypes keep unit length.
+
+    They are frozen for the first `frozen_steps` steps (official AugSelf runs: 410), or, if that is
+    0, for the first epoch, as long on any data set.
+    """
 
     def __init__(
         self,
@@ -30,11 +37,14 @@ class SwAV(Method):
         temperature: float = 0.1,
         epsilon: float = 0.05,
         iterations: int = 3,
+        scale: float = 0.5,
+        frozen_steps: int = 0,
     ) -> None:
         super().__init__(encoder)
         self.projector = mlp(encoder.dim, hidden, width)
         self.prototypes = nn.Linear(width, prototypes, bias=False)
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
+        self.scale, self.frozen_steps = scale, frozen_steps
         self.after_step(0)
 
     def forward(self, x1: Tensor, x2: Tensor) -> MethodOutput:
@@ -42,15 +52,15 @@ class SwAV(Method):
         s1, s2 = self._scores(y1), self._scores(y2)  # (N, K)
         q1, q2 = (sinkhorn(s, self.epsilon, self.iterations) for s in (s1, s2))
         log1, log2 = (F.log_softmax(s / self.temperature, dim=1) for s in (s1, s2))
-        loss = -((q1 * log2).sum(dim=1) + (q2 * log1).sum(dim=1)).mean() / 2
+        loss = -self.scale * ((q1 * log2).sum(dim=1) + (q2 * log1).sum(dim=1)).mean()
         return MethodOutput(loss, y1, y2)
 
     def _scores(self, y: Tensor) -> Tensor:
         z = F.normalize(self.projector(y).float(), dim=1)
         return products(z, self.prototypes.weight)
 
-    def before_step(self, epoch: float) -> None:
-        if epoch < 1:
+    def before_step(self, epoch: float, step: int) -> None:
+        if step < self.frozen_steps if self.frozen_steps else epoch < 1:
             self.prototypes.weight.grad = None
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
 """Awareness on held-out pairs: predicted against true differences of views never trained on.
 
 Every figure stands beside the trivial predictor's: zero for a regression head (R^2 0), the most
-frequent answer for flip and rotation.
+frequent answer for flip and rotation. A dimension whose skill, the share of what the trivial
+predictor leaves to be known, is not surely above LEAST_SKILL counts as not learned.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Head, Spec
+from augself_hub.augmentations.spec import Cut, Head, Match, Spec
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.views import finish_views
 from training.data.batches import ViewsDataset, collate
@@ -23,6 +25,10 @@ from training.data.batches import ViewsDataset, collate
 TASK = "held-out pairs"
 PAIRS = 2000
 VISIBLE = 0.1  # a log brightness ratio beyond which its sign should be right
+LEAST_SKILL = 0.05  # R^2 of 0.05 is an error 2.5% below guessing's: nobody is helped by less
+FEWEST = 20  # images without which nothing is said about noise
+RESAMPLES = 1000
+FALSE_ALARMS = 0.05  # share of the pairs of one picture that may be taken for two
 
 Result = dict[str, Any]
 
@@ -38,54 +44,83 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
 
     Returns:
         One record per dimension: task, kind, name, value (R^2 or accuracy), trivial, rmse (in the
-        unit of the dimension), pairs; none for a dimension that no pair shows. Empty where nothing
-        was held out.
+        unit of the dimension), pairs and, of FEWEST images or more, interval_95 (of value) and
+        learned; none for a dimension that no pair shows. Last, of FEWEST images or more, how pairs
+        of two pictures are told from pairs of one. Empty where nothing was held out.
     """
     if not len(images) or not pairs or not model.spec.heads:
         return []
-    predicted, wa, wb = _predict(model, images, pairs)
+    y, wa, wb = _predict(model, images, pairs)
+    predicted = {kind: value.cpu() for kind, value in model.differences(*y).items()}
+    ya, yb = (side.double().cpu() for side in y)
+    image = torch.arange(pairs) % len(images)
     results: list[Result] = []
     for kind, head in model.spec.heads.items():
         target, mask = targets(kind, wa, wb, model.spec.policy, model.spec.convention)
-        results += scores(kind, head, predicted[kind].double(), target.double(), mask)
+        value = predicted[kind].double()
+        results += scores(kind, head, value, target.double(), mask, image)
+    if len(images) >= FEWEST:
+        gray = wa["gray"].bool(), wb["gray"].bool()
+        results += _match(ya, yb, gray, image)
     return results
 
 
 def _predict(
     model: AugSelfModel, images: ViewsDataset, pairs: int
-) -> tuple[dict[str, Tensor], Parameters, Parameters]:
+) -> tuple[tuple[Tensor, Tensor], Parameters, Parameters]:
+    """Features of both views, (N, D) each, and the views' parameters."""
     keys = [(i // len(images), i % len(images)) for i in range(pairs)]
-    predicted, wa, wb = [], [], []
+    y, wa, wb = [], [], []
     device = next(model.parameters()).device
     mean, std = model.preprocessing.mean, model.preprocessing.std
     for start in range(0, pairs, 100):
         batch = collate([images[key] for key in keys[start : start + 100]])
         both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]).to(device) for n in batch["w1"]}
         views = finish_views(batch["crops"].to(device), both, images.policy, mean, std)
-        differences = model.predict_difference(*views.chunk(2))
-        predicted.append({kind: value.cpu() for kind, value in differences.items()})
+        y.append(model(views).features.chunk(2))
         wa.append(batch["w1"])
         wb.append(batch["w2"])
-    return _joined(predicted), _joined(wa), _joined(wb)
+    ya, yb = (torch.cat(side) for side in zip(*y, strict=True))
+    return (ya, yb), _joined(wa), _joined(wb)
 
 
 def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def scores(kind: str, head: Head, value: Tensor, target: Tensor, mask: Tensor) -> list[Result]:
-    """A record for each dimension: (N, outputs) predictions against (N, n) targets and mask."""
+def scores(
+    kind: str,
+    head: Head,
+    value: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    image: Tensor | None = None,
+) -> list[Result]:
+    """A record for each dimension: (N, outputs) predictions against (N, n) targets and mask.
+
+    Args:
+        image: (N,) which image each pair is of; None: each of its own.
+    """
+    image = torch.arange(len(target)) if image is None else image
     if head.type == "regression":
-        return _regression_scores(kind, head, value, target, mask)
+        return _regression_scores(kind, head, value, target, mask, image)
     answer = value.argmax(dim=1) if head.type == "classes" else (value[:, 0] > 0.5)
-    frequent = max(float((target[:, 0] == c).double().mean()) for c in target.unique())
-    accuracy = float((answer == target[:, 0]).double().mean())
+    right = (answer == target[:, 0]).double()
+    is_class = torch.stack([(target[:, 0] == c).double() for c in target.unique()], dim=1)
+    frequent = float(is_class.mean(dim=0).max())
     name = head.dimensions[0].name
-    return [_result(kind, name, f"{kind} {name} accuracy", accuracy, frequent, len(target))]
+    label, accuracy = f"{kind} {name} accuracy", float(right.mean())
+    result = _result(kind, name, label, accuracy, frequent, len(target))
+    drawn = _resampled(torch.cat([right[:, None], is_class], dim=1), image)
+    if drawn is None:
+        return [result]
+    of_others = drawn[:, 1:].max(dim=1).values
+    skill = (drawn[:, 0] - of_others) / (1 - of_others).clamp(min=1e-12)
+    return [{**result, **_interval(drawn[:, 0], skill)}]
 
 
 def _regression_scores(
-    kind: str, head: Head, value: Tensor, target: Tensor, mask: Tensor
+    kind: str, head: Head, value: Tensor, target: Tensor, mask: Tensor, image: Tensor
 ) -> list[Result]:
     results = []
     for column, dimension in enumerate(head.dimensions):
@@ -97,11 +132,87 @@ def _regression_scores(
         r2 = 1 - error / max(float((t**2).mean()), 1e-12)
         label = f"{kind} {dimension.name} R^2"
         result = _result(kind, dimension.name, label, r2, 0.0, int(seen.sum()))
+        drawn = _resampled(torch.stack([(v - t) ** 2, t**2], dim=1), image[seen])
+        if drawn is not None:
+            skill = 1 - drawn[:, 0] / drawn[:, 1].clamp(min=1e-12)
+            result |= _interval(skill, skill)
         results.append({**result, "rmse": error**0.5})
         visible = t.abs() > VISIBLE
         if (dimension.name, dimension.unit) == ("brightness", "log ratio") and visible.any():
             results.append(_sign(kind, t[visible], v[visible]))
     return results
+
+
+def _resampled(rows: Tensor, image: Tensor) -> Tensor | None:
+    """Means (RESAMPLES, n) of rows (N, n) over the bootstrap's images; None of too few images.
+
+    Whole images are drawn, since pairs of one image share what makes it easy or hard.
+    """
+    names, place = image.unique(return_inverse=True)
+    if len(names) < FEWEST:
+        return None
+    sums = rows.new_zeros(len(names), rows.shape[1]).index_add(0, place, rows)
+    counts = torch.bincount(place, minlength=len(names)).to(rows)
+    draws = torch.randint(
+        len(names), (RESAMPLES, len(names)), generator=torch.Generator().manual_seed(0)
+    )
+    drawn = [(sums[d].sum(dim=0) / counts[d].sum()) for d in draws]
+    return torch.stack(drawn)
+
+
+def _interval(values: Tensor, skill: Tensor) -> dict[str, Any]:
+    """What 95% of the resampled values lie within; whether the skill is surely worth something."""
+    bounds = torch.tensor([0.025, 0.975], dtype=values.dtype)
+    low, high = values.quantile(bounds).tolist()
+    return {"interval_95": [low, high], "learned": float(skill.quantile(0.025)) > LEAST_SKILL}
+
+
+def _match(ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], image: Tensor) -> list[Result]:
+    """How the cosine of the features tells pairs of one picture from pairs of two.
+
+    The strangers are view a of one image with view b of the image half the list away.
+    """
+    images = int(image.max()) + 1
+    other = (torch.arange(len(ya)) + images // 2) % len(ya)
+    strangers = image[other] != image
+    same, two = (torch.cosine_similarity(ya, b, dim=1) for b in (yb, yb[other]))
+    unlike_same, unlike_two = gray[0] ^ gray[1], gray[0] ^ gray[1][other]
+    found = []
+    for name, one_gray in (("alike", False), ("one_gray", True)):
+        a = same[unlike_same == one_gray].numpy()
+        b = two[strangers & (unlike_two == one_gray)].numpy()
+        if min(len(a), len(b)) >= FEWEST:
+            cut = _cut(a, b)
+            label = f"pairs of one picture or of two, {name.replace('_', ' ')}, AUC"
+            record = _result("match", name, label, cut.auc, 0.5, len(a))
+            found.append({**record, "metric": "auc", "cut": dataclasses.asdict(cut)})
+    return found
+
+
+def _cut(same: np.ndarray, two: np.ndarray) -> Cut:
+    """From the cosines of pairs of one picture and of pairs of two."""
+    slope, intercept = _logistic(same, two)
+    p_same, p_two = (1 / (1 + np.exp(-(slope * c + intercept))) for c in (same, two))
+    least = float(np.quantile(p_same, FALSE_ALARMS))
+    return Cut(
+        slope=slope,
+        intercept=intercept,
+        least=least,
+        auc=float((same[:, None] > two).mean() + (same[:, None] == two).mean() / 2),
+        false_alarms=float((p_same < least).mean()),
+        found=float((p_two < least).mean()),
+        pairs=len(same),
+    )
+
+
+def _logistic(same: np.ndarray, two: np.ndarray) -> tuple[float, float]:
+    """Slope and intercept of the probability of one picture, where either is as likely."""
+    from sklearn.linear_model import LogisticRegression
+
+    cosine = np.concatenate([same, two])[:, None]
+    truth = np.repeat([1, 0], [len(same), len(two)])
+    fit = LogisticRegression(C=1e3, class_weight="balanced").fit(cosine, truth)
+    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
 def _sign(kind: str, t: Tensor, v: Tensor) -> Result:
@@ -124,14 +235,27 @@ def _result(kind: str, dimension: str, name: str, value: float, trivial: float, 
     }
 
 
-def with_standard_errors(spec: Spec, results: list[Result]) -> Spec:
-    """The spec with each regression dimension's measured root mean square error."""
-    rmse = {(r["kind"], r["dimension"]): r["rmse"] for r in results if "rmse" in r}
+def with_results(spec: Spec, results: list[Result]) -> Spec:
+    """The spec with what was measured of each dimension, its mark, and how strangers are told."""
+    found = {(r["kind"], r["dimension"]): r for r in results if r["task"] == TASK}
 
     def measured(kind: str, head: Head) -> Head:
-        dimensions = tuple(
-            dataclasses.replace(d, standard_error=rmse.get((kind, d.name))) for d in head.dimensions
+        return dataclasses.replace(
+            head,
+            dimensions=tuple(
+                dataclasses.replace(
+                    dimension,
+                    standard_error=record.get("rmse"),
+                    learned=record.get("learned"),
+                    score=record.get("value"),
+                    interval=tuple(record["interval_95"]) if "interval_95" in record else None,
+                    baseline=record.get("trivial"),
+                )
+                for dimension in head.dimensions
+                for record in [found.get((kind, dimension.name), {})]
+            ),
         )
-        return dataclasses.replace(head, dimensions=dimensions)
 
-    return dataclasses.replace(spec, heads={k: measured(k, h) for k, h in spec.heads.items()})
+    cuts = {r["dimension"]: Cut(**r["cut"]) for r in results if "cut" in r}
+    heads = {kind: measured(kind, head) for kind, head in spec.heads.items()}
+    return dataclasses.replace(spec, heads=heads, match=Match(**cuts) if cuts else None)

@@ -64,10 +64,15 @@ def optimizer_of(
 
 
 def scheduler_of(
-    settings: Settings, optimizer: torch.optim.Optimizer, steps: int, warmup: int
+    settings: Settings,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    warmup: int,
+    epoch_steps: int = 1,
 ) -> LambdaLR:
     """Per step: up from 0 in `warmup` steps, then a cosine to 0 at `steps`, or constant.
 
+    Along the cosine it moves at every step, or, with schedule_by=epoch, at every epoch's first.
     The second half of the groups rises with the others and then keeps its rate.
     """
 
@@ -77,13 +82,19 @@ def scheduler_of(
                 return step / warmup
             if constant:
                 return 1.0
-            return (1 + math.cos(math.pi * min(1.0, (step - warmup) / (steps - warmup)))) / 2
+            reached = max(warmup, reached_step(settings, step, epoch_steps))
+            return (1 + math.cos(math.pi * min(1.0, (reached - warmup) / (steps - warmup)))) / 2
 
         return factor
 
     count = len(optimizer.param_groups)
     flat = settings.schedule == "constant"
     return LambdaLR(optimizer, [scheduled(flat or i >= count // 2) for i in range(count)])
+
+
+def reached_step(settings: Settings, step: int, epoch_steps: int) -> int:
+    """Where a run is on its schedules: at this step, or at the first one of its epoch."""
+    return step // epoch_steps * epoch_steps if settings.schedule_by == "epoch" else step
 
 
 def warmup_steps(settings: Settings, images: int) -> int:

@@ -7,19 +7,23 @@ the model folder with what was measured.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import platform
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 
 from augself_hub import hub
+from augself_hub.augmentations.difference import Sizes, standardised
 from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Policy, heads_for
-from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.modeling.convert import PRETRAIN_DATA
 from augself_hub.modeling.encoders import ENCODERS, Encoder, build_encoder, preprocessing_of
 from augself_hub.modeling.model import AugSelfModel
@@ -31,7 +35,7 @@ from training.data.sources import UNLABELED, Images, lines_of, open_images
 from training.data.streams import PREFIX, Stream, StreamViews, held_out_images, open_stream
 from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
-from training.monitoring.awareness import PAIRS, with_standard_errors
+from training.monitoring.awareness import PAIRS, with_results
 from training.monitoring.monitor import Monitor, evaluate, feature_spread, known_images
 from training.run import checkpoints
 from training.run.arguments import set_intervals, training_arguments
@@ -46,6 +50,7 @@ log = logging.getLogger(__name__)
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 PAIRS_AN_IMAGE = 20
 MODEL = "model"
+SIZES = 256  # images whose sizes the targets' standard deviations are taken from
 
 
 class Pretraining(nn.Module):
@@ -78,6 +83,8 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
+        if self.augself.spec.policy.order == "batch":
+            w1, w2 = ({**w, "order": w["order"][:1].expand_as(w["order"])} for w in (w1, w2))
         both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
         with torch.autocast(crops.device.type, enabled=False):
             views = finish_views(
@@ -118,7 +125,9 @@ def pretrain(
     train, held_out = _datasets(settings, policy)
     decisive = decisive_settings(settings, len(train), train.images.names)
     extended = False if before is None else check_resumed(settings.output, before, decisive)
-    model = _build(settings, policy, train.images, loss)
+    model = _build(settings, policy, train.images, loss, _sizes(train, held_out, settings.seed))
+    if before is not None:
+        model.augself.spec = _begun_spec(settings, before, model.augself.spec)
     trainer = _trainer(settings, arguments, model, train)
     _refuse_finished(settings.output / MODEL, trainer)
     trainer.earlier = checkpoints.spent_until(checkpoint)
@@ -127,7 +136,8 @@ def pretrain(
         trainer.add_callback(_monitor(settings, trainer, held_out, known))
     arguments.distributed_state.wait_for_everyone()  # all have compared the settings
     if arguments.should_save and (before is None or extended):
-        write_json(settings.output / SETTINGS, decisive)
+        spec = json.loads(model.augself.spec.to_json())
+        write_json(settings.output / SETTINGS, {**decisive, "spec": spec})
     arguments.distributed_state.wait_for_everyone()
     _refuse_split_output(settings.output)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -299,13 +309,50 @@ def _split(images: Images, seed: int) -> tuple[Images, Images]:
     return images.at(sorted(order[count:])), images.at(order[:count])
 
 
+def _sizes(train: ViewsDataset | StreamViews, held_out: ViewsDataset, seed: int) -> Sizes:
+    """(height, width) of a keyed sample of the images, upright; of a stream, of what it holds out.
+
+    Square where there are none.
+    """
+    images = held_out.images if isinstance(train.images, Stream) else train.images
+    sizes = []
+    for index in np.random.default_rng(seed).permutation(len(images))[:SIZES]:
+        try:
+            image = images.read(int(index))
+        except (ImageError, OSError):  # training names it
+            continue
+        sizes.append((image.height, image.width))
+    return sizes or [(1024, 1024)]
+
+
+def _begun_spec(settings: Settings, before: dict[str, Any], fresh: Spec) -> Spec:
+    """What the heads of a run to be resumed have learned so far: the spec in its settings.json.
+
+    Version 0.1 saved none: it standardised for square pictures, and its `paper` had another x.
+    """
+    if "spec" in before:
+        return Spec.from_json(json.dumps(before["spec"]))
+    if settings.convention == "paper" and "crop" in settings.augself:
+        raise AugSelfError(
+            f"the run in {settings.output} was begun by version 0.1, whose target of x was not "
+            "that of convention paper: start it anew in another --output"
+        )
+    return dataclasses.replace(
+        fresh, heads=standardised(fresh.heads, fresh.policy, fresh.convention)
+    )
+
+
 def _build(
-    settings: Settings, policy: Policy, images: Images | Stream, loss: type[AugSelfLoss]
+    settings: Settings,
+    policy: Policy,
+    images: Images | Stream,
+    loss: type[AugSelfLoss],
+    sizes: Sizes,
 ) -> Pretraining:
     """The method before the heads, so that it starts the same whatever heads there are."""
     encoder = build_encoder(settings.encoder, settings.size)
     method = _method(settings, encoder, images)
-    augself = loss(encoder.dim, settings.augself, policy, settings.convention)
+    augself = loss(encoder.dim, settings.augself, policy, settings.convention, sizes)
     return Pretraining(method, augself, preprocessing_for(settings))
 
 
@@ -353,7 +400,7 @@ def _publish(
     pairs = measured_pairs(len(held_out))
     with stage(f"measuring {pairs} pairs of {len(held_out)} held-out images"):
         results = evaluate(model, held_out, known, pairs)
-    model.spec = with_standard_errors(model.spec, results)
+    model.spec = with_results(model.spec, results)
     folder = settings.output / MODEL
     write_folder(folder, model, settings, trainer, results)
     if settings.push_to_hub:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from augself_hub.augmentations.spec import Policy
+from augself_hub.augmentations.spec import CHOICES, Policy
 from augself_hub.errors import UsageError
 from training.run.rules import Rule
 
@@ -23,6 +23,7 @@ HEADS: dict[str, Any] = {"size": 224, "epochs": 10.0}  # its defaults, where the
 FIXED = ("encoder", "method", "method_options", "convention", "normalization")  # there, likewise
 NORMALIZATIONS = ("imagenet", "stl10")
 OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
+SCHEDULE_STEPS = ("step", "epoch")
 PAIRS = {"method_options": "--method-option", "policy": "--policy", "arguments": "--set"}
 LEAST_SIZE = 8  # pixels: below it a ResNet's last maps and the blur have nothing to work on
 _TEXT, _MAYBE = Rule(str), Rule(str, optional=True)
@@ -116,6 +117,14 @@ class Settings:
         default="cosine",
         metadata=_about(
             "Optimisation", "Of the learning rate, to 0 or not.", Rule(str, choices=SCHEDULES)
+        ),
+    )
+    schedule_by: str = field(
+        default="step",
+        metadata=_about(
+            "Optimisation",
+            "How often the learning rate and BYOL's momentum move along their cosines.",
+            Rule(str, choices=SCHEDULE_STEPS),
         ),
     )
     warmup_epochs: float = field(
@@ -235,6 +244,7 @@ class Options(TypedDict, total=False):
     base_lr: float
     optimizer: str
     schedule: str
+    schedule_by: str
     warmup_epochs: float
     weight_decay: float
     seed: int
@@ -332,9 +342,9 @@ def policy_of(settings: Settings) -> Policy:
     known = {f.name for f in dataclasses.fields(Policy)} - {"size"}
     if unknown := sorted(set(settings.policy) - known):
         raise UsageError(f"the policy has no {unknown[0]!r}: use {', '.join(sorted(known))}")
-    given = {name: _number_or_pair(name, value) for name, value in settings.policy.items()}
+    given = {name: _policy_value(name, value) for name, value in settings.policy.items()}
     policy = Policy(size=settings.size, **given).with_color_strength(settings.color_strength)
-    for name in known:
+    for name in known - set(CHOICES):
         _check_range(name, getattr(policy, name))
     return policy.with_kinds(set(settings.augself) - set(given))
 
@@ -343,8 +353,12 @@ RANGES = {"scale": (1e-6, 1.0), "ratio": (1e-3, 1e3), "sigma": (1e-3, 1e3)}
 LIMITS = {"hue": 0.5, "brightness": 100.0, "contrast": 100.0, "saturation": 100.0}
 
 
-def _number_or_pair(name: str, value: Any) -> Any:
-    """Two numbers for a range, one for the rest."""
+def _policy_value(name: str, value: Any) -> Any:
+    """Two numbers for a range, a word where there are words to choose from, one number else."""
+    if name in CHOICES:
+        if value not in CHOICES[name]:
+            raise UsageError(f"policy {name}={value!r}: use {' or '.join(CHOICES[name])}")
+        return value
     numbers = list(value) if isinstance(value, tuple | list) else [value]
     wanted = 2 if name in RANGES else 1
     if len(numbers) != wanted or not all(type(n) in (int, float) for n in numbers):

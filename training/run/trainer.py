@@ -41,7 +41,7 @@ from training.methods.layers import processes, reduced
 from training.monitoring.monitor import Alarm
 from training.run import checkpoints
 from training.run.memory import keep_freed_memory
-from training.run.optimisation import optimizer_of, scheduler_of, warmup_steps
+from training.run.optimisation import optimizer_of, reached_step, scheduler_of, warmup_steps
 from training.run.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ class AugSelfTrainer(Trainer):
         self._skipped: set[str] = set()
         self._bad: Tensor | None = None
         self.settings = settings
+        self.epoch_steps = max(1, len(self.train_dataset) // batch)
         self.earlier = checkpoints.Spent()  # by the starts before this one
         self._started = checkpoints.Spent(time.monotonic(), time.process_time())
         self.remove_callback(PrinterCallback)
@@ -181,8 +182,13 @@ class AugSelfTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         warmup = warmup_steps(self.settings, len(self.train_dataset))
-        optimizer = optimizer or self.optimizer
-        self.lr_scheduler = scheduler_of(self.settings, optimizer, num_training_steps, warmup)
+        self.lr_scheduler = scheduler_of(
+            self.settings,
+            optimizer or self.optimizer,
+            num_training_steps,
+            warmup,
+            self.epoch_steps,
+        )
         return self.lr_scheduler
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -256,10 +262,12 @@ class _MethodSteps(TrainerCallback):
         self.trainer.sampler.set_epoch(int(state.epoch or 0))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.model.method.before_step(state.epoch or 0.0)
+        self.trainer.model.method.before_step(state.epoch or 0.0, state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.trainer.model.method.after_step(state.global_step / state.max_steps)
+        trainer = self.trainer
+        reached = reached_step(trainer.settings, state.global_step, trainer.epoch_steps)
+        trainer.model.method.after_step(reached / state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A log has the last steps, however short the run is."""

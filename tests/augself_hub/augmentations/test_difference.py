@@ -295,12 +295,44 @@ def test_standardised_targets_have_a_mean_square_of_1(policy):
             assert np.nanmean(values**2, axis=0) == pytest.approx(1, abs=0.05), kind
 
 
+@pytest.mark.parametrize("size", [(300, 400), (1600, 900), (500, 500)])
+def test_predicting_zero_costs_1_on_the_data_at_hand(size):
+    """On 4:3 and 16:9 photographs squares' deviations would let it cost 0.5 to 2."""
+    heads = standardised(heads_for(["crop"], POLICY), POLICY, "relative", [size])
+    pair = [draw(POLICY, (3, 0, np.arange(30_000), v), *size) for v in (0, 1)]
+    values = targets("crop", *pair, POLICY, "relative")[0]
+    cost = np.mean((values / [d.std for d in heads["crop"].dimensions]) ** 2, axis=0)
+    assert cost == pytest.approx(1, abs=0.05)
+    square = standardised(heads_for(["crop"], POLICY), POLICY, "relative")["crop"]
+    by_squares = np.mean((values / [d.std for d in square.dimensions]) ** 2, axis=0)
+    assert (np.abs(by_squares - 1) > 0.1).any() == (size[0] != size[1])
+
+
+def test_sizes_count_as_often_as_the_data_has_them():
+    mixed = standardised(
+        heads_for(["crop"], POLICY), POLICY, "relative", [(300, 400)] * 3 + [(9, 9)]
+    )
+    apart = [
+        standardised(heads_for(["crop"], POLICY), POLICY, "relative", [size])["crop"]
+        for size in ((300, 400), (9, 9))
+    ]
+    long, small = (np.array([d.std for d in head.dimensions]) for head in apart)
+    found = [d.std for d in mixed["crop"].dimensions]
+    assert found == pytest.approx(np.sqrt(0.75 * long**2 + 0.25 * small**2), rel=0.02)
+
+
+def test_the_largest_difference_of_training_is_kept():
+    """A factor is 0.6 to 1.4: no brightness differs by more than log(1.4 / 0.6) = 0.847."""
+    for convention, most in (("relative", 0.847298), ("paper", 1.0)):
+        head = standardised(heads_for(["color"], POLICY, convention), POLICY, convention)["color"]
+        assert 0.9 * most < head.dimensions[0].largest < most
+
+
 def test_what_is_not_a_number_and_convention_paper_are_not_standardised():
     kinds = ("crop", "flip", "rot")
     policy = POLICY.with_kinds(kinds)
-    assert standardised(heads_for(kinds, policy, "paper"), policy, "paper") == heads_for(
-        kinds, policy, "paper"
-    )
+    for head in standardised(heads_for(kinds, policy, "paper"), policy, "paper").values():
+        assert {d.std for d in head.dimensions} == {1.0}
     heads = heads_for(("flip", "rot"), policy)
     assert standardised(heads, policy, "relative") == heads
 

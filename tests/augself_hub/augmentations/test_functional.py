@@ -1,5 +1,6 @@
 """Every image operation against torchvision's function on single images, on numpy and on torch."""
 
+import colorsys
 import itertools
 
 import numpy as np
@@ -219,3 +220,29 @@ def test_normalise(views, library):
     mean, std = (0.43, 0.42, 0.39), (0.27, 0.26, 0.27)
     ours = torch.as_tensor(functional.normalise(library(views), mean, std))
     assert_close(ours, torch.stack([tv.normalize(v, mean, std) for v in views]))
+
+
+def scaled_in_hsv(pixel, factor):
+    """What official runs did to one pixel's saturation, by the standard library."""
+    hue, saturation, value = colorsys.rgb_to_hsv(*map(float, pixel))
+    return colorsys.hsv_to_rgb(hue, min(1.0, saturation * factor), value)
+
+
+def test_saturation_in_hsv_is_colorsys_s(views, library):
+    factors = torch.linspace(0, 3, N)
+    found = torch.as_tensor(functional.saturation_hsv(library(views.clone()), library(factors)))
+    for view, factor, out in zip(views, factors, found, strict=True):
+        pixels = view.reshape(3, -1).T[::7]
+        expected = torch.tensor([scaled_in_hsv(pixel, float(factor)) for pixel in pixels])
+        torch.testing.assert_close(out.reshape(3, -1).T[::7], expected, atol=2e-6, rtol=0)
+
+
+def test_the_policy_chooses_how_saturation_is_scaled(views):
+    color = torch.tensor([[1.0, 1.0, 1.4, 0.0]]).repeat(N, 1)
+    for word, function in (
+        ("luma", functional.saturation),
+        ("hsv", functional.saturation_hsv),
+    ):
+        policy = Policy(size=SIDE, saturate=word)
+        found = functional.augment(views, parameters(color=color), policy)
+        torch.testing.assert_close(found, function(views, color[:, 2]), atol=1e-6, rtol=0)

@@ -120,7 +120,7 @@ SPOILT = {
     ),
     "a format from the future": (
         lambda f: edit_json(f / CONFIG, lambda c: c.update(format=99)),
-        "is not of format .*: upgrade",
+        "is not of format 1 or 2: upgrade",
     ),
     "another preprocessing": (
         lambda f: edit_json(f / "preprocessor_config.json", lambda c: c.update(resample=2)),
@@ -131,7 +131,7 @@ SPOILT = {
         r"preprocessor_config\.json is missing",
     ),
     "no encoder": (lambda f: (f / ENCODER).unlink(), "the encoder cannot be loaded"),
-    "no architecture": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
+    "no architecture": (lambda f: (f / "config.json").unlink(), "the encoder cannot be loaded"),
 }
 
 

@@ -68,7 +68,7 @@ def test_every_kind_is_learned_beside_every_method(build, method, convention, ba
         optimizer.zero_grad()
         outputs = model(**batch)
         outputs["loss"].backward()
-        model.method.before_step(step / 4)
+        model.method.before_step(step / 4, step)
         optimizer.step()
         model.method.after_step(step / 8)
         history.append({name: value.item() for name, value in outputs.items()})

@@ -100,3 +100,16 @@ def test_the_published_defaults(encoder):
     torch.testing.assert_close(method.queue.norm(dim=1), torch.ones(65536))
     assert (method.momentum, method.temperature) == (0.999, 0.2)
     assert torch.equal(method.target_encoder.weight, encoder.weight)
+
+
+def test_official_runs_had_a_bn_in_the_projector(encoder):
+    """Linear, BN over the batch, ReLU, Linear; by hand on numbers."""
+    torch.manual_seed(0)
+    method = MoCo(encoder, width=3, queue=8, projector_norm=True)
+    y = torch.randn(6, encoder.dim)
+    first, norm, _, last = method.projector
+    hidden = y @ first.weight.T
+    hidden = (hidden - hidden.mean(0)) / (hidden.var(0, unbiased=False) + norm.eps).sqrt()
+    expected = hidden.clamp(min=0) @ last.weight.T + last.bias
+    torch.testing.assert_close(method.projector(y), expected, atol=1e-5, rtol=1e-5)
+    assert not any(isinstance(m, nn.BatchNorm1d) for m in MoCo(encoder, 3, 8).projector)

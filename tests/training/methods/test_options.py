@@ -9,12 +9,15 @@ from training.methods import METHODS, checked_options, options_of
 
 OPTIONS = {
     "simsiam": {"width": 2048, "bottleneck": 512, "layers": 2},
-    "moco": {"width": 128, "queue": 65536, "momentum": 0.999, "temperature": 0.2},
+    "moco": {
+        "width": 128, "queue": 65536, "momentum": 0.999, "temperature": 0.2,
+        "projector_norm": False,
+    },
     "simclr": {"width": 128, "temperature": 0.2},
     "byol": {"hidden": 4096, "width": 256, "momentum": 0.996},
     "swav": {
         "hidden": 2048, "width": 128, "prototypes": 100, "temperature": 0.1, "epsilon": 0.05,
-        "iterations": 3,
+        "iterations": 3, "scale": 0.5, "frozen_steps": 0,
     },
     "supervised": {},
 }  # fmt: skip
@@ -44,6 +47,8 @@ def test_values_get_their_option_s_type():
         ("simsiam", {"layers": True}, "layers=True must be a whole number"),
         ("simclr", {"temperature": "warm"}, "temperature=warm must be a number above 0"),
         ("simclr", {"temperature": 0}, "temperature=0 must be a number above 0"),
+        ("moco", {"projector_norm": 1}, "moco option projector_norm=1 must be True or False"),
+        ("swav", {"frozen_steps": -1}, "frozen_steps=-1 must be a whole number of 0 or more"),
         ("byol", {"momentum": 1.5}, "momentum=1.5 must be a number above 0 up to 1"),
     ],
 )

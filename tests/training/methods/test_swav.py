@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -56,10 +58,10 @@ def optimiser(method):
     return torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
 
 
-def step(method, views, optimizer, epoch):
+def step(method, views, optimizer, epoch, steps_before=0):
     optimizer.zero_grad()
     method(*views).loss.backward()
-    method.before_step(epoch)
+    method.before_step(epoch, steps_before)
     optimizer.step()
     method.after_step(0.5)
 
@@ -101,3 +103,21 @@ def test_epsilon_and_iterations_reach_sinkhorn(encoder, views):
     log1, log2 = ((s.double() / 0.1).log_softmax(dim=1) for s in (s1, s2))
     expected = -((q1 * log2).sum(dim=1) + (q2 * log1).sum(dim=1)).mean() / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_official_runs_took_the_sum_of_both_directions(encoder, views):
+    torch.manual_seed(0)
+    mean = SwAV(encoder, hidden=4, width=3, prototypes=4)
+    total = copy.deepcopy(mean)
+    total.scale = 1.0
+    assert SwAV(encoder, hidden=4, width=3, prototypes=4, scale=1.0).scale == 1.0
+    losses = [method(*views).loss.item() for method in (mean, total)]
+    assert losses[1] == pytest.approx(2 * losses[0])
+
+
+@pytest.mark.parametrize(("epoch", "before", "moves"), [(5.0, 409, False), (0.1, 410, True)])
+def test_official_prototypes_are_frozen_for_410_steps(encoder, views, epoch, before, moves):
+    method = SwAV(encoder, hidden=4, width=3, prototypes=4, frozen_steps=410)
+    optimizer, weight = optimiser(method), method.prototypes.weight.clone()
+    step(method, views, optimizer, epoch, before)
+    assert (not torch.allclose(weight, method.prototypes.weight, atol=1e-6)) == moves

@@ -25,9 +25,10 @@ def settings(small_run):
     return small_run(epochs=2, base_lr=0.64, weight_decay=0.01, arguments=arguments)
 
 
-@pytest.fixture
-def trained(settings, monkeypatch):
+@pytest.fixture(params=["step"])
+def trained(settings, monkeypatch, request):
     """A finished SimSiam run of 8 steps: its trainer and the learning rates of every step."""
+    settings = dataclasses.replace(settings, schedule_by=request.param)
     rates, done = [], []
     original = trainer._MethodSteps.on_pre_optimizer_step
 
@@ -57,6 +58,16 @@ def test_sgd_decays_every_weight_on_a_cosine_but_for_the_predictor_s_rate(traine
     }
     optimised = {id(p) for group in groups for p in group["params"]}
     assert optimised == {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("trained", ["epoch"], indirect=True)
+def test_official_schedules_step_once_an_epoch(trained):
+    """Two epochs of four steps: lr (1 + cos(pi e / 2)) / 2 in epoch e, which is all and a half."""
+    run, rates = trained
+    lr = 0.64 * 8 / 256
+    assert [encoder for encoder, _ in rates] == pytest.approx([lr] * 4 + [lr / 2] * 4)
+    assert [predictor for _, predictor in rates] == pytest.approx([lr] * 8)
+    assert run.epoch_steps == 4
 
 
 def test_the_log_has_every_part(trained):

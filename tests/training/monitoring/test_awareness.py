@@ -1,0 +1,107 @@
+"""What counts as learned, and how strangers are told: against other people's arithmetic."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from training.monitoring.awareness import _match, scores, with_results
+
+N = 2000
+SPEC = Spec("relative", Policy(), heads_for(("crop", "flip"), Policy()), features=8)
+
+
+def numbers(seed: int) -> torch.Tensor:
+    return torch.randn(N, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def crop_records(share: float, image: torch.Tensor | None = None) -> list[dict]:
+    """Of answers that explain `share` of each target's variance."""
+    target, noise = numbers(0), numbers(1)
+    value = share * target + (share * (1 - share)) ** 0.5 * noise
+    mask = torch.ones(N, 4, dtype=torch.bool)
+    return scores("crop", SPEC.heads["crop"], value, target, mask, image)
+
+
+def flip_records(accuracy: float) -> list[dict]:
+    truth = (torch.arange(N) % 2).double()
+    right = torch.from_numpy(np.random.default_rng(0).random(N) < accuracy)
+    value = torch.where(right, truth, 1 - truth)[:, None]
+    return scores("flip", SPEC.heads["flip"], value, truth[:, None], torch.ones(N, 1) > 0)
+
+
+@pytest.mark.parametrize(("share", "learned"), [(0.0, False), (0.03, False), (0.2, True)])
+def test_a_dimension_is_learned_where_its_r_squared_is_surely_worth_something(share, learned):
+    for record in crop_records(share):
+        assert record["learned"] is learned
+        low, high = record["interval_95"]
+        assert low <= record["value"] <= high and record["value"] == pytest.approx(share, abs=0.06)
+
+
+@pytest.mark.parametrize(("accuracy", "learned"), [(0.5, False), (0.54, False), (0.6, True)])
+def test_an_accuracy_hardly_above_the_more_frequent_answer_is_not_learned(accuracy, learned):
+    (record,) = flip_records(accuracy)
+    assert record["learned"] is learned
+    low, high = record["interval_95"]
+    expected = 1.96 * (record["value"] * (1 - record["value"]) / N) ** 0.5  # binomial
+    assert (high - low) / 2 == pytest.approx(expected, rel=0.12)
+
+
+def test_pairs_of_one_image_are_drawn_together():
+    """Every pair ten times over: no more is known, and the interval must not shrink."""
+    target, noise = numbers(0)[:200], numbers(1)[:200]
+    value, mask = 0.3 * target + 0.4 * noise, torch.ones(200, 4, dtype=torch.bool)
+    head = SPEC.heads["crop"]
+    once = scores("crop", head, value, target, mask)[0]["interval_95"]
+    many = [tensor.repeat(10, 1) for tensor in (value, target, mask)]
+    image = torch.arange(200).repeat(10)
+    again = scores("crop", head, *many, image)[0]["interval_95"]
+    assert again == pytest.approx(once, abs=1e-9)
+    apart = scores("crop", head, *many)[0]["interval_95"]
+    assert apart[1] - apart[0] < 0.5 * (once[1] - once[0])
+
+
+def test_of_few_images_nothing_is_said():
+    for record in crop_records(0.5, torch.arange(N) % 19):
+        assert "learned" not in record and "interval_95" not in record
+
+
+def test_strangers_are_told_by_the_cosine_and_the_spec_keeps_how():
+    generator = torch.Generator().manual_seed(0)
+    own = torch.randn(N, 8, generator=generator, dtype=torch.float64)
+    ya, yb = (own + 0.8 * torch.randn(own.shape, generator=generator).double() for _ in (0, 1))
+    gray = torch.zeros(N, dtype=torch.bool)
+    (record,) = _match(ya, yb, (gray, gray), torch.arange(N))
+    other = np.roll(np.arange(N), -N // 2)
+    cosines = torch.cat([torch.cosine_similarity(ya, b, dim=1) for b in (yb, yb[other])]).numpy()
+    truth = np.repeat([1, 0], N)
+    assert record["value"] == pytest.approx(roc_auc_score(truth, cosines))
+    cut = with_results(SPEC, [record]).match.alike
+    probability = 1 / (1 + np.exp(-(cut.slope * cosines + cut.intercept)))
+    assert (probability[:N] < cut.least).mean() == pytest.approx(0.05, abs=0.001)
+    assert (probability[N:] < cut.least).mean() == pytest.approx(cut.found)
+    deciles = np.quantile(probability, np.linspace(0, 1, 11))
+    for low, high in pairwise(deciles):  # it is a probability
+        inside = (probability >= low) & (probability <= high)
+        assert truth[inside].mean() == pytest.approx(probability[inside].mean(), abs=0.08)
+
+
+def test_one_gray_picture_is_a_case_of_its_own():
+    y = numbers(3)
+    gray = torch.arange(N) % 4 == 0, torch.zeros(N, dtype=torch.bool)
+    names = [record["dimension"] for record in _match(y, y, gray, torch.arange(N))]
+    assert names == ["alike", "one_gray"]
+
+
+def test_the_spec_takes_what_was_measured():
+    spec = with_results(SPEC, [*crop_records(0.2), *flip_records(0.5)])
+    x, mirrored = spec.heads["crop"].dimensions[1], spec.heads["flip"].dimensions[0]
+    assert (x.learned, mirrored.learned) == (True, False)
+    assert x.standard_error == pytest.approx(0.89, abs=0.05)  # sqrt(1 - 0.2) of a target of 1
+    assert mirrored.standard_error is None and mirrored.baseline == pytest.approx(0.5)
+    assert Spec.from_json(spec.to_json()) == spec

@@ -1,0 +1,86 @@
+"""Marks a finished model folder by its own held-out pairs, as the end of a run does:
+
+    python -m training.monitoring.marking MODEL HELD_OUT
+
+For folders of version 0.1, which have no marks, and for other held-out images. The weights stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from augself_hub import card
+from augself_hub.augmentations.difference import standardised
+from augself_hub.augmentations.spec import Head, Spec
+from augself_hub.errors import AugSelfError
+from augself_hub.folder import CONFIG, EVALUATION, changed_folder, verify, write_manifest
+from augself_hub.modeling.model import AugSelfModel
+from training.data.batches import ViewsDataset
+from training.data.sources import open_images
+from training.monitoring.awareness import PAIRS, TASK, held_out_pairs, with_results
+from training.run.publishing import PROTOCOL, write_json
+
+
+def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
+    """Measure a model on held-out pairs and write what was found into its folder, in one exchange.
+
+    Args:
+        held_out: images that the model was not trained on, as --held-out takes them.
+        name: what the card calls the model.
+
+    Raises:
+        AugSelfError: a model without heads, or no images.
+    """
+    model = AugSelfModel.from_pretrained(verify(folder))
+    images = ViewsDataset(open_images(held_out), model.spec.policy, seed=0)
+    results = held_out_pairs(model, images, PAIRS)
+    if not results:
+        raise AugSelfError(f"{folder} has no heads to measure, or {held_out} no images")
+    spec = with_results(_with_largest(model.spec), results)
+    with changed_folder(folder) as stage:
+        (stage / CONFIG).write_text(spec.to_json())
+        path = stage / EVALUATION
+        evaluation = json.loads(path.read_text()) if path.is_file() else {"protocol": PROTOCOL}
+        others = [r for r in evaluation.get("results", ()) if r["task"] != TASK]
+        write_json(path, {**evaluation, "results": [*results, *others]})
+        card.write(stage, name)
+        write_manifest(stage)
+    return spec
+
+
+def _with_largest(spec: Spec) -> Spec:
+    """What the training pairs stayed within, which 0.1 did not keep."""
+    simulated = standardised(spec.heads, spec.policy, spec.convention)
+
+    def filled(head: Head, like: Head) -> Head:
+        return dataclasses.replace(
+            head,
+            dimensions=tuple(
+                d if d.largest is not None else dataclasses.replace(d, largest=new.largest)
+                for d, new in zip(head.dimensions, like.dimensions, strict=True)
+            ),
+        )
+
+    heads = {kind: filled(head, simulated[kind]) for kind, head in spec.heads.items()}
+    return dataclasses.replace(spec, heads=heads)
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("held_out")
+@click.option(
+    "--name", default=card.PLACEHOLDER, show_default=True, help="Of the model, on its card."
+)
+def main(model: Path, held_out: str, name: str) -> None:
+    """Measure MODEL on pairs of views of HELD_OUT and write its marks."""
+    for head in mark(model, held_out, name).heads.values():
+        for d in head.dimensions:
+            click.echo(f"{d.name}: {'not learned' if d.learned is False else 'learned'}, {d.score}")
+
+
+if __name__ == "__main__":
+    main()
