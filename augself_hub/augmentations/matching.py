@@ -1,0 +1,102 @@
+"""What a matcher says of (a, b) and of (b, a), as one answer about (a, b).
+
+A matcher looks at a pair in both orders and is wrong in different ways. What it says of (b, a) is
+turned round, into a's frame and a's units, and both are averaged by how sure they are. Works on
+numpy and torch alike (the array API), on N pairs at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from array_api_compat import array_namespace
+
+Array = Any
+OUTPUTS = ("crop", "log_variance", "flip", "rot", "match")
+
+
+def combined(
+    ab: Mapping[str, Array], ba: Mapping[str, Array], std: Array, turns: bool
+) -> dict[str, Array]:
+    """Both orders -> one answer, in the units of convention `relative`.
+
+    Args:
+        ab, ba: what the matcher says of the two orders, by the names of OUTPUTS: (N, 4), (N, 4),
+            (N, 1), (N, 4) or (N, 1), (N, 1).
+        std: (4,) of crop's targets.
+        turns: whether the matcher tells quarter turns.
+
+    Returns:
+        crop (N, 4) and its standard_error (N, 4), flip (N, 1) and rot (N, 4) as probabilities (rot
+        is missing without turns), match (N, 1), the probability that both show one picture.
+    """
+    xp = array_namespace(ab["crop"])
+    flip = (ab["flip"] + ba["flip"]) / 2
+    mirrored = flip[:, 0] > 0
+    rot = _log_softmax(xp, ab["rot"]) if turns else None
+    if turns:
+        back = _log_softmax(xp, ba["rot"])
+        # Seen from b, r quarter turns are -r; where one view is mirrored, they are r again.
+        reversed_ = xp.stack([back[:, 0], back[:, 3], back[:, 2], back[:, 1]], axis=1)
+        rot = rot + xp.where(mirrored[:, None], back, reversed_)
+    quarter = xp.argmax(rot, axis=1) if turns else xp.zeros_like(mirrored, dtype=xp.int64)
+    crop, variance = ab["crop"] * std, xp.exp(ab["log_variance"]) * std**2
+    other, other_variance = ba["crop"] * std, xp.exp(ba["log_variance"]) * std**2
+    sizes, sizes_variance = _as_seen_from_a(xp, other[:, 2:], other_variance[:, 2:], quarter)
+    size, size_variance = _averaged(crop[:, 2:], variance[:, 2:], -sizes, sizes_variance)
+    place, place_variance = _as_seen_from_a(xp, other[:, :2], other_variance[:, :2], quarter)
+    place = _signs(xp, mirrored, quarter) * place
+    ratio = xp.exp(size)  # b's sides in a's
+    place, place_variance = _averaged(
+        crop[:, :2], variance[:, :2], -place * ratio, place_variance * ratio**2
+    )
+    answer = {
+        "crop": xp.concat([place, size], axis=1),
+        "standard_error": xp.sqrt(xp.concat([place_variance, size_variance], axis=1)),
+        "flip": _probability(xp, flip),
+        "match": _probability(xp, (ab["match"] + ba["match"]) / 2),
+    }
+    return answer if rot is None else {**answer, "rot": xp.exp(_log_softmax(xp, rot))}
+
+
+def _averaged(u: Array, u_variance: Array, v: Array, v_variance: Array) -> tuple[Array, Array]:
+    """Two answers weighed by their variances; the errors are alike, so they do not cancel."""
+    total = u_variance + v_variance
+    mean = (u * v_variance + v * u_variance) / total
+    return mean, 2 * u_variance * v_variance / total
+
+
+def _as_seen_from_a(xp: Any, values: Array, variance: Array, quarter: Array) -> tuple[Array, Array]:
+    """(y, x) of b's frame -> of a's: an odd number of quarter turns exchanges the axes."""
+    odd = (quarter % 2 == 1)[:, None]
+    return (
+        xp.where(odd, xp.flip(values, axis=1), values),
+        xp.where(odd, xp.flip(variance, axis=1), variance),
+    )
+
+
+def _signs(xp: Any, mirrored: Array, quarter: Array) -> Array:
+    """(N, 2): signs of (y, x) once the axes are a's.
+
+    What takes b back to a is a turn by -r, or a mirror and then a turn by r (see `Matcher`). One
+    counter-clockwise turn takes (y, x) to (-x, y).
+    """
+    turned = xp.where(mirrored, quarter, (4 - quarter) % 4)
+    one = xp.ones_like(turned)
+    y = xp.where((turned == 1) | (turned == 2), -one, one)
+    x = xp.where((turned == 2) | (turned == 3), -one, one)
+    # The mirror comes first: it turns the sign of what was x, which an odd turn makes y.
+    odd = turned % 2 == 1
+    y = xp.where(mirrored & odd, -y, y)
+    x = xp.where(mirrored & ~odd, -x, x)
+    return xp.stack([y, x], axis=1)
+
+
+def _log_softmax(xp: Any, logits: Array) -> Array:
+    shifted = logits - xp.max(logits, axis=1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True))
+
+
+def _probability(xp: Any, logit: Array) -> Array:
+    return (1 + xp.tanh(logit / 2)) / 2

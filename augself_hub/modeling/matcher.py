@@ -1,0 +1,243 @@
+"""The matcher: where view b lies in view a, read off the feature maps of both.
+
+Pooled features of an encoder that was trained to ignore mirroring cannot tell left from right. Its
+feature maps can, once they are compared cell by cell. Views are boxes whose sides stay parallel to
+those of the picture, so matches are counted by a vote that takes the two axes apart:
+
+    m_a, m_b     maps, channels standardised, their spatial mean subtracted     (C, S, S)
+    for every way g that b may be turned or mirrored against a:
+        V_g      cosines of all pairs of cells, a's and g(b)'s                   (S^2, S^2)
+        score_g[hy, hx] = sum of A[hy, (iy, ky)] V_g[(iy, ix), (ky, kx)] B[hx, (ix, kx)]
+
+A hypothesis h is (offset, log size) of b along one axis, in sides of a. A[h] weighs pairs of rows,
+B[h] pairs of columns: both begin as a ridge along i = offset + size * k and are learned. So a box
+is scored by two small matrix products, not by a search over four numbers. What the scores say,
+and how sure they are of it, a small network turns into the difference, its variance, and whether
+the two views show one picture at all.
+
+The all-pairs cost volume is that of Rocco et al. (arXiv:1703.05593); the separable vote is ours.
+The variance is learned by beta-NLL (Seitzer et al., arXiv:2203.09168).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOG_SIZES = (-0.8, -0.4, 0.0, 0.4, 0.8)  # of b, against a
+REACH = 0.6  # largest offset of b's centre, in sides of a
+LOG_VARIANCE = (-7.0, 3.0)  # of a standardised target
+
+
+@dataclass(frozen=True)
+class MatcherShape:
+    """What a matcher is made of.
+
+    Args:
+        channels, cells: C and S of the maps, (C, S, S).
+        flips, turns: whether b may be mirrored against a, and turned by quarters.
+        groups, width: cosines are taken in `groups` projections of `width` channels each.
+        hidden: width of the last layers.
+    """
+
+    channels: int
+    cells: int
+    flips: bool = True
+    turns: bool = False
+    groups: int = 2
+    width: int = 32
+    hidden: int = 256
+
+    @property
+    def ways(self) -> list[tuple[int, int]]:
+        """(mirrored, quarter turns) of b against a, as the targets of flip and rot have them."""
+        return [(m, r) for m in range(1 + self.flips) for r in range(4 if self.turns else 1)]
+
+    @property
+    def hypotheses(self) -> list[tuple[float, float]]:
+        """(offset, log size) along an axis; offsets are half a cell to a cell apart."""
+        steps = round(0.75 * self.cells)
+        offsets = [REACH * i / steps for i in range(-steps, steps + 1)]
+        return [(offset, size) for size in LOG_SIZES for offset in offsets]
+
+
+@dataclass
+class Match:
+    """What a matcher says of N ordered pairs (a, b).
+
+    Args:
+        crop: (N, 4) y, x, height, width of b against a, each divided by the spec's std.
+        log_variance: (N, 4) of crop's errors, in the same unit squared.
+        flip: (N, 1) logit that exactly one of the views is mirrored.
+        rot: (N, 4) logits of the quarter turns; (N, 1) where turns are not told.
+        match: (N, 1) logit that both views show the same picture.
+    """
+
+    crop: Tensor
+    log_variance: Tensor
+    flip: Tensor
+    rot: Tensor
+    match: Tensor
+
+
+class Vote(nn.Module):
+    """Maps of a and b -> evidence for every way and every pair of hypotheses."""
+
+    def __init__(self, shape: MatcherShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("mean", torch.zeros(1, shape.channels, 1, 1))
+        self.register_buffer("std", torch.ones(1, shape.channels, 1, 1))
+        projected = shape.groups * shape.width
+        # Mirrored and turned matches need other features than straight ones: how edges lie changes.
+        self.straight, self.of_a, self.of_b = (
+            nn.Conv2d(shape.channels, projected, 1, bias=False) for _ in range(3)
+        )
+        for conv in (self.straight, self.of_a):
+            nn.init.orthogonal_(conv.weight.view(projected, shape.channels))
+        self.of_b.load_state_dict(self.of_a.state_dict())
+        self.A, self.B = (nn.Parameter(ridges(shape)) for _ in range(2))  # (H, S^2)
+        ways, hypotheses = len(shape.ways), len(shape.hypotheses)
+        self.weight = nn.Parameter(torch.full((ways, shape.groups), 1.5 / shape.groups))
+        self.bias_y = nn.Parameter(torch.zeros(ways, hypotheses, 1))
+        self.bias_x = nn.Parameter(torch.zeros(ways, 1, hypotheses))
+
+    @torch.no_grad()
+    def standardise(self, maps: Tensor) -> None:
+        """Take the channels' mean and deviation from (N, C, S, S) maps of the data at hand."""
+        self.mean.copy_(maps.mean((0, 2, 3))[None, :, None, None])
+        self.std.copy_(maps.std((0, 2, 3)).clamp(min=1e-6)[None, :, None, None])
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """(N, C, S, S) twice -> (N, ways, H, H) scores, hypotheses in y before those in x."""
+        s, k = self.shape.cells, self.shape.groups
+        a, b = ((m - self.mean) / self.std for m in (a, b))
+        a, b = (m - m.mean((2, 3), keepdim=True) for m in (a, b))  # (N, C, S, S)
+        straight_a, turned_a = self._cells(self.straight(a)), self._cells(self.of_a(a))
+        straight_b, turned_b = self.straight(b), self.of_b(b)
+        volumes = [
+            straight_a @ self._cells(straight_b).mT
+            if way == (0, 0)
+            else turned_a @ self._cells(laid(turned_b, *way)).mT
+            for way in self.shape.ways
+        ]
+        v = torch.stack(volumes, 1)  # (N, ways, K, S^2, S^2): (iy, ix), (ky, kx)
+        v = v.view(-1, len(volumes), k, s, s, s, s).permute(0, 1, 2, 3, 5, 4, 6)
+        v = v.reshape(-1, len(volumes), k, s * s, s * s)  # (iy, ky), (ix, kx)
+        score = (self.A @ v @ self.B.T * self.weight[None, :, :, None, None]).sum(2)
+        return score + self.bias_y + self.bias_x  # (N, ways, H, H)
+
+    def _cells(self, m: Tensor) -> Tensor:
+        """(N, K d, S, S) -> (N, K, S^2, d), every cell of length 1."""
+        m = m.reshape(-1, self.shape.groups, self.shape.width, self.shape.cells**2)
+        return F.normalize(m, dim=2, eps=1e-4).mT
+
+
+class Matcher(nn.Module):
+    """The vote and what is read off it. See the module for the algorithm.
+
+    Args:
+        shape: sizes of maps and layers.
+        std: of crop's four targets, as in the spec: hypotheses are in sides of a, targets are not.
+    """
+
+    def __init__(self, shape: MatcherShape, std: tuple[float, ...], dropout: float = 0.2) -> None:
+        super().__init__()
+        self.shape, self.vote = shape, Vote(shape)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.register_buffer(
+            "mirrored", torch.tensor([m == 1 for m, _ in shape.ways]), persistent=False
+        )
+        self.register_buffer("turns", torch.tensor([r for _, r in shape.ways]), persistent=False)
+        self.grid = nn.Parameter(torch.tensor(shape.hypotheses))  # (H, 2)
+        ways, h = len(shape.ways), len(shape.hypotheses)
+        outputs = 4 + 4 + 1 + (4 if shape.turns else 1) + 1
+        self.network = nn.Sequential(
+            *_block(2 * ways * h + ways + 1 + 8, shape.hidden, dropout),
+            *_block(shape.hidden, shape.hidden, dropout),
+            nn.Linear(shape.hidden, outputs),
+        )
+        nn.init.zeros_(self.network[-1].weight)
+        nn.init.zeros_(self.network[-1].bias)
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self, a: Tensor, b: Tensor) -> Match:
+        """Maps (N, C, S, S) of views a and b -> what takes a to b."""
+        score = self.vote(a, b)  # (N, ways, H, H)
+        in_y, in_x = score.logsumexp(3), score.logsumexp(2)  # (N, ways, H)
+        way = in_y.logsumexp(2)  # (N, ways)
+        p_y, p_x = (m.logsumexp(1).softmax(1) for m in (in_y, in_x))  # (N, H)
+        e_y, e_x = p_y @ self.grid, p_x @ self.grid  # (N, 2) expected offset, log size
+        spread_y, spread_x = (
+            p @ self.grid.square() - e.square() for p, e in ((p_y, e_y), (p_x, e_x))
+        )
+        expected = torch.stack([e_y[:, 0], e_x[:, 0], e_y[:, 1], e_x[:, 1]], 1) / self.std
+        total = way.logsumexp(1, keepdim=True) - math.log(score[0].numel())
+        shapes = [((m - m.mean((1, 2), keepdim=True)) * 0.3).flatten(1) for m in (in_y, in_x)]
+        known = [*shapes, way - way.mean(1, keepdim=True), total, expected, spread_y, spread_x]
+        out = self.network(torch.cat(known, 1))
+        crop, log_variance, flip, rot, match = out.split([4, 4, 1, out.shape[1] - 10, 1], 1)
+        return Match(
+            crop + expected * self.scale,
+            log_variance.clamp(*LOG_VARIANCE),
+            flip + self._flip(way),
+            rot + self._rot(way) if self.shape.turns else rot,
+            match,
+        )
+
+    def _flip(self, way: Tensor) -> Tensor:
+        """Evidence for mirrored against not, (N, 1)."""
+        if not self.shape.flips:
+            return way.new_zeros(len(way), 1)
+        return (way[:, self.mirrored].logsumexp(1) - way[:, ~self.mirrored].logsumexp(1))[:, None]
+
+    def _rot(self, way: Tensor) -> Tensor:
+        """Evidence for each number of quarter turns, (N, 4)."""
+        return torch.stack([way[:, self.turns == r].logsumexp(1) for r in range(4)], 1)
+
+
+def ridges(shape: MatcherShape) -> Tensor:
+    """(H, S^2): how a pair of cells (of a, of b) along one axis speaks for each hypothesis.
+
+    A cell's centre u of b lies at offset + exp(log size) * u in a's frame; near it the weight is a
+    Gaussian as wide as half a cell. A ridge that leaves the frame is not made stronger for that.
+    """
+    cells = shape.cells
+    u = (torch.arange(cells) + 0.5) / cells - 0.5
+    rows = []
+    for offset, log_size in shape.hypotheses:
+        place = offset + math.exp(log_size) * u
+        width = 0.55 / cells * max(1.0, math.exp(log_size))
+        w = torch.exp(-((u[:, None] - place[None]) ** 2) / (2 * width**2))
+        rows.append((w / w.square().sum().sqrt().clamp(min=0.1 * cells)).flatten())
+    return torch.stack(rows)
+
+
+def laid(m: Tensor, mirrored: int, turns: int) -> Tensor:
+    """b's (N, C, S, S) map laid as a's is, if `mirrored` and `turns` are the pair's flip and rot.
+
+    A view is mirrored first and turned after it. So what takes b back to a is a turn by -rot where
+    neither or both are mirrored, and else a mirror followed by a turn by rot.
+    """
+    if mirrored:
+        return m.flip(3).rot90(turns, (2, 3))
+    return m.rot90(-turns, (2, 3))
+
+
+def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:
+    return [
+        nn.Linear(inputs, outputs, bias=False),
+        nn.BatchNorm1d(outputs),
+        nn.ReLU(inplace=True),
+        nn.Dropout(dropout),
+    ]
+
+
+def gaussian_loss(value: Tensor, target: Tensor, log_variance: Tensor, beta: float = 0.5) -> Tensor:
+    """beta-NLL: a Gaussian likelihood with a variance of each pair's own; (N, n) -> ()."""
+    loss = 0.5 * ((value - target) ** 2 * torch.exp(-log_variance) + log_variance)
+    return (loss * torch.exp(beta * log_variance.detach())).mean()

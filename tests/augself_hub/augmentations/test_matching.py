@@ -1,0 +1,74 @@
+"""Both orders of a pair, turned into one answer: against targets computed from the parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.matching import combined
+from augself_hub.augmentations.sampling import draw
+from augself_hub.augmentations.spec import Policy
+
+STD = np.array([0.2, 0.2, 0.3, 0.3])
+N = 4000
+
+
+def perfect(a, b, policy, log_variance=-4.0):
+    """What a matcher that is always right says of (a, b)."""
+    crop, flip, rot = (targets(k, a, b, policy, "relative")[0] for k in ("crop", "flip", "rot"))
+    logits = np.where(np.arange(4) == rot, 6.0, -6.0)
+    return {
+        "crop": crop / STD,
+        "log_variance": np.full((N, 4), log_variance),
+        "flip": np.where(flip == 1, 6.0, -6.0),
+        "rot": logits,
+        "match": np.full((N, 1), 6.0),
+    }
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.5], ids=["upright", "turned"])
+def pairs(request):
+    policy = Policy(size=64, rot=request.param)
+    index = np.arange(N)
+    return policy, *(draw(policy, (3, 0, index, view), 900, 1200) for view in (0, 1))
+
+
+@pytest.mark.parametrize("sure", ["of ab", "of ba", "of both"])
+def test_the_other_order_turned_round_is_the_same_answer(pairs, sure):
+    """Either order alone decides where the other is not sure, so each must be right by itself."""
+    policy, a, b = pairs
+    turns = policy.rot > 0
+    ab = perfect(a, b, policy, 9.0 if sure == "of ba" else -4.0)
+    ba = perfect(b, a, policy, 9.0 if sure == "of ab" else -4.0)
+    answer = combined(ab, ba, STD, turns)
+    target = targets("crop", a, b, policy, "relative")[0]
+    assert np.abs(answer["crop"] - target).max() < 2e-4
+    mirrored = targets("flip", a, b, policy, "relative")[0]
+    assert ((answer["flip"] > 0.5) == (mirrored == 1)).all()
+    if turns:
+        turned = targets("rot", a, b, policy, "relative")[0][:, 0]
+        assert (answer["rot"].argmax(1) == turned).all()
+        assert answer["rot"].sum(1) == pytest.approx(np.ones(N))
+    else:
+        assert "rot" not in answer
+
+
+def test_two_equal_errors_are_not_smaller_than_one(pairs):
+    """By hand: two equal variances give that variance, for a matcher errs alike both ways."""
+    policy, a, _ = pairs
+    said = perfect(a, a, policy, np.log(0.25))
+    answer = combined(said, said, STD, policy.rot > 0)
+    assert answer["standard_error"] == pytest.approx(np.tile(0.5 * STD, (N, 1)))
+
+
+def test_torch_gives_what_numpy_gives(pairs):
+    policy, a, b = pairs
+    ab, ba = perfect(a, b, policy), perfect(b, a, policy)
+    expected = combined(ab, ba, STD, policy.rot > 0)
+    given = [{name: torch.from_numpy(v) for name, v in said.items()} for said in (ab, ba)]
+    answer = combined(*given, torch.from_numpy(STD), policy.rot > 0)
+    assert answer.keys() == expected.keys()
+    for name, value in answer.items():
+        assert np.allclose(value.numpy(), expected[name])
