@@ -1,0 +1,137 @@
+"""A matcher fitted for a minute on painted pictures says where boxes lie that it never saw."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from augself_hub.augmentations.difference import standardised, targets
+from augself_hub.augmentations.matching import combined
+from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from augself_hub.errors import AugSelfError
+from augself_hub.modeling.encoders import build_encoder
+from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
+from augself_hub.preprocess import Preprocessing
+from training.data.batches import ViewsDataset
+from training.data.sources import open_images
+from training.methods.matcher import MatcherSettings, encoded, fit_matcher, strangers
+
+SIZE = 64
+PREPROCESSING = Preprocessing(SIZE, IMAGENET_MEAN, IMAGENET_STD)
+POLICY = Policy(size=SIZE, color=0.0, gray=0.0, blur=0.0)
+
+
+def painted(folder, count, seed):
+    """Pictures of many coloured boxes and discs, no two alike."""
+    random = np.random.default_rng(seed)
+    folder.mkdir()
+    for number in range(count):
+        image = Image.new("RGB", (128, 128), tuple(random.integers(0, 256, 3).tolist()))
+        draw = ImageDraw.Draw(image)
+        for _ in range(40):
+            x, y, w, h = (*random.integers(-10, 128, 2), *random.integers(6, 40, 2))
+            shape = draw.rectangle if random.random() < 0.5 else draw.ellipse
+            shape(
+                [int(x), int(y), int(x + w), int(y + h)], tuple(random.integers(0, 256, 3).tolist())
+            )
+        image.save(folder / f"{number:03d}.png")
+    return folder
+
+
+def spec_of(policy, features=128):
+    kinds = ("crop", "flip")
+    heads = standardised(heads_for(kinds, policy), policy, "relative")
+    return Spec("relative", policy, heads, features=features)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A random ResNet, whose maps are good enough, and its matcher."""
+    place = tmp_path_factory.mktemp("painted")
+    torch.manual_seed(0)
+    network = build_encoder("resnet18-w16", SIZE).network.eval()
+    images = ViewsDataset(open_images(str(painted(place / "known", 120, 0))), POLICY, 0)
+    settings = MatcherSettings(pairs=1600, passes=5, batch=32)
+    matcher, where = fit_matcher(network, images, spec_of(POLICY), PREPROCESSING, settings)
+    new = ViewsDataset(open_images(str(painted(place / "new", 100, 1))), POLICY, 1)
+    keys = [(epoch, index) for epoch in range(3) for index in range(100)]
+    pairs = encoded(network, new, spec_of(POLICY), PREPROCESSING, where, keys, 300)
+    return matcher, pairs
+
+
+def said(matcher, a, b):
+    with torch.no_grad():
+        ab, ba = (vars(matcher(u.float(), v.float())) for u, v in ((a, b), (b, a)))
+    return combined(ab, ba, matcher.std, turns=False)
+
+
+def truth(pairs, kind):
+    return targets(kind, pairs.wa, pairs.wb, POLICY, "relative")[0]
+
+
+def test_boxes_are_found_within_the_stated_error(fitted):
+    matcher, pairs = fitted
+    answer, target = said(matcher, pairs.a, pairs.b), truth(pairs, "crop")
+    error = answer["crop"] - target
+    r2 = 1 - error.square().mean(0) / target.square().mean(0)
+    assert (r2 > 0.5).all(), r2
+    within = (error.abs() < 1.96 * answer["standard_error"]).float().mean(0)
+    assert (within > 0.8).all(), within
+
+
+def test_mirrored_pairs_are_told(fitted):
+    matcher, pairs = fitted
+    told = (said(matcher, pairs.a, pairs.b)["flip"] > 0.5).float() == truth(pairs, "flip")
+    assert told.float().mean() > 0.9
+
+
+def test_a_view_and_itself_or_its_mirror_image(fitted):
+    matcher, pairs = fitted
+    same = said(matcher, pairs.a, pairs.a)
+    assert (same["crop"].abs() < same["standard_error"]).float().mean() > 0.9
+    assert (same["flip"] > 0.5).float().mean() < 0.05
+
+
+def test_strangers_are_told_from_pairs(fitted):
+    matcher, pairs = fitted
+    same = said(matcher, pairs.a, pairs.b)["match"]
+    other = said(matcher, pairs.a, pairs.b.roll(1, 0))["match"]
+    auc = float((same > other.T).float().mean())
+    assert auc > 0.9
+
+
+def test_the_encoder_is_left_alone_and_the_seed_decides(tmp_path):
+    network = build_encoder("resnet18-w16", SIZE).network.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images = ViewsDataset(open_images(str(painted(tmp_path / "few", 8, 2))), POLICY, 0)
+    settings = MatcherSettings(pairs=32, passes=1, batch=16)
+    one, two, three = (
+        fit_matcher(network, images, spec_of(POLICY), PREPROCESSING, settings, seed)[0]
+        for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (one, two, three)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_strangers_are_never_of_one_picture(fitted):
+    _, pairs = fitted
+    few = pairs.at(torch.tensor([0, 100, 1, 2]), torch.device("cpu"))  # 0 and 100: one picture
+    a, b = strangers(few, torch.full((2, *few.a.shape[1:]), 7.0))
+    assert len(a) == len(b) == 3
+    assert (a[0] == 7).all() and (b[0] == 7).all() and not (a[1:] == 7).all()
+
+
+@pytest.mark.parametrize("what", ["paper", "no crop", "one picture"])
+def test_what_cannot_be_matched_is_refused(tmp_path, what):
+    policy = Policy(size=SIZE)
+    kinds = ("flip",) if what == "no crop" else ("crop",)
+    convention = "paper" if what == "paper" else "relative"
+    spec = Spec(convention, policy, heads_for(kinds, policy, convention), features=128)
+    folder = painted(tmp_path / "some", 1 if what == "one picture" else 3, 0)
+    network = build_encoder("resnet18-w16", SIZE).network
+    images = ViewsDataset(open_images(str(folder)), policy, 0)
+    with pytest.raises(AugSelfError, match="--matcher off"):
+        fit_matcher(network, images, spec, PREPROCESSING)
