@@ -163,18 +163,24 @@ def _train(
 
 
 def matcher_loss(matcher: Matcher, pairs: Pairs, spec: Spec, blanks: Tensor) -> Tensor:
-    """The loss of N pairs in both orders, and of as many that do not match."""
-    both = pairs.both_orders()
-    said: Match = matcher(both.a, both.b)
+    """The loss of N pairs in both orders, and of as many that do not match.
+
+    All go through the network together: batch statistics of either kind alone would tell it which
+    kind it sees.
+    """
+    both, (a, b) = pairs.both_orders(), strangers(pairs, blanks)
+    matching = len(both)
+    said: Match = matcher(torch.cat([both.a, a]), torch.cat([both.b, b]))
     of = {kind: _target(kind, both, spec) for kind in ("crop", "flip", "rot")}
-    loss = 4 * gaussian_loss(said.crop, of["crop"] / matcher.std, said.log_variance)
-    loss = loss + F.binary_cross_entropy_with_logits(said.flip, of["flip"])
+    loss = 4 * gaussian_loss(
+        said.crop[:matching], of["crop"] / matcher.std, said.log_variance[:matching]
+    )
+    loss = loss + F.binary_cross_entropy_with_logits(said.flip[:matching], of["flip"])
     if matcher.shape.turns:
-        loss = loss + F.cross_entropy(said.rot, of["rot"][:, 0].long())
-    a, b = strangers(pairs, blanks)
-    same, other = said.match[: len(pairs)], matcher(a, b).match
-    truth = torch.cat([torch.ones_like(same), torch.zeros_like(other)])
-    return loss + F.binary_cross_entropy_with_logits(torch.cat([same, other]), truth)
+        loss = loss + F.cross_entropy(said.rot[:matching], of["rot"][:, 0].long())
+    truth = torch.zeros_like(said.match)
+    truth[:matching] = 1
+    return loss + F.binary_cross_entropy_with_logits(said.match, truth)
 
 
 def strangers(pairs: Pairs, blanks: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,13 @@ from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
-from training.methods.matcher import MatcherSettings, encoded, fit_matcher, strangers
+from training.methods.matcher import (
+    MatcherSettings,
+    Pairs,
+    encoded,
+    fit_matcher,
+    strangers,
+)
 
 SIZE = 64
 PREPROCESSING = Preprocessing(SIZE, IMAGENET_MEAN, IMAGENET_STD)
@@ -53,7 +59,7 @@ def fitted(tmp_path_factory):
     torch.manual_seed(0)
     network = build_encoder("resnet18-w16", SIZE).network.eval()
     images = ViewsDataset(open_images(str(painted(place / "known", 120, 0))), POLICY, 0)
-    settings = MatcherSettings(pairs=1600, passes=5, batch=32)
+    settings = MatcherSettings(pairs=2400, passes=5, batch=32)
     matcher, where = fit_matcher(network, images, spec_of(POLICY), PREPROCESSING, settings)
     new = ViewsDataset(open_images(str(painted(place / "new", 100, 1))), POLICY, 1)
     keys = [(epoch, index) for epoch in range(3) for index in range(100)]
@@ -71,6 +77,7 @@ def truth(pairs, kind):
     return targets(kind, pairs.wa, pairs.wb, POLICY, "relative")[0]
 
 
+@pytest.mark.slow
 def test_boxes_are_found_within_the_stated_error(fitted):
     matcher, pairs = fitted
     answer, target = said(matcher, pairs.a, pairs.b), truth(pairs, "crop")
@@ -81,12 +88,14 @@ def test_boxes_are_found_within_the_stated_error(fitted):
     assert (within > 0.8).all(), within
 
 
+@pytest.mark.slow
 def test_mirrored_pairs_are_told(fitted):
     matcher, pairs = fitted
     told = (said(matcher, pairs.a, pairs.b)["flip"] > 0.5).float() == truth(pairs, "flip")
     assert told.float().mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_view_and_itself_or_its_mirror_image(fitted):
     matcher, pairs = fitted
     same = said(matcher, pairs.a, pairs.a)
@@ -94,6 +103,7 @@ def test_a_view_and_itself_or_its_mirror_image(fitted):
     assert (same["flip"] > 0.5).float().mean() < 0.05
 
 
+@pytest.mark.slow
 def test_strangers_are_told_from_pairs(fitted):
     matcher, pairs = fitted
     same = said(matcher, pairs.a, pairs.b)["match"]
@@ -116,10 +126,9 @@ def test_the_encoder_is_left_alone_and_the_seed_decides(tmp_path):
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_strangers_are_never_of_one_picture(fitted):
-    _, pairs = fitted
-    few = pairs.at(torch.tensor([0, 100, 1, 2]), torch.device("cpu"))  # 0 and 100: one picture
-    a, b = strangers(few, torch.full((2, *few.a.shape[1:]), 7.0))
+def test_strangers_are_never_of_one_picture():
+    few = Pairs(torch.zeros(4, 2, 3, 3), torch.ones(4, 2, 3, 3), {}, {}, torch.tensor([5, 5, 1, 2]))
+    a, b = strangers(few, torch.full((2, 2, 3, 3), 7.0))
     assert len(a) == len(b) == 3
     assert (a[0] == 7).all() and (b[0] == 7).all() and not (a[1:] == 7).all()
 
