@@ -54,17 +54,18 @@ def find_map(network: PreTrainedModel, size: int) -> MapPlace:
             f"encoder type {network.config.model_type!r} gives no feature maps at {size} pixels: a "
             "matcher needs them; its heads on features work without (--matcher off)"
         )
-    sides = [0 if m is None else m.shape[-1] for m in maps]
-    enough = [i for i, side in enumerate(sides) if side >= FEWEST]
-    chosen = enough[-1] if enough else max(range(len(sides)), key=lambda i: (sides[i], i))
-    m = maps[chosen]
-    return MapPlace(chosen - len(maps), m.shape[1], min(m.shape[-1], MOST))
+    shapes = [(0, 0) if m is None else (m.shape[1], m.shape[-1]) for m in maps]
+    enough = [i for i, (_, side) in enumerate(shapes) if side >= FEWEST]
+    chosen = enough[-1] if enough else max(range(len(shapes)), key=lambda i: (shapes[i][1], i))
+    channels, side = shapes[chosen]
+    return MapPlace(chosen - len(maps), channels, min(side, MOST))
 
 
 def features_and_map(network: PreTrainedModel, x: Tensor, place: MapPlace) -> tuple[Tensor, Tensor]:
     """(N, 3, H, W) normalised images -> (N, D) features as always, and (N, C, S, S) maps."""
     output = network(pixel_values=x, output_hidden_states=True)
     m = _square(network, _states(output)[place.level], x.shape[-1])
+    assert m is not None, "find_map has found a map here"
     if m.shape[-1] != place.cells:
         m = F.interpolate(m, size=(place.cells, place.cells), mode="bilinear")
     return output.pooler_output.flatten(1), m

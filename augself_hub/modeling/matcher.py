@@ -87,6 +87,9 @@ class Match:
 class Vote(nn.Module):
     """Maps of a and b -> evidence for every way and every pair of hypotheses."""
 
+    mean: Tensor  # (1, C, 1, 1)
+    std: Tensor
+
     def __init__(self, shape: MatcherShape) -> None:
         super().__init__()
         self.shape = shape
@@ -94,9 +97,9 @@ class Vote(nn.Module):
         self.register_buffer("std", torch.ones(1, shape.channels, 1, 1))
         projected = shape.groups * shape.width
         # Mirrored and turned matches need other features than straight ones: how edges lie changes.
-        self.straight, self.of_a, self.of_b = (
-            nn.Conv2d(shape.channels, projected, 1, bias=False) for _ in range(3)
-        )
+        self.straight = nn.Conv2d(shape.channels, projected, 1, bias=False)
+        self.of_a = nn.Conv2d(shape.channels, projected, 1, bias=False)
+        self.of_b = nn.Conv2d(shape.channels, projected, 1, bias=False)
         for conv in (self.straight, self.of_a):
             nn.init.orthogonal_(conv.weight.view(projected, shape.channels))
         self.of_b.load_state_dict(self.of_a.state_dict())
@@ -145,6 +148,10 @@ class Matcher(nn.Module):
         std: of crop's four targets, as in the spec: hypotheses are in sides of a, targets are not.
     """
 
+    std: Tensor  # (4,)
+    mirrored: Tensor  # (ways,) of each: whether it is a mirrored one
+    turns: Tensor  # (ways,) of each: its quarter turns
+
     def __init__(self, shape: MatcherShape, std: tuple[float, ...], dropout: float = 0.2) -> None:
         super().__init__()
         self.shape, self.vote = shape, Vote(shape)
@@ -156,13 +163,14 @@ class Matcher(nn.Module):
         self.grid = nn.Parameter(torch.tensor(shape.hypotheses))  # (H, 2)
         ways, h = len(shape.ways), len(shape.hypotheses)
         outputs = 4 + 4 + 1 + (4 if shape.turns else 1) + 1
+        last = nn.Linear(shape.hidden, outputs)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         self.network = nn.Sequential(
             *_block(2 * ways * h + ways + 1 + 8, shape.hidden, dropout),
             *_block(shape.hidden, shape.hidden, dropout),
-            nn.Linear(shape.hidden, outputs),
+            last,
         )
-        nn.init.zeros_(self.network[-1].weight)
-        nn.init.zeros_(self.network[-1].bias)
         self.scale = nn.Parameter(torch.ones(4))
 
     def forward(self, a: Tensor, b: Tensor) -> Match:
