@@ -11,6 +11,10 @@ Newton's method, its equations solved by conjugate gradients (Nocedal & Wright, 
 - strengths are solved from strong to weak, each from where the two before point to;
 - logits are linear in theta, so that a line search costs no matrix product.
 
+Features whose root mean square is below TINY, as an untrained or badly scaled encoder's may be, are
+solved for at a scale of about 1, and theta is given for them as they are: at their own scale every
+usual strength would leave nothing but the commonest class.
+
 The certificate: f_w is 2w-strongly convex, so that
 
     f_w(theta) - min f_w <= |gradient|^2 / 4w,
@@ -23,6 +27,7 @@ weak strengths) from there on in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -33,6 +38,7 @@ from torch import Tensor
 from augself_hub.errors import AugSelfError
 
 TOLERANCE = 1e-5  # of f_w / N
+TINY = 1e-3
 FINEST = 1e-7  # likewise, however small f_w is
 STEPS = 30  # for one strength and precision; one to five are usual
 PRODUCTS = 200  # with the Hessian for one step; two to twenty are usual
@@ -42,7 +48,8 @@ ROWS = 4096  # of features in float64 at a time
 
 @dataclass(frozen=True)
 class Solution:
-    """theta (D + 1, C) float64, bias last; f_w / N, and a bound on its excess over the optimum."""
+    """theta (D + 1, C) float64, bias last; f_w / N, and a bound on its excess over the optimum, of
+    tiny features as they are scaled."""
 
     strength: float
     theta: Tensor
@@ -72,7 +79,8 @@ class SoftmaxRegression:
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, classes: int) -> None:
         self.features = torch.from_numpy(features)
-        self.axes, self.spread = principal_axes(self.features)  # (D + 1, r), (r, 1)
+        self.scale = scale_of(self.features)
+        self.axes, self.spread = principal_axes(self.features, self.scale)  # (D + 1, r), (r, 1)
         self.x = self._turned(torch.float32)  # (N, r)
         self.targets = torch.from_numpy(targets)[:, None]
         self.classes = classes
@@ -81,7 +89,7 @@ class SoftmaxRegression:
         """Turned in float64: a small axis beside a large one keeps its digits in float32 too."""
         x = torch.empty(len(self.features), self.axes.shape[1], dtype=dtype)
         for into, part in zip(x.split(ROWS), self.features.split(ROWS), strict=True):
-            into.copy_(with_ones(part) @ self.axes)
+            into.copy_(with_ones(part, self.scale) @ self.axes)
         return x
 
     def path(self, strengths: Iterable[float], start: Tensor | None = None) -> Iterator[Solution]:
@@ -94,14 +102,18 @@ class SoftmaxRegression:
             AugSelfError: a solution cannot be certified.
         """
         zero = self.axes.new_zeros(self.axes.shape[1], self.classes)
-        before = theta = zero if start is None else balanced(self.axes.T @ start)
+        own = torch.full((len(self.axes), 1), self.scale, dtype=torch.float64)
+        own[-1] = 1  # theta of the features as they are is `own` times that of the scaled ones
+        before = theta = zero if start is None else balanced(self.axes.T @ (start / own))
         for strength in sorted(map(float, strengths), reverse=True):
             if self.x.dtype == torch.float32 and self._too_rough(strength):
                 self.x = self._turned(torch.float64)
             point, gap = self._solve(2 * theta - before, strength)
             before, theta = theta, point.theta.double()
             value = self._value(point.loss, theta, strength)
-            yield Solution(strength, self.axes @ theta, value / len(self.x), gap / len(self.x))
+            yield Solution(
+                strength, own * (self.axes @ theta), value / len(self.x), gap / len(self.x)
+            )
 
     def _too_rough(self, w: float) -> bool:
         """Whether float32's rounding of p alone puts more than a quarter into the certificate."""
@@ -134,7 +146,8 @@ class SoftmaxRegression:
         if self.x.dtype == torch.float64:
             raise AugSelfError(
                 f"the linear probe at strength {w:.3g} is {gap / len(self.x):.2g} an image from "
-                f"its optimum even in float64: scale the features to about 1"
+                "its optimum even in float64: the features span too many orders of magnitude, so "
+                "leave linear out of --tasks"
             )
         self.x = self._turned(torch.float64)
         return self._solve(theta, w)
@@ -227,20 +240,27 @@ def mean_bend(p: Tensor) -> Tensor:
     return shared.sum(dim=1).diag() - shared
 
 
-def with_ones(features: Tensor) -> Tensor:
-    """[X, 1] in float64."""
-    return torch.cat([features.double(), features.new_ones(len(features), 1)], dim=1)
+def scale_of(features: Tensor) -> float:
+    """The power of two that brings tiny features to about 1; 1 for all others, zeros among them."""
+    squares = sum(float(part.double().square().sum()) for part in features.split(ROWS))
+    rms = (squares / max(features.numel(), 1)) ** 0.5
+    return 2.0 ** -round(math.log2(rms)) if 0 < rms < TINY else 1.0
 
 
-def principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Axes (D + 1, r) that span the rows of [X, 1], X (N, D), and its spread (r, 1) along them;
-    r = min(N, D + 1); both float64."""
+def with_ones(features: Tensor, scale: float) -> Tensor:
+    """[scale X, 1] in float64."""
+    return torch.cat([features.double() * scale, features.new_ones(len(features), 1)], dim=1)
+
+
+def principal_axes(features: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Axes (D + 1, r) that span the rows of [scale X, 1], X (N, D), and its spread (r, 1) along
+    them; r = min(N, D + 1); both float64."""
     basis = torch.eye(features.shape[1] + 1, dtype=torch.float64)
     if len(features) < len(basis):
-        basis = torch.linalg.qr(with_ones(features).T)[0]
+        basis = torch.linalg.qr(with_ones(features, scale).T)[0]
     inner = basis.new_zeros(basis.shape[1], basis.shape[1])
     for part in features.split(ROWS):
-        turned = with_ones(part) @ basis
+        turned = with_ones(part, scale) @ basis
         inner += turned.T @ turned
     spread, axes = torch.linalg.eigh(inner)
     return basis @ axes, spread.clamp(min=0)[:, None]

@@ -281,3 +281,38 @@ def test_a_large_problem_fits_into_12_gib():
     output = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
     assert float(output[0]) > 50
     assert float(output[1]) < 12, "GiB"
+
+
+@pytest.mark.parametrize("power", [-12, -30, -100, -130])
+def test_tiny_features_are_classified_as_large_ones(power):
+    """An untrained encoder's: of 1e-5 every strength but the weakest gave the commonest class."""
+    features, labels = drawn(200, 1)
+    features /= np.sqrt((features.astype(float) ** 2).mean())  # root mean square 1
+    tiny = np.ldexp(features, power)
+    assert np.abs(tiny).max() < 1e-3
+    classes = int(labels.max()) + 1
+    strengths = [1e-3, 1.0, 30.0]
+    for small, plain in zip(
+        SoftmaxRegression(tiny, labels, classes).path(strengths),
+        SoftmaxRegression(features, labels, classes).path(strengths),
+        strict=True,
+    ):
+        assert small.gap < 1e-5
+        np.testing.assert_allclose(
+            np.ldexp(small.theta[:-1], power), plain.theta[:-1], rtol=1e-4, atol=1e-4
+        )
+        np.testing.assert_allclose(small.theta[-1], plain.theta[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_path_of_tiny_features_starts_where_it_is_told():
+    """The refit on more images starts from theta of the features as they are."""
+    features, labels = drawn(200, 1)
+    problem = SoftmaxRegression(np.ldexp(features, -20), labels, int(labels.max()) + 1)
+    (first,) = problem.path([1.0])
+    (again,) = problem.path([1.0], first.theta)
+    np.testing.assert_array_equal(again.theta, first.theta)
+
+
+def test_features_of_zeros_have_the_commonest_class():
+    zeros = Examples(np.zeros((40, 8), np.float32), np.arange(40) % 4 // 2 * 2)
+    assert linear_probe(zeros, zeros, zeros).accuracy == 50.0
