@@ -9,8 +9,11 @@ same weights give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,11 +115,32 @@ def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     features = torch.zeros(2, width)
     kinds = list(model.spec.heads)
-    _export(encoder, {"images": images}, ["features"], folder / ENCODER_GRAPH)
-    if kinds:
-        pair = {"features_a": features, "features_b": features.clone()}
-        _export(heads, pair, kinds, folder / HEADS_GRAPH)
+    with _one_registry():
+        _export(encoder, {"images": images}, ["features"], folder / ENCODER_GRAPH)
+        if kinds:
+            pair = {"features_a": features, "features_b": features.clone()}
+            _export(heads, pair, kinds, folder / HEADS_GRAPH)
     return _parity(encoder, heads, folder, size)
+
+
+@contextlib.contextmanager
+def _one_registry() -> Iterator[None]:
+    """Lets torch's exporter make its table of operators once: 1.1 s of CPU, for each graph.
+
+    It has no public switch for that; a torch whose exporter is made otherwise is left as it is.
+    """
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        before, made = vars(ONNXRegistry)["from_torchlib"], ONNXRegistry.from_torchlib
+    except (ImportError, KeyError):
+        yield
+        return
+    ONNXRegistry.from_torchlib = staticmethod(functools.cache(made))  # type: ignore
+    try:
+        yield
+    finally:
+        ONNXRegistry.from_torchlib = before  # type: ignore
 
 
 def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:

@@ -24,7 +24,7 @@ from training.evaluation.cache import Tables
 from training.evaluation.results import Result, write_json
 from training.monitoring.awareness import TASK
 from training.recipes import recipe
-from training.run.checkpoints import newest_valid
+from training.run.checkpoints import newest_valid, spent_until
 from training.run.pretraining import MODEL, pretrain
 from training.run.settings import Settings, command_line
 
@@ -41,6 +41,7 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
         torch.set_num_threads(plan.threads)
     arm, settings = plan.arms[run.arm], settings_of(plan, run, output, corpus)
     record = _described(run, arm, settings, corpus)
+    earlier = spent_until(newest_valid(settings.output)).cpu_seconds  # of starts that were stopped
     started = time.process_time()
     try:
         tables = _tables(arm, settings, plan.device)
@@ -54,7 +55,7 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
     except Diverged as error:
         trained = time.process_time()
         record["diverged"] = str(error)
-    seconds = {"making": trained - started, "measuring": time.process_time() - trained}
+    seconds = {"making": earlier + trained - started, "measuring": time.process_time() - trained}
     record["cpu_seconds"] = {name: round(value) for name, value in seconds.items()}
     records.mkdir(parents=True, exist_ok=True)
     write_json(records / f"{run.name}.json", record)

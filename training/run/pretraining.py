@@ -161,6 +161,8 @@ def _check(settings: Settings) -> Policy:
         if settings.method not in METHODS:
             raise UsageError(f"unknown method {settings.method!r}: use {', '.join(METHODS)}")
         checked_options(settings.method, METHODS[settings.method], settings.method_options)
+    if settings.method == FROZEN and settings.encoder in ENCODERS:
+        raise UsageError(f"{settings.encoder} is a preset, untrained: give a folder or Hub id")
     if settings.encoder not in ENCODERS and not (
         Path(settings.encoder).is_dir() or "/" in settings.encoder
     ):
