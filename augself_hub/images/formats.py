@@ -237,7 +237,9 @@ def gif(data: bytes, bounds: Bounds) -> Structure:
             at += 1 + size
             blocks += 1
             if blocks > bounds.gif_blocks:
-                raise too_many("GIF", bounds.gif_blocks, "blocks before its first frame")
+                break
+        if blocks > bounds.gif_blocks:  # an extension may have no block, and counts as one
+            raise too_many("GIF", bounds.gif_blocks, "blocks before its first frame")
         at += 1
         if data[start + 1] == _CONTROL:
             kept.append(data[start:at])

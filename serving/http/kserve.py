@@ -37,6 +37,7 @@ from serving.http.schemas import (
 from serving.http.tensors import BINARY, HEADER, Tensor, answer, read_tensors
 from serving.inference.batcher import Batcher
 from serving.inference.models import Model, Models
+from serving.inference.providers import NotFinite
 from serving.inference.service import Service
 
 HEADS = "_heads"
@@ -156,7 +157,11 @@ async def _features(
 
 
 async def _heads(service: Service, batcher: Batcher, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    return list((await service.in_thread(batcher.engine.heads, *inputs)).values())
+    try:
+        return list((await service.in_thread(batcher.engine.heads, *inputs)).values())
+    except NotFinite:  # the heads were checked when they were loaded
+        message = "the features are so large that what the heads make of them is not finite"
+        raise Problem(400, "not_finite", message, "inputs") from None
 
 
 def _graph(models: Models, name: str) -> Graph:

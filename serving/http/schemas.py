@@ -142,6 +142,9 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
+MOST_TENSORS = 64  # inputs or outputs of one request; no graph has a tenth of them
+
+
 class InferInput(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -170,9 +173,9 @@ class InferRequest(BaseModel):
     parameters: dict[str, Any] = Field(
         default={}, description="binary_data_output: what outputs are that do not say it."
     )
-    inputs: Annotated[list[InferInput], FailFast()]
+    inputs: Annotated[list[InferInput], FailFast()] = Field(max_length=MOST_TENSORS)
     outputs: Annotated[list[InferOutput], FailFast()] = Field(
-        default=[], description="None: all of them."
+        default=[], max_length=MOST_TENSORS, description="None: all of them."
     )
 
 

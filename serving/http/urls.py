@@ -141,7 +141,10 @@ class Fetcher:
             found = await self._get(url, room)
             if isinstance(found, bytes):
                 return found
-            url = urljoin(url, found)
+            try:
+                url = urljoin(url, found)
+            except ValueError:
+                raise _Refused("bad_url", "a redirect leads to no URL") from None
         raise _Refused("too_many_redirects", f"more than {REDIRECTS} redirects")
 
     async def _get(self, url: str, room: _Room) -> bytes | str:

@@ -117,6 +117,10 @@ def time_limit(path: Path, device: str) -> Iterator[TimeLimit]:
         timer.cancel()
 
 
+class NotFinite(ModelFolderError):
+    """A graph answers with NaN or infinity."""
+
+
 class Runner:
     """One graph's session: any number of rows in, every output out. Threads may share it.
 
@@ -148,8 +152,8 @@ class Runner:
         """Name -> N >= 1 rows, for every input -> N rows of each output, in the graph's order.
 
         Raises:
-            ModelFolderError: the graph answers with other than N rows of float32, or with NaN or
-                infinity.
+            NotFinite: the graph answers with NaN or infinity. ModelFolderError: with other than N
+                rows of float32.
         """
         rows, most = len(next(iter(inputs.values()))), BUCKETS[-1]
         options = limit.run if limit else None
@@ -175,7 +179,7 @@ class Runner:
                 f"the graph answers {rows} rows with {name} {found}: export it again"
             )
         if not np.isfinite(answer).all():
-            raise ModelFolderError(f"the graph's {name} are not finite: NaN or infinity")
+            raise NotFinite(f"the graph's {name} are not finite: NaN or infinity")
 
 
 class _Bucket:

@@ -211,6 +211,15 @@ def test_pixels_are_counted_before_any_library_takes_memory(data, head):
         structure(data[:head])
 
 
+@pytest.mark.parametrize("label", [b"\xfe", b"\xf9"], ids=["comment", "control"])
+def test_extensions_of_a_gif_without_a_block_count(label):
+    """Three bytes each: a file of 32 MB has eleven million."""
+    at = GIF.index(FRAME)
+    assert structure(GIF[:at] + (b"!" + label + b"\0") * 65_536 + GIF[at:])
+    with pytest.raises(UndecodableImage, match="more than 65536 blocks before its first frame"):
+        structure(GIF[:at] + (b"!" + label + b"\0") * 65_537 + GIF[at:])
+
+
 def test_a_first_frame_beyond_the_screen_of_a_gif_counts():
     at = GIF.index(FRAME)
     data = GIF[: at + 5] + struct.pack("<HH", 60_000, 60_000) + GIF[at + 9 :]

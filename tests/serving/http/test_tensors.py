@@ -9,7 +9,9 @@ import httpx
 import numpy as np
 import pytest
 from inference import HEADS, INFER, images_json, packed, sentence
+from pydantic import ValidationError
 
+from serving.http.schemas import InferRequest
 from serving.http.tensors import HEADER, JSON_BYTES
 
 pytestmark = pytest.mark.usefixtures("infers_after")
@@ -156,6 +158,36 @@ def test_features_that_are_not_finite(client, value):
     parts = [rows.tobytes() for rows in sides.values()]
     answer = client.post(HEADS, **packed({"inputs": inputs}, *parts))
     assert sentence(answer) == (400, "inputs[1]: there are values that are not finite")
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38])
+def test_features_that_the_heads_can_make_nothing_of(client, value):
+    """They are float32, and what is multiplied with them is not: no bug of ours."""
+    width = client.get("/v2/models/tiny_heads").json()["inputs"][0]["shape"][1]
+    data = [value if place % 2 else -value for place in range(width)]
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": [1, width], "data": data}
+        for name in ("features_a", "features_b")
+    ]
+    status, said = sentence(client.post(HEADS, json={"inputs": inputs}))
+    assert status == 400 and "so large" in said
+    assert client.get("/v2/models/tiny_heads/ready").status_code == 200
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_more_tensors_than_any_graph_has(field):
+    """Validation is one step, during which nobody is answered: it ends at the 65th."""
+    request = {"inputs": [images_json(ONE)], "outputs": [{"name": "features"}]}
+    for count, most in ((64, None), (65, 64), (25_000, 64)):
+        request[field] = [request[field][0] | {"data": []}] * count
+        if field == "outputs":
+            request[field] = [{"name": "features"}] * count
+        if most is None:
+            InferRequest.model_validate(request)
+            continue
+        with pytest.raises(ValidationError, match=f"at most {most} items") as caught:
+            InferRequest.model_validate(request)
+        assert caught.value.error_count() == 1
 
 
 @pytest.mark.parametrize("number", ["1e999", "1e39", "9" * 400])

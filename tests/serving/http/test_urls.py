@@ -180,6 +180,7 @@ def test_without_allowed_hosts_nothing_is_fetched(client, images):
         ("to?//example.org/good", 400, "url_not_allowed"),
         ("to?file:///etc/passwd", 400, "bad_url"),
         ("to?http://user:password@127.0.0.1/", 400, "bad_url"),
+        ("to?http://[", 400, "bad_url"),
     ],
 )
 def test_what_a_host_may_not_do(fetch, images, path, status, code):
