@@ -16,7 +16,7 @@ import pytest
 from augself_hub import AugSelfLoss, AugSelfModel
 from augself_hub.augmentations.spec import Policy
 from augself_hub.cli import main
-from augself_hub.folder import read_manifest, read_spec, verify
+from augself_hub.folder import read_spec, verify
 from training import commands
 from training.data.sources import UNLABELED, Images
 from training.run import pretraining
@@ -70,9 +70,9 @@ def test_a_run_ends_with_a_complete_model_folder(run):
     expected = {
         "config.json", "model.safetensors", "preprocessor_config.json", "evaluation.json",
         "training_log.json", "curves.png", "README.md", "augself/config.json",
-        "augself/model.safetensors", "onnx/model.onnx", "onnx/heads.onnx",
+        "augself/model.safetensors", "augself/manifest.json", "onnx/model.onnx", "onnx/heads.onnx",
     }  # fmt: skip
-    assert set(read_manifest(folder)["files"]) == expected
+    assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == expected
 
 
 def test_the_model_knows_its_held_out_errors(run):
