@@ -105,6 +105,48 @@ def test_solarization_is_a_share_of_the_range():
     assert said("sol", -0.4) == ["Less of b is inverted, by 40% of the range"]
 
 
+def marked(spec: Spec, **fields: object) -> Spec:
+    heads = {
+        kind: replace(head, dimensions=tuple(replace(d, **fields) for d in head.dimensions))
+        for kind, head in spec.heads.items()
+    }
+    return replace(spec, heads=heads)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "text"),
+    [
+        ("crop", (0, 1, 0, 0), "Where b is framed sideways: this model has not learned it"),
+        ("flip", (0.9,), "Mirroring: this model has not learned it"),
+        ("rot", (0.9, 0, 0, 0.1), "Rotation: this model has not learned it"),
+    ],
+)
+def test_what_was_not_learned_has_what_was_measured_instead_of_a_number(kind, values, text):
+    spec = marked(spec_of(kind), learned=False, score=0.54, interval=(0.52, 0.56), baseline=0.51)
+    found = {s.text: s for s in sentences(spec, {kind: np.array(values)}, gray=False)}
+    assert "0.54 (0.52 to 0.56) on held-out pairs, 0.51" in found[text].number
+    assert not found[text].told
+
+
+def test_an_answer_beyond_training_has_no_amount():
+    spec = marked(spec_of("blur"), largest=1.9)
+    (found,) = sentences(spec, {"blur": np.array([1.85])}, gray=False)
+    assert found.text == "Sharpness: the answer lies beyond what was trained on"
+    assert found.number == "about +1.9 or more, the largest difference in training"
+
+
+def test_of_unlike_pictures_nothing_else_is_said():
+    (found,) = sentences(spec_of("crop"), {"crop": np.zeros(4)}, gray=False, match=(0.1, True))
+    assert found.text.startswith("These look like two different pictures")
+    assert found.number == "probability of one thing 10%" and "The two pictures" in listed([found])
+
+
+def test_a_mark_decides_and_not_the_error():
+    learned = marked(spec_of("blur", error=0.97), learned=True)
+    (found,) = sentences(learned, {"blur": np.array([3.0])}, gray=False)
+    assert found.text == "B is more blurred, by 3.0 pixels"
+
+
 def test_the_paper_s_convention_keeps_its_own_terms():
     assert said("color", 0.2, 0, 0, 0, convention="paper")[0] == "brightness, a minus b"
     assert said("flip", 0.9, convention="paper") == ["Neither or both are mirrored"]
