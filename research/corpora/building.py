@@ -96,7 +96,7 @@ def build(packages: Path, output: Path, table: Table) -> Counter[str]:
         entries = []
         for role, sets in table.sets.items():
             entries += _write_sets(stage / role, sets, chosen[role])
-        apart = [entry["hash"] for entry in entries if entry["tile"]] if table.tiles_apart else []
+        apart = [entry["hash"] for entry in entries] if table.tiles_apart else []
         entries += _write_pretraining(stage / PRETRAIN, trained, table, apart)
         photographs = measured.matching(_photographs(table)).distinct()
         entries += _write_tiles(stage / HELD_OUT, photographs, [])
@@ -216,7 +216,7 @@ def _saved(image: Image.Image, path: Path, source: str, tile: bool) -> Entry:
     path = path.with_name(f"{path.name}.{'jpg' if tile else 'png'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **({"quality": JPEG_QUALITY} if tile else {}))
-    return {"path": path, "source": source, "tile": tile, "hash": perceptual_hash(image)}
+    return {"path": path, "source": source, "hash": perceptual_hash(image)}
 
 
 def _write_manifest(stage: Path, entries: list[Entry]) -> None:

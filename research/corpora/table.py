@@ -23,7 +23,7 @@ class Table:
         photographs: what is cut into tiles to be trained on.
         kept_out: what is not trained on beside the pictures of the sets.
         left_out: what is used for nothing.
-        tiles_apart: no tile that is trained on looks like one that is measured on either.
+        tiles_apart: no tile that is trained on looks like anything that is measured on either.
     """
 
     packages: tuple[str, ...]
