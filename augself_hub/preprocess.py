@@ -162,9 +162,14 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_16_bits(image)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        whole = Image.new("RGB", image.size)
+        every = max(1, _STRIP // image.width)
+        for start in range(0, image.height, every):  # each step of it makes a copy of 4 bytes
+            end = min(start + every, image.height)
+            strip = image.crop((0, start, image.width, end)).convert("RGBA")
+            white = Image.new("RGBA", strip.size, "white")
+            whole.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, start))
+        return whole
     return image.convert("RGB")
 
 

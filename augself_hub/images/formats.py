@@ -21,6 +21,7 @@ from augself_hub.images.orientation import orientation
 
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd9-\xfe]")  # not stuffing, restarts or fill bytes
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xDE} - {0xC4, 0xC8, 0xCC})
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
 _TABLES = frozenset({0xC4, 0xCC, 0xDB})
 _UNKNOWN = frozenset({*range(0x02, 0xC0), 0xC8, *range(0xF0, 0xFE)})
 _SCAN, _END = 0xDA, 0xD9
@@ -32,6 +33,7 @@ def jpeg(data: bytes, bounds: Bounds) -> Structure:
     """Segments before the first scan are kept or cut away; those after it are only counted."""
     kept, exif, xmp, frame = [data[:2]], [], b"", b""
     first_scan, segments, scans, tables = 0, 0, 0, 0
+    sequential = whole = True
     at, end = 2, len(data)
     while found := _MARKER.search(data, at):
         start, marker = found.start(), data[found.start() + 1]
@@ -54,6 +56,7 @@ def jpeg(data: bytes, bounds: Bounds) -> Structure:
             continue
         if marker == _SCAN:
             first_scan = start
+            whole = data[start + 4] == len(frame[7::3])  # the scan has all components
         elif marker in _METADATA:
             if marker == 0xE1 and data.startswith(b"Exif\0\0", start + 4):
                 exif.append(data[start + 10 : at])
@@ -64,7 +67,7 @@ def jpeg(data: bytes, bounds: Bounds) -> Structure:
         if marker in _FRAMES:
             if frame or length != 8 + 3 * data[start + 9] or length == 8:
                 raise cannot("the JPEG has more than one frame header, or a damaged one")
-            frame = data[start + 4 : at]
+            frame, sequential = data[start + 4 : at], marker in _SEQUENTIAL
             height, width = struct.unpack_from(">HH", frame, 1)
             check_pixels((width, height), bounds.pixels)
         tables += length * (marker in _TABLES)
@@ -76,7 +79,8 @@ def jpeg(data: bytes, bounds: Bounds) -> Structure:
         data = b"".join([*kept, memoryview(data)[first_scan:end]])
     factors = [(byte >> 4, byte & 15) for byte in frame[7::3]]
     pixel = 1 if len(factors) == 1 else 4
-    if scans > 1:  # all coefficients are kept meanwhile, 2 bytes each
+    if scans > 1 or not (sequential and whole):
+        # All coefficients are kept meanwhile, 2 bytes each, also for scans that never come.
         largest = max(x for x, _ in factors) * max(y for _, y in factors)
         pixel += -(-2 * sum(x * y for x, y in factors) // max(1, largest))
     upright = orientation(b"".join(exif), xmp)
@@ -137,8 +141,8 @@ def png(data: bytes, bounds: Bounds) -> Structure:
     pixels = width * height
     samples = tuple(sample & (1 << depth) - 1 for (sample,) in struct.iter_unpack(">H", hidden))
     pixel = _PNG_PIXEL.get(color, 4)
-    if depth == 16:  # gray stays at 16 bits; a hidden color needs all 48 bits, and a mask
-        pixel = 2 if color == 0 else 4 * (3 if samples else 1)
+    if depth == 16:  # gray stays at 16 bits; for a hidden color there are copies and a mask
+        pixel = (6 if samples else 2) if color == 0 else 4 * (3 if samples else 1)
     return Structure("PNG", width, height, data, orientation(exif, xmp), pixels * pixel, depth,
                      samples)  # fmt: skip
 

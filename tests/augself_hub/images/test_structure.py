@@ -227,6 +227,32 @@ def test_a_first_frame_beyond_the_screen_of_a_gif_counts():
         structure(data)
 
 
+def test_what_decoding_takes_counts_coefficients_of_scans_that_never_come():
+    """libjpeg keeps room for all of them once it knows that more scans may follow."""
+    photograph = Image.new("RGB", (640, 480))
+    data = saved(photograph, "JPEG", progressive=True, subsampling=0)
+    scans = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    assert structure(data).decoded_bytes == 640 * 480 * 10  # 4 bytes, and 2 for each of 3
+    assert structure(data[: scans[1]] + b"\xff\xd9").decoded_bytes == 640 * 480 * 10
+    data = saved(photograph, "JPEG", subsampling=0)
+    assert structure(data).decoded_bytes == 640 * 480 * 4
+
+
+def test_what_decoding_takes_counts_the_copies_of_a_hidden_gray():
+    gray = Image.fromarray(np.zeros((480, 640), np.uint16))
+    assert structure(saved(gray, "PNG")).decoded_bytes == 640 * 480 * 2
+    assert structure(saved(gray, "PNG", transparency=7)).decoded_bytes == 640 * 480 * 6
+
+
+def test_a_picture_over_white_takes_no_more_than_was_lent():
+    """A picture of 4 bytes a pixel and one over white; four copies more were made of it."""
+    sides = 3000, 3000
+    data = saved(Image.new("RGBA", sides, (9, 9, 9, 128)), "PNG")
+    decode(data)
+    _, grown = measured(lambda: decode(data))
+    assert grown < (structure(data).decoded_bytes + 4 * sides[0] * sides[1]) / 2**20 + 30
+
+
 # -- Legal files are what Pillow makes of them ---------------------------------------------------
 
 
