@@ -122,4 +122,4 @@ def mounted(models: Models, table: str | None, limits: Limits, folder: Path) -> 
     app = gr.mount_gradio_app(outer, page, path="/", **looks(limits))
     # Only launch() says so, and Gradio's own checks of what a path may name are off until then.
     page.has_launched = True
-    return Routes(app, page, files)
+    return Routes(app, page, files, limits.items)

@@ -88,13 +88,19 @@ def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
         shown = gr.HTML(css_template=STYLE, apply_default_css=False)
         lines = gr.Markdown()
 
-    def asked(name: str, paths: list[str] | None, request: gr.Request) -> Iterator[tuple[Any, ...]]:
+    def asked(
+        name: str, given: list[dict[str, Any]] | None, request: gr.Request
+    ) -> Iterator[tuple[Any, ...]]:
         """A function of its own: Gradio looks for the request in its signature."""
+        if name not in models:
+            raise gr.Error("there is no such model: pick one", print_exception=False)
         url = str(get_request_origin(request.request, PATH))
+        paths = [file["path"] for file in given or ()]
         yield from extract(models, files, name, paths, url, request.session_hash)
 
     outputs = [told, shown, table, lines]
     answer = {"fn": asked, "inputs": [picker, dropped], "outputs": outputs, **BUSY}
+    answer["preprocess"] = False  # it makes a file on disk for each that is named, and leaves it
     dropped.upload(api_name="features", **answer)
     shipped = [files.shipped(Path(path)) for path in EXAMPLES]
     taken = examples.click(lambda: shipped, None, dropped, **PRIVATE, **BUSY)
@@ -139,10 +145,7 @@ def read_files(model: Local, paths: Sequence[Path]) -> Read:
         AugSelfError: more files than the limit, or no picture among them.
     """
     if len(paths) > model.limits.items:
-        raise AugSelfError(
-            f"{len(paths)} files are more than the {model.limits.items} one request may have: "
-            "drop fewer, or use augself extract"
-        )
+        raise AugSelfError(too_many(len(paths), model.limits.items))
     read = Read([], [], [], [])
     for path in paths:
         try:
@@ -156,6 +159,13 @@ def read_files(model: Local, paths: Sequence[Path]) -> Read:
     if not read.names:
         raise AugSelfError(f"{read.errors[0]['id']}: {read.errors[0]['reason']}")
     return read
+
+
+def too_many(count: int, most: int) -> str:
+    return (
+        f"{count} files are more than the {most} one request may have: "
+        "drop fewer, or use augself extract"
+    )
 
 
 def written(read: Read, features: np.ndarray, model: str) -> bytes:

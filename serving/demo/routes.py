@@ -21,12 +21,14 @@ from urllib.parse import parse_qs, urlencode
 import gradio as gr
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.demo.features import too_many
 from serving.demo.files import Files
 from serving.demo.sessions import Sessions
 from serving.http.access_log import note
@@ -40,7 +42,7 @@ PLAIN = frozenset(
 )
 CODE = re.compile(r"/(assets|static)(/[\w@+-][\w.@+-]*)+", re.ASCII)
 JSON_BYTES = 256 * 2**10  # of a call: the names of 64 files are a fifth of it
-FILES = 1000  # of an upload: what is too much for one call is said by the function
+FILES = 1000  # of an upload; a call has fewer
 _SWEEP_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
@@ -66,7 +68,9 @@ _Number = (
     | Annotated[float, Field(strict=True, allow_inf_nan=False)]
 )
 _Text = Annotated[str, Field(strict=True, max_length=1000)]
-_Value = None | StrictBool | _Number | _Text | _Upload | list[_Upload]
+# Validation is one step, during which nobody is answered: a list ends at its first error.
+_Uploads = Annotated[list[_Upload], Field(fail_fast=True, max_length=FILES)]
+_Value = None | StrictBool | _Number | _Text | _Upload | _Uploads
 
 
 class _Call(BaseModel):
@@ -74,7 +78,7 @@ class _Call(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    data: Annotated[list[_Value], Field(max_length=200)]
+    data: Annotated[list[_Value], Field(fail_fast=True, max_length=200)]
     fn_index: StrictInt
     session_hash: Annotated[str, Field(strict=True, pattern=rf"^{_SESSION.pattern}$")]
     trigger_id: StrictInt | None = None
@@ -86,11 +90,12 @@ class Routes:
 
     Args:
         app: where Gradio's page is mounted.
-        page: the page.
+        page: the page. items: files that a call may name: Gradio resolves each several times, and
+            nobody is answered meanwhile.
     """
 
-    def __init__(self, app: FastAPI, page: gr.Blocks, files: Files) -> None:
-        self._app, self._page, self._files = app, page, files
+    def __init__(self, app: FastAPI, page: gr.Blocks, files: Files, items: int) -> None:
+        self._app, self._page, self._files, self._items = app, page, files, items
         self._sessions = Sessions(page, files)
 
     @contextlib.asynccontextmanager
@@ -172,6 +177,10 @@ class Routes:
 
     async def _uploaded(self, request: Request) -> list[str]:
         """A form's files -> their names."""
+        kind, options = parse_options_header(request.headers.get("content-type"))
+        # Python keeps the name of every charset that it was ever asked for.
+        if kind != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() != b"utf-8":
+            raise Problem(400, "bad_upload", "an upload is multipart/form-data, its names UTF-8")
         try:
             async with request.form(max_files=FILES, max_fields=0) as form:
                 parts = form.multi_items()
@@ -200,12 +209,15 @@ class Routes:
         fields = [state.get(f._id, f) for f in function.inputs]
         if len(fields) != len(call.data) or not all(map(_fits, fields, call.data)):
             raise _not_ours("its arguments are not those of the function")
+        count = max((len(value) for value in call.data if isinstance(value, list)), default=0)
+        if count > self._items:
+            raise Problem(413, "too_many_items", too_many(count, self._items))
         index = call.event_data.get("index") if isinstance(call.event_data, dict) else None
         if function.collects_event_data and type(index) is not int:
             raise _not_ours("it says not which one was picked")
         if not await self._sessions.enter(call.session_hash):
             raise Problem(503, "busy", "there are as many visitors as there may be: try again")
-        given = call.model_dump() | {
+        given = call.model_dump(exclude={"data", "event_data"}) | {
             "data": [self._written(value, call.session_hash) for value in call.data],
             "event_data": {"index": index} if type(index) is int else None,
         }
