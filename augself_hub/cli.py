@@ -28,6 +28,7 @@ COMMANDS = {
     "pull": "augself_hub.commands:pull",
     "list": "augself_hub.commands:list_command",
     "verify": "augself_hub.commands:verify",
+    "list-images": "augself_hub.commands:list_images",
     "predict": "serving.commands:predict",
     "extract": "serving.commands:extract",
     "index": "serving.search.commands:index",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from augself_hub import hub
 from augself_hub.folder import MANIFEST, files_of, read_manifest
+from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP
 
 
 @click.command("list")
@@ -60,6 +63,21 @@ def verify(model: str | None) -> None:
     """Compare what computes in MODEL (a folder or Hub id) with its manifest."""
     folder = hub.resolve(model)
     click.echo(f"{_files(folder)}\n{folder} is what its manifest says")
+
+
+@click.command("list-images")
+@click.argument("source")
+@click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
+@click.option("--split", help="One split alone, in any spelling.")
+@click.option("--read-as", "kind", type=click.Choice(KINDS), help=READ_AS_HELP)
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def list_images(source: str, columns: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
+    """Say what the commands will read of SOURCE: images, classes, splits, and what is left out."""
+    from augself_hub.images import Columns, Options, open_source
+
+    opened = open_source(source, Options(Columns.parse(columns), **chosen))
+    inventory = opened.inventory
+    click.echo(json.dumps(inventory.record(), indent=2) if as_json else inventory.text())
 
 
 def _files(folder: Path) -> str:

@@ -32,7 +32,6 @@ from augself_hub.images.bounds import Bounds, Structure, check_pixels
 from augself_hub.images.budget import DECODED
 from augself_hub.images.structure import structure
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 MAX_PIXELS = Bounds.pixels
 DECODES = ("exact", "fast")
 Box = tuple[float, float, float, float]

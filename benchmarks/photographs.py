@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.data.sources import UNLABELED, Images
+from augself_hub.images.source import UNLABELED
+from training.data.sources import Images
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
 COUNT, PIXELS = 600, 256

@@ -42,7 +42,7 @@ from torch import nn
 from augself_hub import AugSelfLoss, Policy
 from augself_hub.modeling.encoders import build_encoder, preprocessing_of
 from training.data.batches import ViewsDataset, collate
-from training.data.sources import Images, folder_images
+from training.data.sources import Images, open_images
 from training.methods.simsiam import SimSiam
 from training.run.memory import keep_freed_memory
 from training.run.pretraining import Pretraining
@@ -131,7 +131,7 @@ def measured(
         "compiled": lambda: ours(
             in_memory(work), WEIGHTS, size, precision, {"torch_compile": True}
         ),
-        "ours jpeg": lambda: ours(folder_images(work / "jpeg"), WEIGHTS, size, precision),
+        "ours jpeg": lambda: ours(open_images(work / "jpeg"), WEIGHTS, size, precision),
         "lightly": lambda: with_lightly(in_memory(work), size),
         "lightly jpeg": lambda: with_lightly(work / "jpeg", size),
         "bare": lambda: bare(size, precision),

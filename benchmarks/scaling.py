@@ -240,16 +240,15 @@ def driver_row(options: argparse.Namespace) -> dict[str, float]:
 
 
 def _looked(work: Path) -> Iterator[tuple[str, float]]:
-    from serving.extraction.sources import path_list
-    from serving.extraction.tars import TarSource
+    from augself_hub.images import open_source
 
     with tempfile.TemporaryDirectory(dir=work) as folder:
         tars = [Path(folder) / f"{number}.tar" for number in range(1000)]
         for tar in tars:
             tar.touch()
-        yield "its digest, a tar", _seconds(TarSource("", [str(t) for t in tars]).shards(1))
+        yield "its digest, a tar", _seconds(open_source(f"{folder}/*.tar", stream=True).shards(1))
         names = [str(tar) for tar in tars] * 20
-        shards = path_list(names, "").shards(2048)
+        shards = open_source(names).shards(2048)
         yield "its digest, a list of 2048 files", _seconds(shards)
 
 
@@ -264,8 +263,8 @@ def _handed_out() -> Iterator[tuple[str, float]]:
     """The queue itself, with workers that have nothing to do."""
     import ray
 
+    from augself_hub.images import open_source
     from serving.extraction.destination import Counts
-    from serving.extraction.sources import path_list
     from serving.fleet import ray_extraction as ray_engine
 
     class Idle:
@@ -280,7 +279,7 @@ def _handed_out() -> Iterator[tuple[str, float]]:
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
     for name, rows in (("a tar", 1), ("a list of 2048 files", 2048)):
-        shards = path_list(["folder/of/images/000000.jpg"] * (rows * 2000), "").shards(rows)
+        shards = open_source(["folder/of/images/000000.jpg"] * (rows * 2000)).shards(rows)
         _seconds(shards[:1])
         for shard in shards:  # digests were asked for above: they are not what is measured here
             shard.__dict__["digest"] = "d"
@@ -295,14 +294,14 @@ def _handed_out() -> Iterator[tuple[str, float]]:
 def _finished(work: Path) -> Iterator[tuple[str, float]]:
     import pyarrow as pa
 
-    from serving.extraction.destination import ERRORS_KEY, Destination
+    from serving.extraction.destination import Destination, Part
 
     rows = pa.table({"label": pa.array(range(2048), pa.int32())})
-    rows = rows.replace_schema_metadata({ERRORS_KEY: "[]"})
     with tempfile.TemporaryDirectory(dir=work) as folder, Destination(Path(folder) / "t") as there:
         there.data.mkdir()
+        (there.folder / ".errors").mkdir()
         for number in range(500):
-            there.write_part(number, rows, "d", "m")
+            there.write_part(number, Part(rows, [], {}), "d", "m")
         began = time.perf_counter()
         there.write_errors()
         there.largest_label()

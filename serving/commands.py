@@ -12,6 +12,8 @@ import click
 
 from augself_hub.commands import table
 from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images import Columns, Options
+from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
 from augself_hub.options import GroupedCommand, grouped
 from serving.options import needs, running
 
@@ -71,14 +73,10 @@ def predict(
     "--output", required=True, type=click.Path(path_type=Path), help="A new or unfinished folder."
 )
 @_MODEL
-@click.option(
-    "--column",
-    "columns",
-    multiple=True,
-    metavar="ROLE=NAME",
-    help="Repeatable: which column of a CSV, parquet file or dataset is image, label or split.",
-)
-@click.option("--split", help="The only split wanted of a Hugging Face dataset.")
+@click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
+@click.option("--split", help="The only split wanted, in any spelling. Default: all of them.")
+@click.option("--read-as", "kind", type=click.Choice(KINDS), help=READ_AS_HELP)
+@click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help=ROOT_HELP)
 @click.option("--pairs", is_flag=True, help="SOURCE is a CSV of pairs a, b: predict differences.")
 @click.option("--dtype", type=click.Choice(("float32", "float16")), default="float32")
 @click.option("--normalize", is_flag=True, help="Scale each image's features to length 1.")
@@ -125,11 +123,11 @@ def extract(
     with needs("serve"):
         from serving.extraction.pipeline import Settings
         from serving.extraction.pipeline import extract as write_table
-        from serving.extraction.sources import Columns
         from serving.inference.engine import load
     limit = None if allowed is None else _limit(allowed)
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
-    options |= {"columns": Columns.parse(columns), "fill": _filler(where)}
+    chosen = {name: options.pop(name) for name in ("split", "kind", "image_root")}
+    options |= {"options": Options(Columns.parse(columns), **chosen), "fill": _filler(where)}
     engine = load(model, device, 1, precision, decode)
     summary = write_table(source, output, engine, settings, **options)
     click.echo(_summary(output, summary, as_json))
@@ -278,6 +276,7 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
     counts = summary.counts
     if as_json:
         numbers = dataclasses.asdict(summary)
+        numbers["inventory"] = summary.inventory.record()
         return json.dumps({"output": str(output), **numbers.pop("counts"), **numbers})
     line = f"{output}: {counts.rows} rows of {counts.images} images, {counts.errors} unreadable"
     if not summary.computed:

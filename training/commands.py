@@ -91,6 +91,8 @@ def _settings(command: Command, without: Collection[str] = (), **defaults: Any) 
         if one.name in PAIRS:
             metavar = "FIELD=VALUE" if one.name == "arguments" else "NAME=VALUE"
             attributes |= {"multiple": True, "metavar": metavar}
+        elif one.name == "column":
+            attributes |= {"multiple": True, "metavar": "ROLE=NAME"}
         elif one.type == "bool":
             attributes |= {"is_flag": True}
         elif default is dataclasses.MISSING:

@@ -15,11 +15,12 @@ fsspec is imported before a source needs it.
 
 from augself_hub.images.files import SUFFIXES, read_file
 from augself_hub.images.inventory import Inventory
-from augself_hub.images.opening import KINDS, Options, open_source
+from augself_hub.images.opening import AS_FOUND, Options, open_source
 from augself_hub.images.source import Item, Listing, Shard, ShardError, Source
-from augself_hub.images.words import Columns, split_of
+from augself_hub.images.words import KINDS, Columns, split_of
 
 __all__ = [
+    "AS_FOUND",
     "KINDS",
     "SUFFIXES",
     "Columns",

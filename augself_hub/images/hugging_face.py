@@ -178,7 +178,7 @@ def dataset_source(
             StreamedSplit(name, _undecoded(data, chosen, "__key__"), roots)
             for name, data in found.items()
         ]
-        rule = Labels(names or [])
+        rule = Labels(names or [], strict=False)
     else:
         parts = [_split(name, _undecoded(data, chosen), roots) for name, data in found.items()]
         written = [part.labels for part in parts if part.labels is not None]

@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import json
 import os
 from array import array
 from collections import Counter
@@ -262,7 +263,7 @@ def folder_source(
         kinds = sorted({suffix_of(path) for path in packed})
         notes.append(
             f"the {', '.join(kinds)} files beside the images are not read: "
-            "--as tars or --as parquet reads them instead"
+            "--read-as tars or --read-as parquet reads them instead"
         )
     tops = sorted({path.partition("/")[0] for path in paths if "/" in path})
     words = [top for top in tops if split_of(top)]
@@ -270,13 +271,13 @@ def folder_source(
     if kind is None and words and not splits and "train" in map(split_of, words):
         other = next(top for top in tops if not split_of(top))
         raise AugSelfError(
-            f"{location} holds {', '.join(words)} beside {other}: say --as splits (and {other} is "
-            "left out) or --as classes"
+            f"{location} holds {', '.join(words)} beside {other}: say --read-as splits (and leave "
+            f"{other} out) or --read-as classes"
         )
     if splits and tops:
         notes.append(
             f"{', '.join(tops if kind is None else words)}: read as splits "
-            "(--as classes reads them as classes)"
+            "(--read-as classes reads them as classes)"
         )
     rows: list[tuple[str, str | None, str | None]] = []  # path, class, split
     for path in paths:
@@ -290,23 +291,72 @@ def folder_source(
             rows.append((path, within if slash else None, top.casefold()))
     if not rows:
         raise AugSelfError(f"{location} holds no image ({', '.join(SUFFIXES)})")
-    classes = sorted({name_of(name)[0] for _, name, _ in rows if name is not None})
-    numbers = {name: number for number, name in enumerate(classes)}
     names, bad = [], {}
     for position, (path, _, _) in enumerate(rows):
         name, problem = name_of(path)
         names.append(name)
         if problem := problems.get(path, problem):
             bad[position] = problem
-    labels = array("i", (UNLABELED if c is None else numbers[name_of(c)[0]] for _, c, _ in rows))
+    column, told = "", dict[str, str]()
+    if kind != "classes":
+        column, told = metadata_labels(folder, ["", *(words if splits else [])])
+    if column:
+        notes.append(f"labels are those of {column}; --read-as classes takes the folders' names")
+        written = [told.get(path) for path, _, _ in rows]
+        rule = Labels.of_values(written)
+    else:
+        written = [None if name is None else name_of(name)[0] for _, name, _ in rows]
+        # folders' names are names, also where they are numbers
+        rule = Labels(sorted({name for name in written if name is not None}), named=True)
+    labels = array("i")
+    for position, value in enumerate(written):
+        try:
+            number = rule.number(value) if column else rule.index(value)
+        except ValueError as error:
+            number = None
+            bad.setdefault(position, str(error))
+        labels.append(UNLABELED if number is None else number)
     source = FileSource(
-        location, folder, names, labels, classes,
+        location, folder, names, labels, rule.classes,
         [split for _, _, split in rows] if splits else None,
         Inventory(location, "folder", notes=tuple(notes)),
         "sort the images into class sub-folders",
         bad,
     )  # fmt: skip
     return dataclasses.replace(source, inventory=_inventory(source, tally, source.inventory))
+
+
+def metadata_labels(folder: Path, places: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """What the metadata.csv or .jsonl of imagefolder says: the column, path -> label.
+
+    Args:
+        places: where one may lie below the folder: paths in it start from there.
+    """
+    column, found = "", dict[str, str]()
+    for place in places:
+        for path in (folder / place / "metadata.csv", folder / place / "metadata.jsonl"):
+            if not path.is_file():
+                continue
+            header, lines = _csv(path) if path.suffix == ".csv" else _json_lines(path)
+            if "file_name" not in header:
+                continue
+            label = Columns("file_name").found(header, str(path)).label
+            if label is not None:
+                column = f"column {label} of {path.name}"
+                name, value = header.index("file_name"), header.index(label)
+                prefix = f"{place}/" if place else ""
+                found.update({prefix + line[name]: line[value] for line in lines})
+    return column, found
+
+
+def _json_lines(path: Path) -> tuple[list[str], Iterator[list[str]]]:
+    try:
+        records = [json.loads(line) for line in _text(path).splitlines() if line.strip()]
+        header = list(dict.fromkeys(key for record in records for key in dict(record)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AugSelfError(f"{path} is no JSON lines of objects: {error}") from error
+    values = ([record.get(key) for key in header] for record in records)
+    return header, (["" if v is None else str(v) for v in line] for line in values)
 
 
 # -- Lists -----------------------------------------------------------------------------------------

@@ -25,9 +25,8 @@ from augself_hub.images.files import SUFFIXES, expanded, file_system, suffix_of
 from augself_hub.images.inventory import Tally
 from augself_hub.images.source import Source
 from augself_hub.images.tars import COMPRESSED, TarSource
-from augself_hub.images.words import USUAL, Columns
+from augself_hub.images.words import KINDS, USUAL, Columns
 
-KINDS = ("images", "splits", "classes", "tars", "parquet", "dataset")
 TARS = (".tar", *(f".tar{suffix}" for suffix in COMPRESSED if suffix != ".tgz"), ".tgz")
 PARQUET = (".parquet",)
 CSV = (".csv", ".tsv")
@@ -56,11 +55,25 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.kind is not None and self.kind not in KINDS:
-            raise UsageError(f"unknown --as {self.kind}: use {', '.join(KINDS)}")
+            raise UsageError(f"unknown --read-as {self.kind}: use {', '.join(KINDS)}")
+
+    @classmethod
+    def of_record(cls, source: dict[str, Any]) -> Options:
+        """As the manifest of a table has them under `source`."""
+        root = source.get("image_root")
+        return cls(
+            Columns(**source.get("columns", {})),
+            source.get("split"),
+            source.get("read_as"),
+            image_root=None if root is None else Path(root),
+        )
+
+
+AS_FOUND = Options()
 
 
 def open_source(
-    source: str | Path | Sequence[str | Path] | Source, options: Options = Options(), **given: Any
+    source: str | Path | Sequence[str | Path] | Source, options: Options = AS_FOUND, **given: Any
 ) -> Source:
     """Find out what a source is, and open it.
 

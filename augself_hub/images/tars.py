@@ -315,7 +315,9 @@ class TarSource:
             location, urls, names, splits_in_names(names), Labels([]), not any(packed), tuple(notes)
         )
         if stream:
-            return source
+            note = "labels that are names are not known before all is read"
+            notes = (*notes, note) if source._has_names() else tuple(notes)
+            return replace(source, rule=Labels([], strict=False), notes=notes)
         if not (any(packed) or any("://" in url for url in urls)):
             return replace(source, known=source.scan, rule=source.scan.rule)
         if not source._has_names():

@@ -15,6 +15,11 @@ from augself_hub.errors import AugSelfError, UsageError
 MAX_NUMBER = 2**31  # a label is an int32 of the table
 MAX_NAME = 1000  # letters of a class name
 
+KINDS = ("images", "splits", "classes", "tars", "parquet", "dataset")
+COLUMN_HELP = "Repeatable: which column of a table is image, label or split."
+ROOT_HELP = "Paths in a table may lead into this folder too; else only below the table's own."
+READ_AS_HELP = "What a folder is to be read as, where what is in it leaves a choice."
+
 SPLIT_WORDS = {  # those of Hugging Face's imagefolder
     "train": ("train", "training"),
     "validation": ("validation", "valid", "dev", "val"),
@@ -119,10 +124,12 @@ class Labels:
     Args:
         classes: their names; empty: labels are class numbers and stay what they are.
         named: what is written is a name and not an index into them.
+        strict: what is none of the classes is an error of its image; else no label.
     """
 
     classes: list[str]
     named: bool = False
+    strict: bool = True
 
     @classmethod
     def of_values(cls, values: Iterable[Any]) -> Labels:
@@ -146,22 +153,31 @@ class Labels:
     def _index(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes)}
 
+    def index(self, name: str | None) -> int | None:
+        """Of a class by its very name, also one such as -1."""
+        return None if name is None else self._index[name]
+
     def number(self, value: Any) -> int | None:
         """What is written -> its number, None for no label.
 
         Raises:
             ValueError: it is none of the classes; the message says so.
         """
-        text = written_label(value)
-        if text is None:
+        try:
+            text = written_label(value)
+            return None if text is None else self._number(text)
+        except ValueError:
+            if self.strict:
+                raise
             return None
+
+    def _number(self, text: str) -> int:
         if self.named:
             if text not in self._index:
                 raise ValueError(f"its label {text[:50]!r} is none of the classes")
             return self._index[text]
         most = len(self.classes) or MAX_NUMBER
-        digits = text.isascii() and text.isdecimal()
-        if not digits or int(text) >= most:
+        if not (text.isascii() and text.isdecimal()) or int(text) >= most:
             raise ValueError(f"its label {text[:50]!r} is no class number")
         return int(text)
 

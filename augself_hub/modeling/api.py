@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 from augself_hub import hub
@@ -28,8 +27,8 @@ def export(
     Args:
         model: a model folder.
         quantize: int8 (for CPUs) or fp16 (for GPUs): add a smaller graph, made from the one there.
-        calibration: with quantize: photographs to calibrate and judge it by, a folder whose
-            sub-folders are their classes.
+        calibration: with quantize: photographs to calibrate and judge it by, any source of
+            images (docs/data-sources.md).
         require_speedup: with int8: refused below, times the fp32 graph's images a second.
 
     Returns:
@@ -43,7 +42,7 @@ def export(
     if quantize is not None and quantize not in QUANTIZED:
         raise UsageError(f"--quantize {quantize}: give {' or '.join(QUANTIZED)}")
     if quantize is not None and calibration is None:
-        raise UsageError(f"--quantize {quantize} needs real photographs: --calibration FOLDER")
+        raise UsageError(f"--quantize {quantize} needs real photographs: --calibration SOURCE")
     if quantize is None and calibration is not None:
         raise UsageError("--calibration is read with --quantize only")
     if quantize != "int8" and require_speedup is not None:
@@ -56,4 +55,4 @@ def export(
             return dict(export_folder(folder))
         from augself_hub.modeling.quantize import quantize_folder
 
-        return quantize_folder(folder, quantize, Path(calibration), require_speedup)
+        return quantize_folder(folder, quantize, os.fspath(calibration), require_speedup)

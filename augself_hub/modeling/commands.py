@@ -20,8 +20,8 @@ from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
 )
 @click.option(
     "--calibration",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With --quantize: photographs to calibrate and judge it by (sub-folders are classes).",
+    metavar="SOURCE",
+    help="With --quantize: photographs to calibrate and judge it by (docs/data-sources.md).",
 )
 @click.option(
     "--require-speedup", type=float, help="With --quantize int8: refused below, times fp32."
@@ -41,7 +41,7 @@ from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
 def export(
     model: Path,
     precision: str | None,
-    calibration: Path | None,
+    calibration: str | None,
     require_speedup: float | None,
     repository: Path | None,
     packed: str | None,

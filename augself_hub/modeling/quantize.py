@@ -19,6 +19,7 @@ small differences of features, which the features' own gate would let pass.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import platform
 import random
 import statistics
@@ -45,11 +46,13 @@ from augself_hub.folder import (
     read_spec,
     write_manifest,
 )
+from augself_hub.images import Listing, open_source
 from augself_hub.modeling.export import require_export_extra
 from augself_hub.modeling.views import two_crops
 from augself_hub.precision import GRAPHS
-from augself_hub.preprocess import SUFFIXES, Preprocessing, decode, preprocess
+from augself_hub.preprocess import Preprocessing, decode, preprocess
 
+log = logging.getLogger(__name__)
 MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of a photograph's features with its fp32 features
 PROBE_LOSS = 0.005  # of a linear probe's accuracy
 PROBE_IMAGES = 200  # with fewer, one image weighs more than PROBE_LOSS: not measured
@@ -64,13 +67,13 @@ ROUNDS = 15
 
 
 def quantize_folder(
-    folder: Path, precision: str, photographs: Path, require_speedup: float | None = None
+    folder: Path, precision: str, photographs: str | Path, require_speedup: float | None = None
 ) -> dict[str, Any]:
     """Add a quantised graph to a model folder, exchanging the folder in one step.
 
     Args:
         precision: int8 or fp16.
-        photographs: a folder of images; its sub-folders are their classes.
+        photographs: any source of images that can be listed (docs/data-sources.md).
         require_speedup: int8 only: times the fp32 graph's images a second.
 
     Returns:
@@ -97,57 +100,58 @@ class Photographs:
     """Real images, some to calibrate with, others to judge by.
 
     Args:
-        folder: where they are. side: of a preprocessed image, in pixels.
-        calibration, held_out: disjoint.
+        listing: all of them. side: of a preprocessed image, in pixels.
+        calibration, held_out: positions, disjoint.
     """
 
-    folder: Path
+    listing: Listing
     side: int
-    calibration: Sequence[Path]
-    held_out: Sequence[Path]
+    calibration: Sequence[int]
+    held_out: Sequence[int]
 
     @classmethod
-    def split(cls, folder: Path, side: int) -> Photographs:
+    def split(cls, source: str | Path, side: int) -> Photographs:
         """A third of the images, at most 128, calibrate; at most 1024 others judge."""
-        found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-        paths = sorted(p for p in found if not p.name.startswith("."))
-        if len(paths) < MIN_IMAGES:
+        opened = open_source(source)
+        log.info("%s", opened.inventory.text())
+        listing = opened.listing()
+        positions = list(range(len(listing.names)))
+        if len(positions) < MIN_IMAGES:
             raise AugSelfError(
-                f"{folder} holds {len(paths)} images: quantisation needs at least {MIN_IMAGES} "
+                f"{source} holds {len(positions)} images: quantisation needs at least {MIN_IMAGES} "
                 "photographs like those the model will see"
             )
-        random.Random(0).shuffle(paths)
-        cut = min(CALIBRATION_IMAGES, len(paths) // 3)
-        return cls(folder, side, paths[:cut], paths[cut : cut + HELD_OUT_IMAGES])
+        random.Random(0).shuffle(positions)
+        cut = min(CALIBRATION_IMAGES, len(positions) // 3)
+        return cls(listing, side, positions[:cut], positions[cut : cut + HELD_OUT_IMAGES])
 
-    def pixels(self, paths: Sequence[Path]) -> np.ndarray:
+    def decoded(self, position: int) -> Image.Image:
+        try:
+            return decode(self.listing.read(position))
+        except (ImageError, OSError) as error:
+            raise AugSelfError(f"{self.listing.names[position]}: {error}") from error
+
+    def pixels(self, positions: Sequence[int]) -> np.ndarray:
         """(N, S, S, 3) uint8."""
-        return np.stack([preprocess(_decoded(path), self.side) for path in paths])
+        return np.stack([preprocess(self.decoded(position), self.side) for position in positions])
 
     def labels(self) -> np.ndarray | None:
         """The held-out images' classes (N,), or None where there are not two of them."""
-        parts = [path.relative_to(self.folder).parts for path in self.held_out]
-        names = {p[0] for p in parts if len(p) > 1}
-        if len(names) < 2 or any(len(p) == 1 for p in parts):
+        labels = np.array([self.listing.labels[position] for position in self.held_out])
+        present = np.unique(labels)
+        if len(present) < 2 or present[0] < 0:
             return None
-        return np.array([sorted(names).index(p[0]) for p in parts])
+        return np.searchsorted(present, labels)
 
     def views(self, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
         """Two views of held-out images as the heads met them in training, each (N, S, S, 3)."""
         policy = dataclasses.replace(policy, size=self.side)
         pairs = [
-            two_crops(_decoded(path), policy, 0, 0, index)
-            for index, path in enumerate(self.held_out[:PAIRS])
+            two_crops(self.decoded(position), policy, 0, 0, index)
+            for index, position in enumerate(self.held_out[:PAIRS])
         ]
         a, b = (_augmented([pair[view] for pair in pairs], policy) for view in (0, 1))
         return a, b
-
-
-def _decoded(path: Path) -> Image.Image:
-    try:
-        return decode(path.read_bytes())
-    except ImageError as error:
-        raise AugSelfError(f"{path}: {error}") from error
 
 
 def _augmented(views: list[tuple[np.ndarray, Any]], policy: Policy) -> np.ndarray:

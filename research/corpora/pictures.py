@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.errors import AugSelfError
-from augself_hub.preprocess import SUFFIXES, decode
+from augself_hub.images import SUFFIXES
+from augself_hub.preprocess import decode
 
 SHARE = "usr/share/"
 ICONS = "icons/"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import MODEL_KEY
+from augself_hub.images import Item
 from serving.demo.files import Files
 from serving.demo.map import STYLE, drawn, principal
 from serving.demo.visitors import BUSY, EXAMPLES, PRIVATE, Models, data_url, readable
-from serving.extraction.destination import ERRORS_KEY
-from serving.extraction.sources import Item
 from serving.extraction.tables import PLAIN, feature_table
 from serving.inference.client import Local
 
@@ -171,7 +169,7 @@ def too_many(count: int, most: int) -> str:
 def written(read: Read, features: np.ndarray, model: str) -> bytes:
     """One part of a FeatureTable, as `augself extract` writes it."""
     items = [Item((name,), ()) for name in read.names]
-    named = {MODEL_KEY: model, ERRORS_KEY: json.dumps(read.errors)}
+    named = {MODEL_KEY: model}
     table = feature_table(items, features, PLAIN).replace_schema_metadata(named)
     file = io.BytesIO()
     parquet.write_table(table, file, write_page_checksum=True)

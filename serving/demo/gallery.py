@@ -6,6 +6,7 @@ search that ignores colour and one that does not have something to disagree abou
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from PIL import Image
 from augself_hub.augmentations.functional import hue
 from augself_hub.errors import UsageError
 from augself_hub.features import FeatureTable, read_manifest
+from augself_hub.images import Listing, Options, open_source
 from augself_hub.preprocess import decode
 from serving.demo.visitors import EXAMPLES
 from serving.inference.client import Local
 
+log = logging.getLogger(__name__)
 ROWS = 3  # of tiles in a photograph
 COLORINGS = {"": 0.0, ", hue turned a third": 1 / 3, ", hue turned two thirds": 2 / 3}
 PICKS = 12  # pictures offered as queries
@@ -145,15 +148,19 @@ def of_table(folder: Path, models: Sequence[Local]) -> Gallery:
             f"{folder} comes from model {table.model[:12]}, which is not served: give it as --model"
         )
     step = -(-len(table.ids) // LARGEST)
-    source = Path(read_manifest(folder)["source"]["location"])
-    paths = [source / name for name in table.ids[::step]]
-    if missing := [path for path in paths if not path.is_file()]:
+    was, names = read_manifest(folder)["source"], table.ids[::step]
+    source = open_source(was["location"], Options.of_record(was))
+    log.info("%s", source.inventory.text())
+    listing = source.listing()
+    places = {name: place for place, name in enumerate(listing.names)}
+    if missing := [name for name in names if name not in places]:
         raise UsageError(f"{missing[0]}, a picture of {folder}, is not there: extract again")
-    names, known = table.ids[::step], {table.model: np.asarray(table.features[::step])}
+    read = partial(_opened, listing, [places[name] for name in names])
+    known = {table.model: np.asarray(table.features[::step])}
     about = f"The gallery: {len(names)} of the {len(table.ids)} pictures of the table given."
     picks = range(0, len(names), len(names) // PICKS + 1)
-    return Gallery(names, partial(_opened, paths), about, picks, known)
+    return Gallery(names, read, about, picks, known)
 
 
-def _opened(paths: Sequence[Path], number: int) -> Image.Image:
-    return decode(paths[number].read_bytes())
+def _opened(listing: Listing, places: Sequence[int], number: int) -> Image.Image:
+    return decode(listing.read(places[number]))

@@ -1,7 +1,8 @@
 """Where a table goes: a folder that one process at a time fills, part by part.
 
     .plan.json                  what this table is of and the digest of every shard; written first
-    data/part-00000.parquet ..  one a shard; its errors are in the file's metadata
+    data/part-00000.parquet ..  one a shard
+    .errors/00000.json ..       what of a shard was not read or left out; goes with the plan
     errors.jsonl                what could not be read
     manifest.json               written last; then the plan goes
 
@@ -22,6 +23,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,7 @@ from pyarrow import parquet
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import ARRAY, ERRORS, IDS, MANIFEST, MODEL_KEY, PARTS, read_manifest
 
-ERRORS_KEY, SHARD_KEY = b"augself.errors", b"augself.shard"
+SHARD_KEY = b"augself.shard"
 MOST_PARTS = 100_000  # part-00000 to part-99999: names that sort as their numbers do
 _PLAN = ".plan.json"
 _LOCK = ".lock"
@@ -51,16 +53,24 @@ class Counts:
     rows: int = 0
     errors: int = 0
 
-    @classmethod
-    def of(cls, part: pa.Schema, rows: int) -> Counts:
-        """One part's, of so many rows."""
-        errors = len(json.loads(part.metadata[ERRORS_KEY]))
-        return cls(rows + errors, rows, errors)
-
     def plus(self, other: Counts) -> Counts:
         return Counts(
             self.images + other.images, self.rows + other.rows, self.errors + other.errors
         )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What becomes of a shard.
+
+    Args:
+        table: its rows. errors: {id, reason} of what could not be read.
+        left_out: reason -> how many, of what was passed over and is no error.
+    """
+
+    table: pa.Table
+    errors: list[dict[str, str]]
+    left_out: dict[str, int]
 
 
 class Destination:
@@ -77,6 +87,7 @@ class Destination:
         self.folder = folder
         self.data = folder / "data"
         self.errors = folder / ERRORS
+        self._notes = folder / ".errors"
 
     def __enter__(self) -> Destination:
         if self.folder.exists() and not self.folder.is_dir():
@@ -95,7 +106,7 @@ class Destination:
 
     def _refuse_foreign(self) -> None:
         """A folder without a plan or manifest is ours only if there is nothing in it to lose."""
-        ours = {ERRORS, _LOCK, _PLAN, MANIFEST}
+        ours = {ERRORS, _LOCK, _PLAN, MANIFEST, self._notes.name}
         there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         if not there & {_PLAN, MANIFEST} and there - ours - {_hidden(name) for name in ours}:
             raise AugSelfError(
@@ -118,6 +129,7 @@ class Destination:
             )
         self._tidy()
         self.data.mkdir(exist_ok=True)
+        self._notes.mkdir(exist_ok=True)
         return (self.folder / MANIFEST).is_file()
 
     def manifest(self) -> dict[str, Any]:
@@ -134,7 +146,9 @@ class Destination:
 
     def _tidy(self) -> None:
         """Remove what a killed run was writing."""
-        for path in (*self.folder.glob(".*.new"), *self.data.glob(".*.new")):
+        for path in (
+            p for folder in (self.folder, self.data, self._notes) for p in folder.glob(".*.new")
+        ):
             path.unlink(missing_ok=True)  # its writer may be alive, on a machine that was cut off
 
     def part(self, number: int, shard: str) -> Counts | None:
@@ -146,24 +160,34 @@ class Destination:
             with parquet.ParquetFile(path, page_checksum_verification=True) as file:
                 rows = sum(batch.num_rows for batch in file.iter_batches())
                 if (file.schema_arrow.metadata or {})[SHARD_KEY].decode() == shard:
-                    return Counts.of(file.schema_arrow, rows)
+                    errors = len(self._note(number)["errors"])
+                    return Counts(rows + errors, rows, errors)
         except (OSError, KeyError, ValueError, pa.ArrowException) as error:
             logger.warning("%s is damaged and is made again: %s", path, str(error).splitlines()[0])
         return None
 
-    def write_part(self, number: int, table: pa.Table, shard: str, model: str) -> Counts:
-        """Add one part; its metadata says what it is of."""
-        named = {MODEL_KEY: model, SHARD_KEY: shard, ERRORS_KEY: table.schema.metadata[ERRORS_KEY]}
-        table = table.replace_schema_metadata(named)
+    def write_part(self, number: int, part: Part, shard: str, model: str) -> Counts:
+        """Add one part; its metadata says what it is of. What could not be read is there first."""
+        note = json.dumps({"errors": part.errors, "left_out": part.left_out}).encode()
+        writer = uuid.uuid4().hex
+        self._write_file(self._note_path(number), lambda file: file.write(note), writer)
+        table = part.table.replace_schema_metadata({MODEL_KEY: model, SHARD_KEY: shard})
         texts = [f.name for f in table.schema if f.type == pa.string()]  # numbers do not repeat
         self._write_file(
             self._part(number),
             lambda file: parquet.write_table(
                 table, file, use_dictionary=texts, write_page_checksum=True
             ),
-            writer=uuid.uuid4().hex,
+            writer,
         )
-        return Counts.of(table.schema, table.num_rows)
+        rows, errors = table.num_rows, len(part.errors)
+        return Counts(rows + errors, rows, errors)
+
+    def _note_path(self, number: int) -> Path:
+        return self._notes / f"{number:05}.json"
+
+    def _note(self, number: int) -> dict[str, Any]:
+        return json.loads(self._note_path(number).read_bytes())
 
     def has_part(self, number: int) -> bool:
         """Whether a part is there; not whether it is whole."""
@@ -201,14 +225,16 @@ class Destination:
         finally:
             hidden.unlink(missing_ok=True)
 
-    def write_errors(self) -> None:
-        """errors.jsonl from what the parts say."""
-        lines = "".join(json.dumps(error) + "\n" for error in self._errors())
-        self.write(ERRORS, lines)
-
-    def _errors(self) -> Iterator[dict[str, str]]:
-        for path in self.parts():
-            yield from json.loads(parquet.read_schema(path).metadata[ERRORS_KEY])
+    def write_errors(self) -> dict[str, int]:
+        """errors.jsonl from what was noted beside the parts; what was left out, by reason."""
+        left_out: Counter[str] = Counter()
+        lines = []
+        for number in range(len(self.parts())):
+            note = self._note(number)
+            left_out.update(note["left_out"])
+            lines += [json.dumps(error) + "\n" for error in note["errors"]]
+        self.write(ERRORS, "".join(lines))
+        return dict(left_out.most_common())
 
     def parts(self) -> list[Path]:
         return sorted(self.folder.glob(PARTS))
@@ -234,6 +260,7 @@ class Destination:
     def clean(self, keep_parts: bool) -> None:
         """The plan goes last: parts without one would be taken for something foreign."""
         self._tidy()
+        shutil.rmtree(self._notes, ignore_errors=True)
         if not keep_parts:
             shutil.rmtree(self.data, ignore_errors=True)
         (self.folder / _PLAN).unlink(missing_ok=True)

@@ -14,11 +14,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import deque
+import logging
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -31,16 +32,25 @@ import pyarrow as pa
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import DIFFERENCES, FORMAT, TABLE
 from augself_hub.folder import versions
+from augself_hub.images import (
+    AS_FOUND,
+    Inventory,
+    Item,
+    Options,
+    Shard,
+    ShardError,
+    Source,
+    open_source,
+)
 from augself_hub.preprocess import Preprocessing
-from serving.extraction.destination import ERRORS_KEY, Counts, Destination, refuse_too_many
-from serving.extraction.opening import open_source
+from serving.extraction.destination import Counts, Destination, Part, refuse_too_many
 from serving.extraction.progress import Progress
-from serving.extraction.sources import USUAL, Columns, Item, Shard, ShardError, Source
 from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
 from serving.inference.cores import usable_cores
 from serving.inference.differences import is_gray
-from serving.inference.engine import Engine
+from serving.inference.engine import Engine, load
 
+logger = logging.getLogger(__name__)
 SHARD_ROWS = 2048
 BATCH = 16  # at the end all cores wait for the last batch, so it should be small
 _AHEAD = 2  # batches a worker that wait or are done but not yet taken
@@ -51,12 +61,13 @@ class Summary:
     """What a run did.
 
     Args:
-        counts: of the whole table. seconds: of this run.
+        counts: of the whole table. inventory: of the source. seconds: of this run.
         computed: images of this run; the others were there already.
         images_per_second: of those computed.
     """
 
     counts: Counts
+    inventory: Inventory
     seconds: float
     computed: int
     images_per_second: float
@@ -103,7 +114,7 @@ class PartMaker:
         self, shards: Sequence[tuple[int, Shard]], done: Callable[[int, int], None]
     ) -> Iterator[Counts]:
         """The parts of shards, which come with their numbers, one after the other in this order."""
-        tables = extract_shards(
+        parts = extract_shards(
             (shard for _, shard in shards),
             self.engine,
             self.settings,
@@ -111,8 +122,8 @@ class PartMaker:
             self.workers,
             done,
         )
-        for (number, shard), table in zip(shards, tables, strict=True):
-            yield self.there.write_part(number, table, shard.digest, self.engine.sha256)
+        for (number, shard), part in zip(shards, parts, strict=True):
+            yield self.there.write_part(number, part, shard.digest, self.engine.sha256)
 
 
 def fill_here(work: Work) -> Counts:
@@ -138,8 +149,7 @@ def extract(
     engine: Engine,
     settings: Settings = PLAIN,
     *,
-    columns: Columns = USUAL,
-    split: str | None = None,
+    options: Options = AS_FOUND,
     layout: str = "parquet",
     shard_rows: int = SHARD_ROWS,
     workers: int | None = None,
@@ -150,11 +160,11 @@ def extract(
     What an unfinished run has left in the destination is gone on with.
 
     Args:
-        source: a path, a glob, a URL or a Hub id (see docs/extract.md), a list of paths, or any
-            `Source`.
+        source: a path, a glob, a URL or a Hub id (see docs/data-sources.md), a list of paths, or
+            any `Source`.
         destination: a new folder, or one that the same call began.
         engine: with one thread of its own; `workers` of them run at once.
-        columns: of a CSV, parquet file or dataset. split: the only one wanted of a dataset.
+        options: what chooses where a source leaves a choice.
         layout: parquet, or npy: one features.npy beside ids.parquet.
         shard_rows: images in one part, where the source lets itself be cut.
         workers: threads; None: the usable cores.
@@ -165,21 +175,27 @@ def extract(
         AugSelfError: no image can be read, the input is not what it was when the destination was
             begun, somebody else writes there, or the disk is full.
     """
-    images = open_source(source, columns, split, settings.pairs)
+    images = open_source(source, options, pairs=settings.pairs)
+    logger.info("%s", images.inventory.text())
     shards = images.shards(shard_rows)
     refuse_too_many(shards)
     plan = _plan(images, shards, engine, settings, layout, shard_rows)
-    plan["source"] |= {"columns": dataclasses.asdict(columns), "split": split}
+    plan["source"] |= {
+        "columns": dataclasses.asdict(options.columns),
+        "split": options.split,
+        "read_as": options.kind,
+        "image_root": None if options.image_root is None else str(options.image_root),
+    }
     with Destination(Path(destination)) as there, _progress(shards) as progress:
         finished = there.adopt(plan)
         if finished:
             there.clean(layout == "parquet")
             counts = Counts(**there.manifest()["counts"])
-            return Summary(counts, progress.seconds, 0, 0.0)
+            return Summary(counts, images.inventory, progress.seconds, 0, 0.0)
         counts = fill(Work(there, shards, engine, settings, progress, workers))
         _finish(there, images, plan, counts)
         computed = progress.done - progress.kept
-        return Summary(counts, progress.seconds, computed, progress.rate)
+        return Summary(counts, images.inventory, progress.seconds, computed, progress.rate)
 
 
 def extract_shards(
@@ -189,8 +205,8 @@ def extract_shards(
     pool: Executor,
     workers: int,
     done: Callable[[int, int], None] = lambda images, errors: None,
-) -> Iterator[pa.Table]:
-    """Shards of the source -> a part of the table each, in order, its errors in the metadata.
+) -> Iterator[Part]:
+    """Shards of the source -> a part of the table each, in order.
 
     While the last batches of one are computed, those of the next are begun.
 
@@ -199,16 +215,20 @@ def extract_shards(
         done: told of the images and errors of each batch.
     """
     run = partial(_extracted, engine=engine, settings=settings)
-    batches = (batch for number, shard in enumerate(shards) for batch in _batches(number, shard))
+    left_out: dict[int, Counter[str]] = defaultdict(Counter)
+    batches = (
+        batch
+        for number, shard in enumerate(shards)
+        for batch in _batches(number, shard, left_out[number])
+    )
     results = _in_order(pool, run, batches, _AHEAD * workers)
-    for _, some in groupby(results, key=itemgetter(0)):
+    for number, some in groupby(results, key=itemgetter(0)):
         tables, errors = [], []
         for _, table, failed in some:
             tables.append(table)
             errors += failed
             done(table.num_rows + len(failed), len(failed))
-        part = pa.concat_tables(tables).combine_chunks()
-        yield part.replace_schema_metadata({ERRORS_KEY: json.dumps(errors)})
+        yield Part(pa.concat_tables(tables).combine_chunks(), errors, dict(left_out.pop(number)))
 
 
 def _extracted(
@@ -237,20 +257,12 @@ def extract_batch(
 
 def _load(item: Item, preprocessing: Preprocessing) -> list[np.ndarray] | str:
     """The item's images, (S, S, 3) uint8 each, or the reason there are none."""
-    if item.problem is not None:
-        return item.problem
     try:
-        return [preprocessing.prepare(_bytes(image)) for image in item.images]
+        return [preprocessing.prepare(image) for image in item.read()]
     except ImageError as error:
         return str(error)
     except OSError as error:
         return error.strerror or "cannot be read"
-    except ValueError:  # a name no file can have, such as one with a zero byte
-        return "cannot be read"
-
-
-def _bytes(image: Path | bytes) -> bytes:
-    return image if isinstance(image, bytes) else image.read_bytes()
 
 
 def _differences(
@@ -271,26 +283,26 @@ class _Batch(NamedTuple):
     items: list[Item] | Exception
 
 
-def _batches(number: int, shard: Shard) -> Iterator[_Batch]:
+def _batches(number: int, shard: Shard, left_out: Counter[str]) -> Iterator[_Batch]:
     """All of a shard. The first is empty: it gives the columns where no image can be read.
 
-    An error takes its turn, so that the shards before it are done with when it is raised.
+    An error takes its turn, so that the shards before it are done with when it is raised. What
+    damage leaves of a shard is used, and the damage itself is one more item.
     """
     yield _Batch(number, [])
-    items = _items(shard)
+
+    def items() -> Iterator[Item]:
+        try:
+            yield from shard.items(lambda reason, name: left_out.update([reason]))
+        except ShardError as error:
+            yield Item((shard.name,), (), problem=str(error))
+
+    coming = items()
     try:
-        while some := list(islice(items, BATCH)):
+        while some := list(islice(coming, BATCH)):
             yield _Batch(number, some)
     except Exception as error:
         yield _Batch(number, error)
-
-
-def _items(shard: Shard) -> Iterator[Item]:
-    """What damage leaves of a shard; the damage itself is one more item."""
-    try:
-        yield from shard.items()
-    except ShardError as error:
-        yield Item((shard.name,), (), problem=str(error))
 
 
 def _in_order(
@@ -312,7 +324,7 @@ def _progress(shards: Sequence[Shard]) -> Progress:
 
 
 def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Counts) -> None:
-    there.write_errors()
+    left_out = there.write_errors()
     if not counts.rows:
         there.abandon()
         raise AugSelfError(
@@ -322,10 +334,23 @@ def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Co
     if plan["layout"] == "npy":
         model = plan["model"]
         there.write_array(counts.rows, model["features"], plan["dtype"], model["sha256"])
-    names = source.label_names
+    names = source.classes
     if plan["table"] == TABLE and not names:
         names = [str(number) for number in range(there.largest_label() + 1)]
-    manifest = {**plan, "label_names": names, "counts": dataclasses.asdict(counts)}
+    inventory = source.inventory
+    if inventory.images is None:  # now it is known
+        inventory = dataclasses.replace(
+            inventory,
+            found=counts.images + sum(left_out.values()),
+            images=counts.images,
+            left_out=left_out,
+        )
+    manifest = {
+        **plan,
+        "label_names": names,
+        "counts": dataclasses.asdict(counts),
+        "inventory": inventory.record(),
+    }
     there.finish(manifest, keep_parts=plan["layout"] == "parquet")
 
 
@@ -367,3 +392,24 @@ def _versions() -> dict[str, str]:
     """Of what decides the numbers."""
     there = {name: v for name, v in versions().items() if name.startswith(("augself", "onnxr"))}
     return {**there, "pillow": PIL.__version__}
+
+
+def extract_with(
+    model: str | None,
+    device: str,
+    source: str | Path | Sequence[str | Path] | Source,
+    destination: str | Path,
+    **options: Any,
+) -> Summary:
+    """`extract` with an engine that is loaded here: for whoever has none, as evaluation.
+
+    Args:
+        model: a model folder, a Hub id, or None for the embedded one. options: as of `extract`.
+    """
+    return extract(source, destination, _engine(model, device), **options)
+
+
+@lru_cache(maxsize=1)
+def _engine(model: str | None, device: str) -> Engine:
+    """One engine for the many lists of an evaluation."""
+    return load(model, device, 1)

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from augself_hub.augmentations.spec import Head, Spec
 from augself_hub.errors import AugSelfError
-from serving.extraction.sources import Item
+from augself_hub.images import Item
 
 
 @dataclass(frozen=True)

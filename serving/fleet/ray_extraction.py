@@ -25,9 +25,9 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from augself_hub.errors import AugSelfError
+from augself_hub.images import Shard
 from serving.extraction.destination import Counts, Destination
 from serving.extraction.pipeline import PartMaker, Work
-from serving.extraction.sources import Shard
 from serving.extraction.tables import Settings
 from serving.inference.engine import EMBEDDED_NAME, Engine, load
 from serving.inference.providers import CPU

@@ -9,9 +9,8 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from augself_hub.errors import AugSelfError, ImageError
+from augself_hub.images import Item, Options, Shard, ShardError, open_source
 from augself_hub.preprocess import decode
-from serving.extraction.opening import open_source
-from serving.extraction.sources import Columns, Item, Shard, ShardError
 from serving.search.index import Match
 
 SIDE, GAP, COLUMNS = 160, 12, 6  # pixels, pixels, tiles in a row
@@ -46,7 +45,7 @@ def _shards(table: dict[str, Any], source: str | None) -> Sequence[Shard]:
     """Of the table's source, opened as it was then; none where it is gone."""
     was = table["source"]
     try:
-        opened = open_source(source or was["location"], Columns(**was["columns"]), was["split"])
+        opened = open_source(source or was["location"], Options.of_record(was))
     except AugSelfError:
         if source is not None:
             raise
@@ -71,8 +70,7 @@ def _items(shard: Shard, wanted: set[str]) -> Iterator[Item]:
 def _read(item: Item) -> Iterator[Image.Image]:
     """The item's picture, if it can be read."""
     try:
-        for image in item.images:
-            data = image if isinstance(image, bytes) else image.read_bytes()
+        for data in item.read():
             yield decode(data, least=SIDE)
     except (OSError, ImageError):
         return

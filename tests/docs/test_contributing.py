@@ -25,7 +25,7 @@ from augself_hub.modeling.encoders import build_encoder
 from augself_hub.modeling.views import finish_views
 from training.data.batches import ViewsDataset, collate
 from training.methods import METHODS
-from training.data.sources import folder_images
+from training.data.sources import open_images
 
 torch.manual_seed(0)
 policy, weights = Policy(size=32).with_kinds(["gamma"]), {"crop": 1.0, "gamma": 1.0}
@@ -33,7 +33,7 @@ method = METHODS["barlow"](build_encoder("convnext-atto", 32), width=16)
 augself = AugSelfLoss(method.encoder.dim, weights, policy)
 learned = [*method.parameters(), *augself.parameters()]
 optimizer = torch.optim.SGD(learned, lr=0.01)
-images = ViewsDataset(folder_images(Path(sys.argv[1])), policy, seed=0)
+images = ViewsDataset(open_images(Path(sys.argv[1])), policy, seed=0)
 batch = collate([images[0, i] for i in range(16)])
 w1, w2 = batch["w1"], batch["w2"]
 both = {name: torch.cat([w1[name], w2[name]]) for name in w1}

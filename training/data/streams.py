@@ -1,7 +1,7 @@
 """Streams: images that are read in order, shard by shard, and never all listed.
 
-    stream:wds:URLS           WebDataset tars, compressed ones too; x-{000..099}.tar is a hundred
-    stream:hf:NAME[:SPLIT]    a Hugging Face data set that is not downloaded first
+Any source of augself_hub.images is one where --stream asks for it (or `stream:` before the source):
+tars at URLs or compressed ones, a Hugging Face data set that is not downloaded first.
 
 An epoch is `images` images. It is cut into lanes, and a lane is read by one worker of one process:
 
@@ -22,26 +22,27 @@ other views. What an epoch leaves out, others bring: the shards are dealt anew.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import tarfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images import AS_FOUND, Inventory, Options, Shard, ShardError, open_source
+from augself_hub.images.source import UNLABELED
 from augself_hub.preprocess import decode
 from training.data.batches import KeyedSampler, Read, Views
-from training.data.sources import UNLABELED, Images, open_rows
-from training.data.tars import expanded, key_of, shard_names, tar_members
+from training.data.sources import Images, key_of, one_split
 
 PREFIX = "stream:"
 LANES = 16
+SHARD_ROWS = 2048  # of a shard, where the source has no cut of its own
 BUFFER = 4096  # undecoded images that wait to be drawn, of all lanes together
 HELD_OUT_EVERY = 20
 PATIENCE = 1000  # images in a row that cannot be decoded
@@ -55,18 +56,18 @@ class Sample(NamedTuple):
     label: int
 
 
-class ShardError(Exception):
-    """The rest of a shard cannot be read. The message is the reason."""
+def samples_of(shard: Shard) -> Iterator[Sample]:
+    """The items of a shard; one that cannot be read has no bytes, and decoding it will say so.
 
-
-class Shard(Protocol):
-    """A part of a stream, read from its beginning."""
-
-    @property
-    def name(self) -> str: ...
-    def samples(self) -> Iterator[Sample]:
-        """Raises ShardError where the rest is damaged, AugSelfError where it cannot be reached."""
-        ...
+    Raises:
+        ShardError: the rest is damaged. AugSelfError: it cannot be reached.
+    """
+    for item in shard.items():
+        try:
+            data = item.read()[0]
+        except (ImageError, OSError):
+            data = b""
+        yield Sample(item.id, data, UNLABELED if item.label is None else item.label)
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,16 @@ class Stream:
         images: how many make an epoch.
         held_out: leave out one image in twenty, by their names (`held_out_images` takes them).
         labelled: leave out the images without a label.
+        inventory: of its source. advice: what would give it labels.
     """
 
     shards: Sequence[Shard]
     classes: Sequence[str]
     images: int
     held_out: bool
-    labelled: bool = False
+    labelled: bool
+    inventory: Inventory
+    advice: str
 
     def __len__(self) -> int:
         return self.images
@@ -109,8 +113,14 @@ class Stream:
         return not (self.held_out and is_held_out(sample))
 
 
-def open_stream(source: str, images: int | None, held_out: bool, labelled: bool = False) -> Stream:
-    """A stream by name; nothing but what tells its shards is read yet.
+def open_stream(
+    source: str,
+    images: int | None,
+    held_out: bool,
+    labelled: bool = False,
+    options: Options = AS_FOUND,
+) -> Stream:
+    """A stream of a source; nothing but what tells its shards is read yet.
 
     Args:
         source: as above.
@@ -119,83 +129,16 @@ def open_stream(source: str, images: int | None, held_out: bool, labelled: bool 
         labelled: whether images without a label are of no use.
 
     Raises:
-        UsageError: an unknown kind, or no epoch length.
+        UsageError: no epoch length.
         AugSelfError: nothing is there.
     """
-    kind, _, place = source.removeprefix(PREFIX).partition(":")
-    if kind not in _KINDS:
-        raise UsageError(f"unknown stream {kind!r}: use {', '.join(PREFIX + k for k in _KINDS)}")
     if not images:
         raise UsageError(f"{source} does not say how long an epoch is: give --epoch-images")
-    shards, classes = _KINDS[kind](place)
-    return Stream(shards, classes, images, held_out, labelled)
-
-
-# -- What is read ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TarShard:
-    """One tar. A label is a number, or not known."""
-
-    name: str
-    url: str
-
-    def samples(self) -> Iterator[Sample]:
-        try:
-            for member in tar_members(self.url, "r|*", load=True):
-                label = int(member.label) if member.label.isdecimal() else UNLABELED
-                yield Sample(f"{self.name}/{member.key}", member.data, label)
-        except tarfile.TarError as error:
-            raise ShardError(str(error)) from error
-
-
-def _tars(pattern: str) -> tuple[list[Shard], list[str]]:
-    urls = expanded(pattern)
-    return [TarShard(*both) for both in zip(shard_names(urls), urls, strict=True)], []
-
-
-@dataclass(frozen=True)
-class RowsShard:
-    """One shard of a streaming Hugging Face data set."""
-
-    dataset: Any
-    number: int
-    image: str
-    label: str | None
-
-    @property
-    def name(self) -> str:
-        return f"shard {self.number}"
-
-    def samples(self) -> Iterator[Sample]:
-        part = self.dataset.shard(num_shards=self.dataset.num_shards, index=self.number)
-        try:
-            for row, cells in enumerate(part.iter(1)):  # plain iteration deals out by itself
-                name = cells.get("__key__", [row])[0]  # of a WebDataset
-                label = cells[self.label][0] if self.label else None
-                label = UNLABELED if label is None else label
-                yield Sample(f"{self.name}/{name}", _bytes(cells[self.image][0]), label)
-        except (ConnectionError, TimeoutError) as error:
-            raise AugSelfError(f"{self.name} cannot be reached: {error}") from error
-        except (OSError, ValueError, tarfile.TarError, EOFError) as error:  # as readers raise them
-            raise ShardError(str(error)) from error
-
-
-def _bytes(cell: dict[str, Any]) -> bytes:
-    if cell["bytes"] is not None:
-        return cell["bytes"]
-    with fsspec.open(cell["path"], "rb") as file:
-        return file.read()
-
-
-def _rows(place: str) -> tuple[list[Shard], list[str]]:
-    rows = open_rows(place, streaming=True)
-    numbers = range(rows.bare.num_shards)
-    return [RowsShard(rows.bare, n, rows.image, rows.label) for n in numbers], rows.classes
-
-
-_KINDS = {"wds": _tars, "hf": _rows}
+    options = dataclasses.replace(options, stream=True)
+    opened = one_split(open_source(source, options), options, ("train",))
+    shards = opened.shards(SHARD_ROWS)
+    about = (opened.inventory, opened.advice)
+    return Stream(shards, opened.classes, images, held_out, labelled, *about)
 
 
 # -- In which order --------------------------------------------------------------------------------
@@ -264,7 +207,7 @@ class Lane:
         order = np.random.default_rng((self.seed, self.epoch, turn)).permutation(len(shards))
         for number in order[self.number :: self.stream.lanes]:
             try:
-                yield from filter(self.stream.trains_on, shards[number].samples())
+                yield from filter(self.stream.trains_on, samples_of(shards[number]))
             except ShardError:
                 self.damaged.append(shards[number].name)
 
@@ -374,13 +317,13 @@ def _in_order(stream: Stream) -> Iterator[Sample]:
 
 def _listed(stream: Stream, samples: list[Sample]) -> Images:
     names, labels = [s.name for s in samples], [s.label for s in samples]
-    keys = [key_of(name) for name in names]
-    return Images(names, labels, stream.classes, _Bytes([s.data for s in samples]), keys)
+    keys, read = [key_of(name) for name in names], _Bytes([s.data for s in samples])
+    return Images(names, labels, stream.classes, read, keys, inventory=stream.inventory)
 
 
 def _whole(shard: Shard) -> Iterator[Sample]:
     try:
-        yield from shard.samples()
+        yield from samples_of(shard)
     except ShardError:  # training will name it
         return
 

@@ -43,7 +43,7 @@ def evaluate(
     Args:
         model: a model folder or Hub id; None is the embedded model.
         tasks: of linear, fewshot, knn, localization, retrieval, awareness, finetune.
-        datasets: cifar10, pets ... (a wrong name lists them), folder:DIR or hf:NAME.
+        datasets: cifar10, pets ... (a wrong name lists them), or sources: a folder, org/name ...
         data: folder that holds the data sets. download: fetch what is missing there.
         output: folder for results and charts, instead of the model's evaluation.json and card.
         cache: folder for features, which are extracted once.

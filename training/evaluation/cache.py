@@ -1,7 +1,8 @@
 """Feature tables, each extracted once.
 
 A table is kept under (sha256 of the model's graph, fingerprint of the images, preprocessing), so a
-second evaluation computes no feature again. Serving extracts them.
+second evaluation computes no feature again. serving.extraction makes them, as `augself extract`
+does.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from augself_hub import hub
 from augself_hub.augmentations.spec import Spec
-from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError
 from augself_hub.features import ERRORS, MANIFEST, FeatureTable, read_manifest
 from augself_hub.folder import ENCODER_GRAPH, read_spec
 from augself_hub.folder import read_manifest as read_model
@@ -25,8 +25,6 @@ from augself_hub.preprocess import Preprocessing
 from training.evaluation.listing import LabelledImages
 
 log = logging.getLogger(__name__)
-Extract = Callable[[Path, Path, str, str], None]
-"""(listing, destination, model folder, device): writes the destination's table."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +73,11 @@ class Tables:
     """The feature tables of one model.
 
     Args:
-        cache: the folder they are kept in.
-        device: what extraction runs on. extract: what does it instead of `augself extract`.
+        cache: the folder they are kept in. device: what extraction is to run on.
     """
 
-    def __init__(
-        self, model: Model, cache: Path, device: str = "auto", extract: Extract | None = None
-    ) -> None:
-        self.model, self.cache, self.extract, self.device = model, cache, extract, device
+    def __init__(self, model: Model, cache: Path, device: str = "auto") -> None:
+        self.model, self.cache, self.device = model, cache, device
 
     def of(self, images: LabelledImages) -> FeatureTable:
         """The features of these images, in their order.
@@ -93,16 +88,19 @@ class Tables:
         place = self._place(images)
         if not (place / MANIFEST).is_file():
             log.info("extracting %d images of %s", len(images), images.name)
-            listing = images.write(place.with_name(f"{place.name}-list"))
-            extract = self.extract
-            if extract is None:  # imports ONNX Runtime, which a cached table can do without
-                from serving.extraction.lists import extract_list as extract
-            extract(listing, place, str(self.model.folder), self.device)
-            listing.unlink()
+            self._extract(images, place)
         _refuse_errors(place, images)
         table = FeatureTable.read(place)
         refuse_other_model(table, self.model)
         return table
+
+    def _extract(self, images: LabelledImages, place: Path) -> None:
+        try:
+            from serving.extraction.pipeline import extract_with
+        except ModuleNotFoundError as error:
+            raise MissingExtra(error.name or "onnxruntime", "serve") from error
+        place.parent.mkdir(parents=True, exist_ok=True)
+        extract_with(str(self.model.folder), self.device, images.source(), place)
 
     def _place(self, images: LabelledImages) -> Path:
         settings = json.dumps(dataclasses.asdict(self.model.preprocessing))

@@ -56,7 +56,8 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     "--datasets",
     required=True,
     callback=_names,
-    help="cifar10, pets ... (a wrong name lists them), folder:DIR or hf:NAME, with commas.",
+    help="cifar10, pets ... (a wrong name lists them) or sources (a folder, org/name ...), with "
+    "commas.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Folder that holds the data sets.")
 @click.option("--download", is_flag=True, help="Fetch what is missing, where torchvision can.")

@@ -1,15 +1,13 @@
 """The data sets of the paper's transfer evaluation, and any others by folder or Hub id.
 
     cifar10, food101 ...    below --data, in the layout their authors or torchvision give them
-    folder:DIR              any folder of images with a sub-folder for each class
-    hf:NAME                 any Hugging Face data set with images and class labels
+    anything else           a source of labelled images, as every command takes it
 
 Splits, sizes and metrics: AugSelf (arXiv:2111.09613), appendix on transfer evaluation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +18,8 @@ from training.evaluation.layouts import (
     cifar,
     cub200,
     fc100,
-    folder,
-    hugging_face,
     mit67,
+    of_source,
     plant_disease,
     stl10,
     sun397,
@@ -82,6 +79,7 @@ DATASETS: dict[str, DataSet] = {
         "mit67/Images/CLASS/*.jpg, mit67/TrainImages.txt and mit67/TestImages.txt",
         "https://web.mit.edu/torralba/www/indoor.html",
         mit67,
+        of_source,
         downloads=False,
     ),
     "pets": DataSet(
@@ -165,20 +163,18 @@ DATASETS: dict[str, DataSet] = {
         downloads=False,
     ),
 }
-_KINDS: dict[str, Callable[[str], LabelledImages]] = {"folder": folder, "hf": hugging_face}
 
 
 def open_dataset(name: str, data: Path | None, download: bool = False) -> LabelledImages:
-    """One data set: a key of DATASETS below `data`, folder:DIR, or hf:NAME.
+    """One data set: a key of DATASETS below `data`, or a source.
 
     Raises:
         UsageError: there is no such data set, no --data, or nothing can download it.
         AugSelfError: it is not there; says where to get it and how to lay it out.
     """
-    kind, colon, place = name.partition(":")
-    if colon and kind in _KINDS:
-        return _KINDS[kind](place)
     check_name(name)
+    if name not in DATASETS:
+        return of_source(name)
     if data is None:
         raise UsageError(f"{name} needs --data, the folder that holds {DATASETS[name].layout}")
     if download and not DATASETS[name].downloads:
@@ -187,11 +183,11 @@ def open_dataset(name: str, data: Path | None, download: bool = False) -> Labell
 
 
 def check_name(name: str) -> None:
-    """Raise UsageError for a name that can be no data set."""
-    kind, colon, _ = name.partition(":")
-    if name not in DATASETS and not (colon and kind in _KINDS):
+    """Raise UsageError for a name that can be no data set: a mere word that is no file either."""
+    if name not in DATASETS and not (set(name) & set("/.:*?[{") or Path(name).exists()):
         raise UsageError(
-            f"unknown data set {name!r}: use {', '.join(DATASETS)}, folder:DIR or hf:NAME"
+            f"unknown data set {name!r}: use {', '.join(DATASETS)}, or a source such as a folder, "
+            "tars, parquet files or org/name"
         )
 
 

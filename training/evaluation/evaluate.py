@@ -15,6 +15,7 @@ from training.evaluation.finetune import finetune
 from training.evaluation.listing import LabelledImages
 from training.evaluation.results import Result
 from training.evaluation.tasks import TASKS, Settings, Subject, unsuited
+from training.run.settings import source_name
 
 log = logging.getLogger(__name__)
 ALL_TASKS = (*TASKS, "awareness", "finetune")
@@ -78,8 +79,7 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
 
 def short_name(name: str) -> str:
     """How a data set is called in results: without the folders above it."""
-    kind, colon, place = name.partition(":")
-    return Path(place).resolve().name if colon and kind == "folder" else name
+    return source_name(name.removeprefix("folder:"))
 
 
 def _of_dataset(

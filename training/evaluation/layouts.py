@@ -1,4 +1,4 @@
-"""Readers of data sets on disk: official layouts, any labelled folder, any Hugging Face data set.
+"""Readers of labelled data sets: official layouts, and any source of `augself_hub.images`.
 
 torchvision reads those it knows. Of sets that are image files only the paths are taken from it, so
 that extraction sees the original bytes.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.preprocess import SUFFIXES
-from training.data.sources import cell_bytes, first_column, lines_of
+from augself_hub.images import open_source, split_of
+from augself_hub.images.source import class_name
+from training.data.sources import lines_of
 from training.evaluation.listing import (
     TEST,
     TRAIN,
@@ -28,6 +30,7 @@ from training.evaluation.listing import (
     with_validation,
 )
 
+log = logging.getLogger(__name__)
 BOXES = "boxes.csv"
 TEST_SHARE, VALIDATION_SHARE = 0.2, 0.1  # of data that comes without splits of its own
 CALTECH_TRAIN, CALTECH_VALIDATION = 25, 5  # images a class
@@ -37,8 +40,8 @@ FC100_TEST = (
     *("fox", "porcupine", "possum", "raccoon", "skunk"),  # medium-sized mammals
     *("baby", "boy", "girl", "man", "woman"),  # people
 )
-_SPLITS = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION}
-_SPLITS |= {"test": TEST}
+_SPLITS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+SHARD_ROWS = 2048
 Row = tuple[Path, str, str]
 Reader = Callable[[Path, bool], LabelledImages]
 
@@ -218,37 +221,43 @@ def cub200(data: Path, download: bool) -> LabelledImages:
 
 
 def plant_disease(data: Path, download: bool) -> LabelledImages:
-    folder = data / "plant-disease"
-    rows = [
-        (path, path.parent.name, split)
-        for split in (TRAIN, TEST)
-        for path in _images(folder / split)
-    ]
-    images = of_files("Plant Disease", folder, rows)
-    return with_validation(images, VALIDATION_SHARE)
+    images = of_source(str(data / "plant-disease"))
+    return dataclasses.replace(images, name="Plant Disease")
 
 
-def folder(place: str) -> LabelledImages:
-    """Any folder of images: [train, val, test /] class / image, and perhaps boxes.csv.
+def of_source(text: str) -> LabelledImages:
+    """Any source of `augself_hub.images` whose images have labels; of a folder perhaps boxes.csv.
 
     What has no test images gets a keyed 20% of each class as such, what has no validation images
     10% of the training images. boxes.csv has the columns path, left, top, width and height.
 
     Raises:
-        AugSelfError: no such folder, no image or no class in it, a box missing.
+        AugSelfError: nothing is there, an image without a label, a box missing.
     """
-    root = Path(place)
-    if not root.is_dir():
-        raise AugSelfError(f"no folder {root}: give a folder with a sub-folder for each class")
-    parts = [path.relative_to(root).parts for path in _images(root)]
-    official = all(p[0] in _SPLITS and len(p) > 1 for p in parts)
-    rows = [
-        (root.joinpath(*p), *((p[1], _SPLITS[p[0]]) if official else (p[0], TRAIN)))
-        if len(p) > 1 + official
-        else (root.joinpath(*p), "", TRAIN)
-        for p in parts
-    ]
-    images = completed(of_files(root.resolve().name, root, rows))
+    source = open_source(text)
+    log.info("%s", source.inventory.text())
+    listing = source.listing()
+    said = listing.splits or ["train"] * len(listing.names)
+    splits = [_SPLITS.get(split_of(split or "") or "") for split in said]
+    kept = [row for row, split in enumerate(splits) if split is not None]
+    if not kept:
+        there = ", ".join(source.inventory.splits)
+        raise AugSelfError(f"{text} has no split train or test, only {there}")
+    if len(kept) < len(splits):
+        other = dict.fromkeys(str(said[row]) for row, split in enumerate(splits) if split is None)
+        log.info("%s: left out: %d images of %s", text, len(splits) - len(kept), ", ".join(other))
+    root = Path(text.removeprefix("folder:"))
+    images = LabelledImages(
+        name=root.resolve().name if root.is_dir() and not text.startswith("hf:") else text,
+        ids=[listing.names[row] for row in kept],
+        classes=[class_name(source, listing.labels[row]) or "" for row in kept],
+        splits=[split for split in splits if split is not None],
+        read=lambda index: listing.read(kept[index]),
+        files=(),
+        version=json.dumps([shard.digest for shard in source.shards(SHARD_ROWS)]),
+        advice=source.advice,
+    )
+    images = completed(images)
     return _with_boxes(images, root / BOXES) if (root / BOXES).is_file() else images
 
 
@@ -276,52 +285,6 @@ def _with_boxes(images: LabelledImages, path: Path) -> LabelledImages:
     return dataclasses.replace(images, boxes=boxes, files=[*images.files, path])
 
 
-def hugging_face(place: str) -> LabelledImages:
-    """Any Hugging Face data set with an image and a class label column, by Hub id or folder.
-
-    Raises:
-        AugSelfError: it cannot be opened or lacks such a column.
-    """
-    import datasets
-
-    try:
-        found = datasets.load_dataset(place)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AugSelfError(f"data set {place} cannot be opened: {reason}") from error
-    splits = {name: data for name, data in found.items() if name in _SPLITS}
-    if not splits:
-        raise AugSelfError(f"data set {place} has no split train or test, only {', '.join(found)}")
-    first = next(iter(splits.values()))
-    image, label = (first_column(first, kind) for kind in (datasets.Image, datasets.ClassLabel))
-    if image is None or label is None:
-        raise AugSelfError(f"data set {place} needs an image and a class label column")
-    return completed(_of_splits(place, splits, image, label))
-
-
-def _of_splits(place: str, splits: dict[str, Any], image: str, label: str) -> LabelledImages:
-    import datasets
-
-    names = next(iter(splits.values())).features[label].names
-    bare = [data.cast_column(image, datasets.Image(decode=False)) for data in splits.values()]
-    places = [(data, i) for data in bare for i in range(len(data))]
-    labels = [n for data in splits.values() for n in data[label]]
-
-    def read(index: int) -> bytes:
-        data, row = places[index]
-        return cell_bytes(data[row][image])
-
-    return LabelledImages(
-        name=place,
-        ids=[f"{split}/{i}" for split, data in splits.items() for i in range(len(data))],
-        classes=["" if n is None or n < 0 else names[n] for n in labels],
-        splits=[_SPLITS[split] for split, data in splits.items() for _ in range(len(data))],
-        read=read,
-        files=(),
-        version=json.dumps([data._fingerprint for data in splits.values()]),
-    )
-
-
 def boxes_in_view(images: LabelledImages) -> np.ndarray:
     """(N, 4) centre y, centre x, height, width of the boxes, as fractions of the square seen.
 
@@ -341,7 +304,3 @@ def boxes_in_view(images: LabelledImages) -> np.ndarray:
         x, y = left - (size[0] - side) / 2, top - (size[1] - side) / 2
         seen[index] = np.array([y + height / 2, x + width / 2, height, width]) / side
     return seen
-
-
-def _images(root: Path) -> list[Path]:
-    return sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

@@ -1,30 +1,28 @@
 """A labelled data set as a list: what each image is called, its class, its split, where it is.
 
-Extraction reads the list as a CSV of paths or, where a data set keeps its images in arrays, as a
-parquet file of PNGs.
+Extraction takes the list as a source; images that a data set keeps in arrays become PNGs.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images import Inventory, Item, Listing, Source, read_file
 from augself_hub.images.structure import structure
 from augself_hub.preprocess import decode
 
 TRAIN, VALIDATION, TEST = "train", "val", "test"
 SPLIT_SEED = 0  # fixed: a split is part of the protocol, not of a run
-_ROWS = 512  # of a parquet file's row group
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class LabelledImages:
         read: position -> the image's file, or its bytes.
         files: those whose size and time of change say whether the images changed.
         version: what else does.
+        advice: what would give its images labels.
         boxes: (N, 4) left, top, width, height in pixels of the image; None: not known.
     """
 
@@ -49,13 +48,14 @@ class LabelledImages:
     read: Callable[[int], Path | bytes]
     files: Sequence[Path]
     version: str = ""
+    advice: str = "sort the images into class sub-folders"
     boxes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if missing := [i for i, name in zip(self.ids, self.classes, strict=True) if not name]:
             raise AugSelfError(
                 f"{self.name}: {len(missing)} images have no label, the first is {missing[0]}: "
-                "sort the images into class sub-folders"
+                f"{self.advice}"
             )
 
     def __len__(self) -> int:
@@ -64,12 +64,12 @@ class LabelledImages:
     def image(self, index: int) -> Image.Image:
         """RGB, upright. Raises ImageError or OSError for a damaged one."""
         found = self.read(index)
-        return decode(found if isinstance(found, bytes) else found.read_bytes())
+        return decode(found if isinstance(found, bytes) else read_file(found))
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of the upright image, not decoded. Raises ImageError or OSError."""
         found = self.read(index)
-        image = structure(found if isinstance(found, bytes) else found.read_bytes())
+        image = structure(found if isinstance(found, bytes) else read_file(found))
         turned = image.orientation >= 5
         return (image.height, image.width) if turned else (image.width, image.height)
 
@@ -87,39 +87,76 @@ class LabelledImages:
             seen.update(repr((status.st_size, status.st_mtime_ns)).encode())
         return seen.hexdigest()
 
-    def write(self, stem: Path) -> Path:
-        """Write the list as stem.csv or stem.parquet, unless it is there already."""
-        files = isinstance(self.read(0), Path)
-        path = stem.with_name(f"{stem.name}.{'csv' if files else 'parquet'}")
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(f".{path.name}.new")
-            (self._write_csv if files else self._write_parquet)(new)
-            new.rename(path)
-        return path
+    def source(self) -> Labelled:
+        """For extraction."""
+        classes = sorted(set(self.classes))
+        counts = Counter(self.classes)
+        inventory = Inventory(
+            self.name, "data set", len(self), len(self), dict(counts), dict(Counter(self.splits))
+        )
+        return Labelled(self, classes, inventory, self.fingerprint())
 
-    def _write_csv(self, path: Path) -> None:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            rows = csv.writer(file)
-            rows.writerow(("path", "label", "split"))
-            for index, (label, split) in enumerate(zip(self.classes, self.splits, strict=True)):
-                rows.writerow((str(Path(self.read(index)).resolve()), label, split))  # type: ignore[arg-type]
 
-    def _write_parquet(self, path: Path) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled data set as a source of `augself_hub.images`, all of it and in order."""
 
-        types = [("image", pa.binary()), ("label", pa.string()), ("split", pa.string())]
-        with parquet.ParquetWriter(path, pa.schema(types)) as file:
-            for rows in self._groups():
-                file.write_table(pa.Table.from_pylist(rows, pa.schema(types)))
+    of: LabelledImages
+    classes: list[str]
+    inventory: Inventory
+    fingerprint: str
 
-    def _groups(self) -> Iterator[list[dict[str, Any]]]:
-        for start in range(0, len(self), _ROWS):
-            yield [
-                {"image": self.read(i), "label": self.classes[i], "split": self.splits[i]}
-                for i in range(start, min(start + _ROWS, len(self)))
-            ]
+    @property
+    def location(self) -> str:
+        return self.of.name
+
+    @property
+    def advice(self) -> str:
+        return self.of.advice
+
+    def shards(self, rows: int) -> list[LabelledShard]:
+        everything = range(len(self.of))
+        starts = everything[::rows]
+        return [LabelledShard(self, everything[start : start + rows]) for start in starts]
+
+    def chosen(self, split: str) -> Source:
+        raise UsageError(f"{self.location} is evaluated whole")
+
+    def listing(self) -> Listing:
+        raise UsageError(f"{self.location} is read in order")
+
+
+@dataclass(frozen=True)
+class LabelledShard:
+    """Consecutive images."""
+
+    source: Labelled
+    rows: range
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.of.ids[self.rows[0]]} ... {self.source.of.ids[self.rows[-1]]}"
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.source.fingerprint} {self.rows}".encode()).hexdigest()
+
+    @property
+    def images(self) -> int:
+        return len(self.rows)
+
+    def items(self, left_out: Callable[[str, str], None] | None = None) -> Iterator[Item]:
+        numbers = {name: number for number, name in enumerate(self.source.classes)}
+        of = self.source.of
+        for row in self.rows:
+            names, label = (of.ids[row],), numbers[of.classes[row]]
+            try:
+                yield Item(names, (of.read(row),), label, of.splits[row])
+            except ImageError as error:
+                yield Item(names, (), label, of.splits[row], str(error))
+            except OSError as error:
+                reason = error.strerror or "cannot be read"
+                yield Item(names, (), label, of.splits[row], reason)
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -20,10 +20,11 @@ from transformers import TrainerCallback
 from augself_hub.augmentations.functional import normalise
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import Diverged, ImageError
+from augself_hub.images.source import UNLABELED
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.preprocess import preprocess
 from training.data.batches import ViewsDataset
-from training.data.sources import UNLABELED, Images
+from training.data.sources import Images
 from training.data.streams import Stream, labelled_images
 from training.evaluation.examples import Examples
 from training.evaluation.knn import knn

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from augself_hub.augmentations.difference import Sizes, standardised
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images import AS_FOUND, Columns, Inventory, Options
+from augself_hub.images.source import UNLABELED
 from augself_hub.modeling.convert import PRETRAIN_DATA
 from augself_hub.modeling.encoders import ENCODERS, Encoder, build_encoder, preprocessing_of
 from augself_hub.modeling.model import AugSelfModel
@@ -31,7 +34,7 @@ from augself_hub.modeling.objective import AugSelfLoss
 from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
-from training.data.sources import UNLABELED, Images, lines_of, open_images
+from training.data.sources import Images, lines_of, open_images
 from training.data.streams import PREFIX, Stream, StreamViews, held_out_images, open_stream
 from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
@@ -123,7 +126,7 @@ def pretrain(
     arguments = training_arguments(settings)
     set_seed(settings.seed)
     train, held_out = _datasets(settings, policy)
-    decisive = decisive_settings(settings, len(train), train.images.names)
+    decisive = decisive_settings(settings, len(train), train.images.names, train.images.inventory)
     extended = False if before is None else check_resumed(settings.output, before, decisive)
     model = _build(settings, policy, train.images, loss, _sizes(train, held_out, settings.seed))
     if before is not None:
@@ -234,15 +237,16 @@ def _refuse_split_output(output: Path) -> None:
 def _datasets(
     settings: Settings, policy: Policy
 ) -> tuple[ViewsDataset | StreamViews, ViewsDataset]:
-    if settings.data.startswith(PREFIX):
+    if settings.stream or settings.data.startswith(PREFIX):
         return _streamed(settings, policy)
     if settings.epoch_images is not None:
         raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")
-    images = _images(settings.data, settings.classes)
+    images = _images(settings.data, settings.classes, _options(settings))
+    _tell(images.inventory)
     if _needs_labels(settings):
         images = _labelled(images)
     if settings.held_out:
-        held_out = _images(settings.held_out, settings.classes)
+        held_out = _held_out(settings.held_out, settings.classes)
     else:
         images, held_out = _split(images, settings.seed)
     train = ViewsDataset(images, policy, settings.seed)
@@ -263,14 +267,16 @@ def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDat
         settings.epoch_images,
         held_out=not settings.held_out,
         labelled=_needs_labels(settings),
+        options=_options(settings),
     )
+    _tell(stream.inventory)
     if len(stream) < settings.batch_size:
         raise UsageError(
             f"--epoch-images {len(stream)} is less than one batch of {settings.batch_size}: "
             "lower --batch-size or give more"
         )
     if settings.held_out:
-        held_out = _images(settings.held_out, None)
+        held_out = _held_out(settings.held_out, None)
     else:
         held_out = held_out_images(stream, HELD_OUT_MOST)
     train = StreamViews(stream, policy, settings.seed)
@@ -282,8 +288,24 @@ def _needs_labels(settings: Settings) -> bool:
     return settings.method in METHODS and METHODS[settings.method].needs_labels
 
 
-def _images(source: str, classes: Path | None) -> Images:
-    images = open_images(source)
+def _options(settings: Settings) -> Options:
+    columns = Columns.parse(settings.column)
+    return Options(columns, settings.split, settings.read_as, stream=settings.stream)
+
+
+def _tell(inventory: Inventory) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        log.info("%s", inventory.text())
+
+
+def _images(source: str, classes: Path | None, options: Options = AS_FOUND) -> Images:
+    images = open_images(source, options)
+    return images if classes is None else images.only(lines_of(classes))
+
+
+def _held_out(source: str, classes: Path | None) -> Images:
+    """Of a source with splits its validation images, else its test images."""
+    images = open_images(source, wanted=("validation", "test"))
     return images if classes is None else images.only(lines_of(classes))
 
 
@@ -292,7 +314,8 @@ def _labelled(images: Images) -> Images:
     kept = [i for i, label in enumerate(images.labels) if label != UNLABELED]
     if not kept:
         raise AugSelfError(
-            "supervised learning needs labels: sort the images into class sub-folders"
+            f"supervised learning needs labels, and {images.inventory.source} gives none: "
+            f"{images.advice}"
         )
     if len(kept) < len(images):
         log.info("%d images without a label are left out", len(images) - len(kept))
@@ -373,8 +396,8 @@ def _method(settings: Settings, encoder: Encoder, images: Images | Stream) -> Me
     if METHODS[name].needs_labels:
         if len(images.classes) < 2:
             raise AugSelfError(
-                f"{name} learning needs labels of two classes or more: sort the images into class "
-                "sub-folders"
+                f"{name} learning needs labels of two classes or more, and "
+                f"{images.inventory.source} gives {len(images.classes)}: {images.advice}"
             )
         options["classes"] = len(images.classes)
     return METHODS[name](encoder, **options)

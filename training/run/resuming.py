@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.errors import AugSelfError
+from augself_hub.images import Inventory
 from training.run.settings import Settings
 
 SETTINGS = "settings.json"
 FREE = (  # they decide nothing of how a run goes
-    *("data", "output", "workers", "license", "max_skipped", "monitor_every"),
+    *("data", "inventory", "output", "workers", "license", "max_skipped", "monitor_every"),
     *("report_to", "push_to_hub", "private", "arguments"),
 )
 FREE_ARGUMENTS = (  # likewise of --set
@@ -29,13 +30,16 @@ FREE_ARGUMENTS = (  # likewise of --set
 log = logging.getLogger(__name__)
 
 
-def decisive_settings(settings: Settings, images: int, names: Sequence[str]) -> dict[str, Any]:
+def decisive_settings(
+    settings: Settings, images: int, names: Sequence[str], inventory: Inventory
+) -> dict[str, Any]:
     """What settings.json says of a run."""
     return {
         **json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "images": images,
         "images_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "inventory": inventory.record(),
     }
 
 
@@ -89,6 +93,7 @@ def check_resumed(output: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 def _decisive_pairs(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(name, now, before); what an older version did not write down was as its default is."""
     defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
+    defaults["column"] = []  # as JSON has it
     pairs = [
         (name, value, before.get(name, defaults.get(name)))
         for name, value in now.items()

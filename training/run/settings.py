@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from augself_hub.augmentations.spec import CHOICES, Policy
 from augself_hub.errors import UsageError
+from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, Columns
 from training.run.rules import Rule
 
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
@@ -46,8 +47,8 @@ class Settings:
     data: str = field(
         metadata=_about(
             "Images",
-            "Folder of images, or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR, hf:NAME, "
-            "wds:TARS; read in order: stream:hf:NAME, stream:wds:URLS.",
+            "A folder, a glob, a list, tars, parquet files, org/name (docs/data-sources.md), or "
+            "stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR.",
             _TEXT,
         )
     )
@@ -172,6 +173,21 @@ class Settings:
         default=None,
         metadata=_about("Images", "File with a class name a line: use only their images."),
     )
+    split: str | None = field(
+        default=None,
+        metadata=_about(
+            "Images", "The split that is trained on; default: train, if there are several.", _MAYBE
+        ),
+    )
+    column: tuple[str, ...] = field(default=(), metadata=_about("Images", COLUMN_HELP))
+    read_as: str | None = field(
+        default=None,
+        metadata=_about("Images", READ_AS_HELP, Rule(str, choices=KINDS, optional=True)),
+    )
+    stream: bool = field(
+        default=False,
+        metadata=_about("Images", "Read the images in order, and list none of them.", Rule(bool)),
+    )
     license: str = field(
         default="other", metadata=_about("Publication", "Of the model, for its card.", _TEXT)
     )
@@ -211,6 +227,10 @@ class Settings:
         if isinstance(self.report_to, str):
             raise UsageError(f"--report-to {self.report_to}: give several names, or none")
         object.__setattr__(self, "report_to", tuple(self.report_to))
+        if isinstance(self.column, str):
+            raise UsageError(f"--column {self.column}: give several ROLE=NAME, or none")
+        object.__setattr__(self, "column", tuple(self.column))
+        Columns.parse(self.column)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -254,6 +274,10 @@ class Options(TypedDict, total=False):
     held_out: str | None
     epoch_images: int | None
     classes: Path | None
+    split: str | None
+    column: tuple[str, ...]
+    read_as: str | None
+    stream: bool
     license: str
     report_to: tuple[str, ...]
     push_to_hub: str | None
@@ -290,6 +314,8 @@ def command_line(settings: Settings) -> str:
             words.append(f"{name} {weights_text(value) or chr(39) * 2}")
         elif option.name in PAIRS:
             words += [f"{PAIRS[option.name]} {_pair(*pair)}" for pair in value.items()]
+        elif option.name == "column":
+            words += [f"{name} {shlex.quote(pair)}" for pair in value]
         elif value is True:
             words.append(name)
         elif option.name in ("data", "held_out") and value is not None:
@@ -307,8 +333,8 @@ def _pair(name: str, value: Any) -> str:
 
 def source_name(source: str) -> str:
     """A source without the folders above its last one, which are nobody's business."""
-    if "wds:" in source and "://" not in source:
-        kind, colon, pattern = source.partition("wds:")
+    if "://" not in source and ("wds:" in source or any(sign in source for sign in "*?[{")):
+        kind, colon, pattern = source.rpartition(":")
         return kind + colon + Path(pattern).name
     kind, colon, place = source.rpartition(":")
     return kind + colon + Path(place).resolve().name if Path(place).exists() else source

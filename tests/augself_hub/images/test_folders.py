@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
+import datasets
 import places
 import pytest
 from datasets.data_files import DataFilesDict, get_data_patterns
@@ -230,7 +232,7 @@ def test_what_is_ambiguous_is_chosen_by_an_option(tmp_path, files, kind, splits)
 def test_a_training_split_beside_something_else_is_not_guessed_at(tmp_path):
     for file in ("train/a/1.png", "other/a/1.png"):
         places.write(tmp_path / file, PNG)
-    with pytest.raises(AugSelfError, match="train beside other: say --as splits"):
+    with pytest.raises(AugSelfError, match="train beside other: say --read-as splits"):
         open_source(tmp_path)
 
 
@@ -252,7 +254,7 @@ def test_photographs_are_read_and_not_the_tar_beside_them(tmp_path):
     source = open_source(tmp_path)
     assert list(seen(source)) == ["a/1.png"]
     assert source.inventory.left_out == {".tar files": 1, ".parquet files": 1}
-    assert "--as tars" in source.inventory.text()
+    assert "--read-as tars" in source.inventory.text()
     assert [i.id for s in open_source(tmp_path, kind="tars").shards(9) for i in s.items()] == [
         "backup.tar/x"
     ]
@@ -300,3 +302,32 @@ def test_nothing_may_vanish_between_found_and_used():
 
     with pytest.raises(RuntimeError, match="5 found are not 3 used and 1 left out"):
         Inventory("x", "folder", found=5, images=3, left_out={"hidden": 1})
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_metadata_files_are_those_of_hugging_face(tmp_path, kind, monkeypatch):
+    """Their label column takes the place of the folders' names, as in imagefolder."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = {"a/0.png": "cat", "a/1.png": "dog", "b/2.png": "cat"}
+    top = tmp_path / "d"
+    for number, name in enumerate(lines):
+        places.write(top / name, places.png(number, (2, 2)))
+    if kind == "csv":
+        rows = [f"{name},{label}" for name, label in lines.items()]
+        places.write(top / "metadata.csv", "\n".join(["file_name,label", *rows]))
+    else:
+        rows = [json.dumps({"file_name": name, "label": label}) for name, label in lines.items()]
+        places.write(top / "metadata.jsonl", "\n".join(rows))
+    theirs = datasets.load_dataset("imagefolder", data_dir=str(top), split="train")
+    source = open_source(top)
+    assert {name: label for name, (label, _) in seen(source).items()} == lines
+    assert sorted(lines.values()) == sorted(theirs["label"])
+    assert "labels are those of column label of metadata." in source.inventory.text()
+    assert open_source(top, kind="classes").classes == ["a", "b"]
+
+
+def test_folders_called_as_numbers_are_classes_by_name(tmp_path):
+    for name in ("10", "9", "-1", "007"):
+        places.write(tmp_path / name / "x.png", PNG)
+    assert open_source(tmp_path).classes == sorted(["10", "9", "-1", "007"])
+    assert ImageFolder(str(tmp_path)).classes == sorted(["10", "9", "-1", "007"])

@@ -154,7 +154,7 @@ def test_names_that_are_not_utf_8_are_errors():
         ("d", {"columns": Columns("x")}, UsageError, "--column has no effect"),
         ("d", {"image_root": Path()}, UsageError, "--image-root has no effect"),
         ("d", {"pairs": True}, UsageError, "--pairs needs a CSV"),
-        ("d", {"kind": "films"}, UsageError, "unknown --as films"),
+        ("d", {"kind": "films"}, UsageError, "unknown --read-as films"),
         ("d", {"kind": "tars"}, AugSelfError, "holds no tars; what is there: images 1"),
         ("two.csv", {"pairs": True}, AugSelfError, "pairs need a and b"),
         ("mnist:there", {}, UsageError, "unknown source mnist:there"),

@@ -18,8 +18,8 @@ from pyarrow import parquet
 
 from augself_hub import FeatureTable
 from augself_hub.errors import AugSelfError
+from augself_hub.images import open_source
 from serving.extraction.pipeline import Settings, extract
-from serving.extraction.sources import image_folder
 from serving.inference.engine import Engine, load
 
 
@@ -169,14 +169,14 @@ def test_the_shards_before_one_that_cannot_be_had_are_kept(source, tmp_path, eng
     class Unreachable:
         name, digest, images = "far away", "0", None
 
-        def items(self):
+        def items(self, left_out=None):
             raise AugSelfError("far away cannot be reached; try again to go on")
 
     class Mixed:
         location, label_names = "here and far away", []
 
         def shards(self, rows):
-            return [*image_folder(source).shards(4), Unreachable()]
+            return [*open_source(source).shards(4), Unreachable()]
 
     with pytest.raises(AugSelfError, match="cannot be reached"):
         extract(Mixed(), tmp_path / "out", engine, shard_rows=4)

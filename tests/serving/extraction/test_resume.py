@@ -19,9 +19,9 @@ from pyarrow import parquet
 
 from augself_hub.errors import AugSelfError
 from augself_hub.features import FeatureTable
+from augself_hub.images import Columns, Options
 from serving.extraction.destination import Destination
 from serving.extraction.pipeline import Settings, extract
-from serving.extraction.sources import Columns
 from serving.inference.engine import Engine, load
 
 IMAGES, SHARD = 120, 4
@@ -229,7 +229,13 @@ def test_changed_labels_are_changed_input(source, tmp_path, engine):
     with pytest.raises(AugSelfError, match="the input"):
         extract(table, tmp_path / "out", engine, shard_rows=SHARD)
     with pytest.raises(AugSelfError, match="the input"):
-        extract(table, tmp_path / "out", engine, shard_rows=SHARD, columns=Columns(label="path"))
+        extract(
+            table,
+            tmp_path / "out",
+            engine,
+            shard_rows=SHARD,
+            options=Options(Columns(label="path")),
+        )
 
 
 def test_a_moved_table_goes_on(source, tmp_path, engine):

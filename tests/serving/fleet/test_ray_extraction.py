@@ -15,8 +15,8 @@ import pytest
 
 from augself_hub.cli import main
 from augself_hub.errors import AugSelfError
+from augself_hub.images import Item
 from serving.extraction.pipeline import extract
-from serving.extraction.sources import Item
 from serving.inference.engine import Engine, load
 
 ray = pytest.importorskip("ray", reason="pip install 'augself-hub[fleet]'")
@@ -111,7 +111,7 @@ def test_a_shard_that_kills_every_worker_is_named(cluster, engine, tmp_path):
     class Deadly:
         name, digest, images = "the deadly shard", "d", 1
 
-        def items(self):
+        def items(self, left_out=None):
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(AugSelfError, match=r"its 3 successors died: the deadly shard; .*are kept"):
@@ -127,7 +127,7 @@ def test_a_node_that_sees_another_source_is_refused(cluster, engine, tmp_path):
         def digest(self):
             return str(os.getpid())
 
-        def items(self):
+        def items(self, left_out=None):
             return iter([Item(("x",), (b"",))])
 
     driver = os.getpid()

@@ -1,19 +1,27 @@
-"""Every source of training images, in its official layout on disk."""
+"""What training makes of sources: lists with labels, keys and the training split."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import pickle
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PillowImage
 from torchvision import datasets
 
+from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
-from training.data.sources import UNLABELED, open_images
+from augself_hub.images import Options
+from augself_hub.images.source import UNLABELED
+from training.data.batches import ViewsDataset
+from training.data.sources import key_of, open_images
 from training.run import pretraining
 
 
@@ -156,17 +164,102 @@ def test_a_hugging_face_parquet_with_damaged_bytes(tmp_path, folder):
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        ("nowhere", AugSelfError, "no folder nowhere"),
-        ("mnist:there", UsageError, "unknown source 'mnist': use a folder, or stl10"),
+        ("nowhere", AugSelfError, "nowhere does not exist"),
+        ("mnist:there", UsageError, "unknown source mnist:there"),
         ("stl10:nowhere", AugSelfError, "no STL10 in nowhere"),
-        (
-            "hf:nowhere/at-all/really",
-            AugSelfError,
-            "data set nowhere/at-all/really cannot be opened",
-        ),
+        ("hf:nowhere/at-all/really", AugSelfError, "nowhere/at-all/really cannot be opened"),
+        ("nowhere-*.tar", AugSelfError, "nothing matches nowhere"),
+        ("wds:nowhere.tar", AugSelfError, "nowhere.tar does not exist"),
+        ("stream:x", UsageError, "can only be read in order|x does not exist"),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path, monkeypatch, source, error, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=message):
+    with pytest.raises((error, AugSelfError), match=message):
         open_images(source)
+
+
+def test_the_training_split_is_read_and_said(tmp_path, caplog):
+    for name in ("train/a/0.png", "train/b/1.png", "val/a/2.png"):
+        places.write(tmp_path / name, places.png(0))
+    with caplog.at_level(logging.INFO):
+        images = open_images(tmp_path)
+    assert list(images.names) == ["train/a/0.png", "train/b/1.png"]
+    assert list(images.classes) == ["a", "b"]
+    assert "of its splits, train is read: --split chooses" in caplog.text
+    assert list(open_images(tmp_path, Options(split="val")).names) == ["val/a/2.png"]
+    assert list(open_images(tmp_path, wanted=("validation",)).names) == ["val/a/2.png"]
+    assert len(open_images(tmp_path, Options(kind="classes"))) == 3
+
+
+# -- Tars ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(tmp_path) -> str:
+    png = places.png
+    places.tar(tmp_path / "a-000.tar", {"x/0.png": png(1), "x/0.cls": b"7\n", "x/1.png": png(2)})
+    places.tar(tmp_path / "a-001.tar", {"y.cls": b"12", "y.png": png(3), "notes.txt": b"no image"})
+    return str(tmp_path / "a-{000..001}.tar")
+
+
+def test_class_numbers_that_occur_are_the_classes(shards):
+    for text in (shards, f"wds:{shards}"):
+        images = open_images(text)
+        assert list(images.names) == ["a-000.tar/x/0", "a-000.tar/x/1", "a-001.tar/y"]
+        assert list(images.classes) == ["7", "12"]  # by size, not by the alphabet
+        assert list(images.labels) == [0, UNLABELED, 1]
+
+
+def test_a_sample_is_keyed_by_its_name_wherever_the_tars_lie_and_whatever_else_is_there(shards):
+    images = open_images(shards)
+    assert list(images.keys) == [key_of(name) for name in images.names]
+    alone = open_images(shards.replace("{000..001}", "001"))
+    assert alone.keys[0] == images.keys[2]
+    assert list(images.at([2, 0]).keys) == [images.keys[2], images.keys[0]]
+
+
+def test_the_key_is_part_of_the_format():
+    """Views of resumed runs depend on it: sha or blake of another kind would be other views."""
+    assert key_of("a-000.tar/x/0") == 397818511506807622
+
+
+def test_a_truncated_tar_gives_what_is_whole(tmp_path, caplog):
+    whole = places.tar(tmp_path / "a-0.tar", {f"{n}.png": places.png(n) for n in range(10)})
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    places.tar(tmp_path / "a-1.tar", {"z.png": places.png(99)})
+    with caplog.at_level(logging.WARNING):
+        images = open_images(f"wds:{tmp_path}/a-*.tar")
+    assert "skipped the rest of a-0.tar, which is damaged" in caplog.text
+    assert (images.damaged, images.shards) == (("a-0.tar",), 2)
+    assert list(images.names)[-2:] != ["a-0.tar/9", "a-1.tar/z"] and images.read(0).mode == "RGB"
+
+
+# -- What 0.1 gave ---------------------------------------------------------------------------------
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "augself_hub/images/golden.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["folder", "tars"])
+def test_order_and_views_are_those_of_before(kind, tmp_path):
+    """So that runs of 0.1 resume: recorded with its readers on what places.py makes."""
+    made = {"folder": places.folder, "tars": places.tars}[kind](tmp_path / kind)
+    images = open_images(str(made) if kind == "folder" else f"wds:{made}/a-{{000..001}}.tar")
+    dataset = ViewsDataset(images, Policy(size=16).with_kinds({"crop", "color"}), 3)
+    order = list(dataset.sampler(3, 2, 2))
+    items = dataset.__getitems__(order)
+
+    def digest(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()[:16]
+
+    assert {
+        "names": list(images.names),
+        "classes": list(images.classes),
+        "labels": list(images.labels),
+        "order": [list(key) for key in order],
+        "views": [digest(item["crops"].tobytes()) for item in items],
+        "parameters": [
+            digest(b"".join(item["w1"][name].tobytes() for name in sorted(item["w1"])))
+            for item in items
+        ],
+    } == GOLDEN["train"][kind]

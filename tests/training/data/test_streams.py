@@ -20,16 +20,17 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.images.source import UNLABELED
 from training.data.batches import ViewsDataset
-from training.data.sources import UNLABELED, open_images
+from training.data.sources import key_of, open_images
 from training.data.streams import (
     Lane,
     StreamViews,
     held_out_images,
     labelled_images,
     open_stream,
+    samples_of,
 )
-from training.data.tars import key_of
 from training.run import checkpoints, pretraining, trainer
 from training.run.pretraining import pretrain
 from training.run.settings import Settings, command_line
@@ -211,16 +212,16 @@ def test_labelled_images_of_a_stream(place):
 
 def test_labels_of_streams(place):
     tars = open_stream(place("stream:wds"), 40, held_out=False)
-    assert {sample.label for sample in tars.shards[0].samples()} <= {0, 1}
+    assert {sample.label for sample in samples_of(tars.shards[0])} <= {0, 1}
     rows = open_stream(place("stream:hf"), 40, held_out=False)
     assert list(rows.classes) == ["0", "1"]
-    assert {sample.label for shard in rows.shards for sample in shard.samples()} == {0, 1}
+    assert {sample.label for shard in rows.shards for sample in samples_of(shard)} == {0, 1}
 
 
 def test_a_folder_of_images_through_hugging_face(photo_folder):
     stream = open_stream(f"stream:hf:{photo_folder}", 40, held_out=False)
     assert list(stream.classes) == ["even", "odd"]
-    assert len({s.name for shard in stream.shards for s in shard.samples()}) == 40
+    assert len({s.name for shard in stream.shards for s in samples_of(shard)}) == 40
 
 
 def test_compressed_tars_at_a_url(tars):
@@ -231,8 +232,8 @@ def test_compressed_tars_at_a_url(tars):
         packed = gzip.compress((tars / f"b-{number}.tar").read_bytes())
         files.pipe(f"/packed/b-{number}.tar.gz", packed)
     stream = open_stream("stream:wds:memory://packed/b-{0..3}.tar.gz", 40, held_out=False)
-    assert len({s.name for shard in stream.shards for s in shard.samples()}) == 40
-    assert {s.label for shard in stream.shards for s in shard.samples()} == {0, 1}
+    assert len({s.name for shard in stream.shards for s in samples_of(shard)}) == 40
+    assert {s.label for shard in stream.shards for s in samples_of(shard)} == {0, 1}
 
 
 # -- Damage ----------------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def test_too_many_damaged_shards_stop_a_run(settings, damaged, caplog):
         ("stream:wds", {"classes": Path("list.txt")}, "--classes cannot choose from stream:wds"),
         ("wds", {"epoch_images": 8}, "--epoch-images would have no effect"),
         ("wds", {"held_out": "stream:wds:x.tar"}, "can only be read in order"),
-        ("stream:zip:x", {}, "unknown stream 'zip': use stream:wds, stream:hf"),
+        ("stream:zip:x", {}, "unknown source zip:x"),
     ],
 )
 def test_what_a_stream_cannot_do_is_refused_by_name(settings, source, others, message):
@@ -351,7 +352,7 @@ def test_unlabelled_rows_have_no_label(tmp_path, photographs):
     data = Dataset.from_dict({"image": [str(photographs[0])]}).cast_column("image", Image())
     data.to_parquet(tmp_path / "train.parquet")
     stream = open_stream(f"stream:hf:{tmp_path}", 1, held_out=False)
-    assert [s.label for s in stream.shards[0].samples()] == [UNLABELED]
+    assert [s.label for s in samples_of(stream.shards[0])] == [UNLABELED]
     assert not labelled_images(stream, 10)
 
 

@@ -100,26 +100,31 @@ def test_the_commonest_class_is_measured_as_the_predictions_are():
     assert commonest(labels, "mean per class") == pytest.approx(100 / 3)
 
 
-def test_a_second_run_computes_no_feature(tables, drawn, cache):
+EXTRACT = "serving.extraction.pipeline.extract_with"
+
+
+def test_a_second_run_computes_no_feature(tables, drawn, cache, monkeypatch):
     images = open_dataset(f"folder:{drawn / 'shape'}", None)
     before = tables.of(images)
-    again = Tables(tables.model, cache, extract=lambda *_: pytest.fail("extracted again"))
+    monkeypatch.setattr(EXTRACT, lambda *_: pytest.fail("extracted again"))
+    again = Tables(tables.model, cache, "cpu")
     np.testing.assert_array_equal(again.of(images).features, before.features)
     assert [before.label_names[n] for n in before.labels] == list(images.classes)
     assert before.splits == list(images.splits)
 
 
-def test_a_table_of_another_model_is_refused(tables, drawn, tmp_path):
+def test_a_table_of_another_model_is_refused(tables, drawn, tmp_path, monkeypatch):
     """Somebody copied a cache entry into another model's place."""
     images = open_dataset(f"folder:{drawn / 'shape'}", None)
 
-    def other(listing: Path, place: Path, model: str, device: str) -> None:
+    def other(model: str, device: str, source: object, place: Path) -> None:
         shutil.copytree(tables._place(images), place)
 
     tables.of(images)
     model = Model(**{**vars(tables.model), "sha256": "f" * 64})
+    monkeypatch.setattr(EXTRACT, other)
     with pytest.raises(AugSelfError, match=r"is of model \w{12} and not of tiny \(ffff"):
-        Tables(model, tmp_path / "other", extract=other).of(images)
+        Tables(model, tmp_path / "other", "cpu").of(images)
 
 
 def test_an_unreadable_image_is_refused_by_name(tables, paint, tmp_path):
@@ -229,7 +234,7 @@ def test_pairs_do_not_depend_on_how_they_are_read(drawn):
 
 
 @pytest.fixture
-def known_features(tiny_model, cache) -> Tables:
+def known_features(tiny_model, cache, monkeypatch) -> Tables:
     """Tables whose features are the logarithms of the pixels' mean and spread: we know of what."""
 
     def statistics(images):
@@ -241,8 +246,8 @@ def known_features(tiny_model, cache) -> Tables:
     engine = load(str(tiny_model), "cpu", 1)
     engine.features = statistics
     model = Model.resolve(str(tiny_model))
-    extract_known = lambda listing, place, *_: extract(listing, place, engine)  # noqa: E731
-    return Tables(model, cache / "known", extract=extract_known)
+    monkeypatch.setattr(EXTRACT, lambda _, __, images, place: extract(images, place, engine))
+    return Tables(model, cache / "known", "cpu")
 
 
 def test_awareness_and_invariance_say_what_features_know(known_features, drawn, monkeypatch):

@@ -12,7 +12,7 @@ from augself_hub.augmentations.spec import KINDS, Policy
 from augself_hub.modeling.encoders import build_encoder
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset, collate
-from training.data.sources import folder_images
+from training.data.sources import open_images
 from training.methods import METHODS
 from training.run.pretraining import Pretraining
 
@@ -21,7 +21,7 @@ from training.run.pretraining import Pretraining
 def batch(photo_folder):
     """Eight photographs, all augmentations on."""
     policy = Policy(size=32).with_kinds(KINDS)
-    images = ViewsDataset(folder_images(photo_folder), policy, seed=0)
+    images = ViewsDataset(open_images(photo_folder), policy, seed=0)
     batch = collate([images[0, i] for i in (0, 1, 2, 3, 36, 37, 38, 39)])
     batch.pop("skipped")
     return batch

@@ -14,7 +14,8 @@ from PIL import Image
 from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
-from training.data.sources import UNLABELED, Images
+from augself_hub.images.source import UNLABELED
+from training.data.sources import Images
 from training.monitoring.awareness import scores
 from training.monitoring.curves import curves
 from training.monitoring.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from augself_hub import folder
 from augself_hub.augmentations.spec import Policy
 from training.data.batches import KeyedSampler, ViewsDataset, collate
-from training.data.sources import folder_images
+from training.data.sources import open_images
 from training.run.checkpoints import newest_valid
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -43,7 +43,7 @@ def test_loss_and_gradients_of_two_processes_equal_one_on_the_whole_batch():
 
 @pytest.fixture(scope="module")
 def dataset(photo_folder):
-    return ViewsDataset(folder_images(photo_folder), Policy(size=16), seed=3)
+    return ViewsDataset(open_images(photo_folder), Policy(size=16), seed=3)
 
 
 def views(dataset, epoch, workers, processes):

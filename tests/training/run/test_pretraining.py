@@ -17,8 +17,9 @@ from augself_hub import AugSelfLoss, AugSelfModel
 from augself_hub.augmentations.spec import Policy
 from augself_hub.cli import main
 from augself_hub.folder import read_spec, verify
+from augself_hub.images.source import UNLABELED
 from training import commands
-from training.data.sources import UNLABELED, Images
+from training.data.sources import Images
 from training.run import pretraining
 
 SMALL = [

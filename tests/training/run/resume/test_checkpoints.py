@@ -85,7 +85,7 @@ def test_other_settings_are_refused_by_name(run, change, said):
 def compared(settings):
     """Whether a run would be extended; raises where it cannot be resumed like this."""
     images = pretraining._datasets(settings, Policy(16))[0].images
-    now = resuming.decisive_settings(settings, len(images), images.names)
+    now = resuming.decisive_settings(settings, len(images), images.names, images.inventory)
     return resuming.check_resumed(settings.output, resuming.read_settings(settings.output), now)
 
 
