@@ -25,6 +25,7 @@ from PIL import Image
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.images import AS_FOUND, Inventory, Options, Source, open_source, split_of
 from augself_hub.images.inventory import Tally
+from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
 from augself_hub.preprocess import decode, to_rgb
 
@@ -121,6 +122,8 @@ def open_images(
         if options != AS_FOUND:
             raise UsageError(f"--split, --read-as and --column have no effect on {source}")
         return _torchvision(kind, place, str(source))
+    if options.stream or str(source).startswith(STREAM):
+        raise UsageError(f"{source} can only be read in order: give a source without stream:")
     opened = one_split(open_source(source, options), options, wanted)
     listing = opened.listing()
     labels, classes = listing.labels, opened.classes

@@ -40,7 +40,6 @@ from augself_hub.preprocess import decode
 from training.data.batches import KeyedSampler, Read, Views
 from training.data.sources import Images, key_of, one_split
 
-PREFIX = "stream:"
 LANES = 16
 SHARD_ROWS = 2048  # of a shard, where the source has no cut of its own
 BUFFER = 4096  # undecoded images that wait to be drawn, of all lanes together

@@ -221,6 +221,8 @@ def cub200(data: Path, download: bool) -> LabelledImages:
 
 
 def plant_disease(data: Path, download: bool) -> LabelledImages:
+    if not (data / "plant-disease").is_dir():
+        raise FileNotFoundError(data / "plant-disease")
     images = of_source(str(data / "plant-disease"))
     return dataclasses.replace(images, name="Plant Disease")
 

@@ -26,6 +26,7 @@ from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.images import AS_FOUND, Columns, Inventory, Options
+from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
 from augself_hub.modeling.convert import PRETRAIN_DATA
 from augself_hub.modeling.encoders import ENCODERS, Encoder, build_encoder, preprocessing_of
@@ -35,7 +36,7 @@ from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
 from training.data.sources import Images, lines_of, open_images
-from training.data.streams import PREFIX, Stream, StreamViews, held_out_images, open_stream
+from training.data.streams import Stream, StreamViews, held_out_images, open_stream
 from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
 from training.monitoring.awareness import PAIRS, with_results
@@ -237,7 +238,7 @@ def _refuse_split_output(output: Path) -> None:
 def _datasets(
     settings: Settings, policy: Policy
 ) -> tuple[ViewsDataset | StreamViews, ViewsDataset]:
-    if settings.stream or settings.data.startswith(PREFIX):
+    if settings.stream or settings.data.startswith(STREAM):
         return _streamed(settings, policy)
     if settings.epoch_images is not None:
         raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")

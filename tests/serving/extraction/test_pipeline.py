@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from augself_hub import FeatureTable
 from augself_hub.errors import AugSelfError
-from augself_hub.images import open_source
+from augself_hub.images import Inventory, open_source
 from serving.extraction.pipeline import Settings, extract
 from serving.inference.engine import Engine, load
 
@@ -173,7 +173,8 @@ def test_the_shards_before_one_that_cannot_be_had_are_kept(source, tmp_path, eng
             raise AugSelfError("far away cannot be reached; try again to go on")
 
     class Mixed:
-        location, label_names = "here and far away", []
+        location, classes = "here and far away", []
+        inventory = Inventory("here and far away", "list")
 
         def shards(self, rows):
             return [*open_source(source).shards(4), Unreachable()]

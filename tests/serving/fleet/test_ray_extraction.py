@@ -15,7 +15,7 @@ import pytest
 
 from augself_hub.cli import main
 from augself_hub.errors import AugSelfError
-from augself_hub.images import Item
+from augself_hub.images import Inventory, Item
 from serving.extraction.pipeline import extract
 from serving.inference.engine import Engine, load
 
@@ -98,7 +98,7 @@ def source_of(shard) -> object:
     """A source of one shard."""
 
     class One:
-        location, label_names = "one", ()
+        location, classes, inventory = "one", (), Inventory("one", "list")
 
         def shards(self, rows):
             return [shard]
