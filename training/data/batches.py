@@ -95,13 +95,15 @@ class ViewsDataset(Views):
 
     def _first_readable(self, index: int) -> tuple[Image.Image, int, list[str]]:
         skipped: list[str] = []
+        reason = ""
         for offset in range(len(self)):
             candidate = (index + offset) % len(self)
             try:
                 return self.images.read(candidate), candidate, skipped
-            except (ImageError, OSError):
+            except (ImageError, OSError) as error:
                 skipped.append(self.images.names[candidate])
-        raise AugSelfError("none of the images can be decoded")
+                reason = str(error)
+        raise AugSelfError(f"none of the images can be decoded; the last: {reason}")
 
     def check_readable(self) -> None:
         """Raise AugSelfError where not a single file can be decoded."""

@@ -48,11 +48,12 @@ PATIENCE = 1000  # images in a row that cannot be decoded
 
 
 class Sample(NamedTuple):
-    """An undecoded image: its name shard/key, its bytes, its label."""
+    """An undecoded image: its name shard/key, its bytes, its label; why there are no bytes."""
 
     name: str
     data: bytes
     label: int
+    problem: str = ""
 
 
 def samples_of(shard: Shard) -> Iterator[Sample]:
@@ -62,11 +63,12 @@ def samples_of(shard: Shard) -> Iterator[Sample]:
         ShardError: the rest is damaged. AugSelfError: it cannot be reached.
     """
     for item in shard.items():
+        data, problem = b"", ""
         try:
             data = item.read()[0]
-        except (ImageError, OSError):
-            data = b""
-        yield Sample(item.id, data, UNLABELED if item.label is None else item.label)
+        except (ImageError, OSError) as error:
+            problem = str(error)
+        yield Sample(item.id, data, UNLABELED if item.label is None else item.label, problem)
 
 
 @dataclass(frozen=True)
@@ -284,12 +286,17 @@ class StreamViews(Views):
 def _first_readable(coming: Iterator[tuple[int, Sample]]) -> tuple[Image.Image, int, list[str]]:
     """The first image that can be decoded, its label, and the names of those that cannot."""
     skipped: list[str] = []
+    reason = ""
     for _, sample in itertools.islice(coming, PATIENCE):
         try:
             return decode(sample.data), sample.label, skipped
-        except ImageError:
+        except ImageError as error:
             skipped.append(sample.name)
-    raise AugSelfError(f"none of {PATIENCE} images in a row can be decoded, from {skipped[0]} on")
+            reason = sample.problem or str(error)
+    raise AugSelfError(
+        f"none of {PATIENCE} images in a row can be decoded, from {skipped[0]} on; the last: "
+        f"{reason}"
+    )
 
 
 def held_out_images(stream: Stream, most: int) -> Images:

@@ -358,7 +358,8 @@ def test_unlabelled_rows_have_no_label(tmp_path, photographs):
 
 @pytest.mark.forks
 def test_supervised_learning_leaves_out_the_rows_without_a_label(settings, tmp_path, photographs):
-    images = [str(photographs[n % len(photographs)]) for n in range(30)]
+    some = [photographs[n % len(photographs)].read_bytes() for n in range(30)]
+    images = [{"bytes": data, "path": None} for data in some]
     data = Dataset.from_dict({"image": images, "label": [0, 1, None] * 10})
     data = data.cast_column("image", Image())
     data.cast_column("label", ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "train.parquet")
