@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import resource
 import subprocess
 import sys
 import tarfile
@@ -153,11 +152,17 @@ def memory(place: str) -> float:
     except ImportError:  # 0.1
         from serving.extraction.opening import open_source
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     source = open_source(place)
     shards = source.shards(2048)
     assert len(shards)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_peak() - before) / 1024
+
+
+def _peak() -> int:
+    """KB; ru_maxrss would begin with the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 ROWS = {"extract": extraction, "first": first_batch, "memory": memory}

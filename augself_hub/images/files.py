@@ -48,9 +48,7 @@ def read_file(path: Path) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("it is no regular file")
         if status.st_size <= MAX_BYTES:
-            data = file.read(MAX_BYTES + 1)
-            if len(data) <= MAX_BYTES:
-                return data
+            return file.read(status.st_size)
     raise ImageError(f"the file has more than {MAX_BYTES} bytes")
 
 

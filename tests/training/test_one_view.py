@@ -33,11 +33,11 @@ def engine(tiny_model):
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.sets(
+    paths=st.sets(
         st.tuples(st.sampled_from(TOPS), st.sampled_from(["", "x/", "y/"]), st.sampled_from(NAMES)),
         min_size=2, max_size=9,
     ),
-    st.sampled_from(["folder", "tars", "csv"]),
+    kind=st.sampled_from(["folder", "tars", "csv"]),
 )  # fmt: skip
 def test_every_command_sees_the_same(paths, kind, engine):
     top = Path(tempfile.mkdtemp())
