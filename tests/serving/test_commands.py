@@ -101,21 +101,22 @@ def test_an_answers_body_does_not_wait_for_its_head():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "package", "importer"),
+    ("arguments", "package", "importers"),
     [
-        (("serve",), "fastapi", "serving.http.api"),
-        (("extract", "{folder}", "--output", "x"), "pyarrow", "serving.extraction.pipeline"),
+        (("serve",), "fastapi", ["serving.http.api"]),
+        (("extract", "{folder}", "--output", "x"), "pyarrow", ["serving.extraction.pipeline"]),
         (
             ("predict", "{a}", "{a}", "--model", "{model}"),
             "onnxruntime",
-            "serving.inference.engine",
+            ["serving.inference.engine", "serving.inference.providers", "augself_hub.runtime"],
         ),
     ],
 )
 def test_a_missing_extra_is_named(
-    augself, monkeypatch, tiny_model, pictures, arguments, package, importer
+    augself, monkeypatch, tiny_model, pictures, arguments, package, importers
 ):
-    monkeypatch.delitem(sys.modules, importer, raising=False)
+    for importer in importers:
+        monkeypatch.delitem(sys.modules, importer, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     names = {"a": pictures[0], "folder": pictures[0].parent, "model": tiny_model}
     done = augself(*(argument.format(**names) for argument in arguments))
@@ -123,7 +124,7 @@ def test_a_missing_extra_is_named(
     assert f"{package} is not installed: pip install 'augself-hub[serve]'" in done.err
 
 
-SERVING = ("api", "extract", "commands", "server", "client")
+SERVING = ("http.api", "http.server", "extraction.pipeline", "inference.client", "commands")
 
 
 def loaded_after(statement: str) -> set[str]:
