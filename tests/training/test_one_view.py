@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -30,7 +31,7 @@ def engine(tiny_model):
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     paths=st.sets(
@@ -56,11 +57,20 @@ def test_every_command_sees_the_same(paths, kind, engine):
         for item in items
     }  # fmt: skip
     wanted = {name: (None if c is None else str(c), split) for name, (c, split) in wanted.items()}
+    read = [item.id for item in items if item.problem is None]
+    if not read:
+        with pytest.raises(AugSelfError, match="can be read"):
+            extract(text, top / "out", engine)
+        return
     extract(text, top / "out", engine)
+    errors = (top / "out/errors.jsonl").read_text().splitlines()
+    assert [json.loads(e)["id"] for e in errors] == [i.id for i in items if i.problem is not None]
     table = FeatureTable.read(top / "out")
     names = [None if n < 0 else table.label_names[n] for n in table.labels]
-    assert dict(zip(table.ids, zip(names, table.splits, strict=True), strict=True)) == wanted
-    assert table.ids == [item.id for item in items]
+    assert dict(zip(table.ids, zip(names, table.splits, strict=True), strict=True)) == {
+        name: wanted[name] for name in read
+    }
+    assert table.ids == read
 
     images = open_images(text)
     there = {split for _, split in wanted.values()}

@@ -333,7 +333,7 @@ def test_too_many_damaged_shards_stop_a_run(settings, damaged, caplog):
     [
         ("stream:wds", {"epoch_images": None}, "how long an epoch is: give --epoch-images"),
         ("stream:wds", {"epoch_images": 4}, "--epoch-images 4 is less than one batch of 8"),
-        ("stream:wds", {"classes": Path("list.txt")}, "--classes cannot choose from stream:wds"),
+        ("stream:wds", {"classes": Path(__file__)}, "--classes cannot choose from stream:wds"),
         ("wds", {"epoch_images": 8}, "--epoch-images would have no effect"),
         ("wds", {"held_out": "stream:wds:x.tar"}, "can only be read in order"),
         ("stream:zip:x", {}, "unknown source zip:x"),
