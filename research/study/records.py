@@ -99,11 +99,13 @@ class Pairs:
     Args:
         without, with_: records in the order of the seeds.
         diverged: names of runs that did.
+        ended: pairs whose runs both have a record, those that diverged too.
     """
 
     without: list[Record]
     with_: list[Record]
     diverged: list[str]
+    ended: int
 
     @classmethod
     def of(cls, comparison: Comparison, records: Sequence[Record]) -> Pairs:
@@ -115,7 +117,7 @@ class Pairs:
         both = [seed for seed in a if seed in b]
         lost = [r["name"] for s in both for r in (a[s], b[s]) if "diverged" in r]
         whole = [s for s in both if "diverged" not in a[s] and "diverged" not in b[s]]
-        return cls([a[s] for s in whole], [b[s] for s in whole], lost)
+        return cls([a[s] for s in whole], [b[s] for s in whole], lost, len(both))
 
     def __len__(self) -> int:
         return len(self.without)

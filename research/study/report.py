@@ -57,10 +57,10 @@ def write(plan: Plan, folder: Path, results: Path) -> None:
         f"Protocol: [{plan.protocol}]({plan.protocol}). Data: [data.md](data.md). Written by",
         "`python -m research.study report` from the records of the runs.",
     ]
-    if plan.hidden and len(pairs) + len(pairs.diverged) < _planned(plan):
+    if plan.hidden and pairs.ended < _planned(plan):
         text += [
             "",
-            f"**Running: {len(pairs)} of {_planned(plan)} pairs are in.** What they have on the "
+            f"**Running: {pairs.ended} of {_planned(plan)} pairs are in.** What they have on the",
             "final sets is shown when all are: nothing is decided by a look at it.",
             *_selection(plan, records),
             *_tuning(plan, records),
@@ -184,7 +184,8 @@ def _controls(comparisons: Sequence[Comparison], records: Sequence[Record]) -> I
 
 def _selection(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
     """Which candidates became final sets, before anything was trained with AugSelf."""
-    if plan.selection is None:
+    kept = candidates(plan.selection, records) if plan.selection else {}
+    if not kept:
         return
     rows = [
         [
@@ -195,7 +196,7 @@ def _selection(plan: Plan, records: Sequence[Record]) -> Iterable[str]:
             f"{found.baseline - found.untrained:+.1f}",
             "yes" if found.chosen else "no",
         ]
-        for place, found in candidates(plan.selection, records).items()
+        for place, found in kept.items()
     ]
     yield from ("", "### Final sets, chosen by a baseline run", "")
     head = ["linear probe, %", "test images", "untrained", "baseline", "difference", "final"]

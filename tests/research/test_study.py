@@ -269,6 +269,10 @@ def test_an_unfinished_hidden_study_shows_no_final_set(tmp_path):
     two = _reported(records([1, 2]), tmp_path, plan)
     assert "**Running: 2 of 3 pairs are in.**" in two
     assert "| confirmation-plain-seed1 | - (final) | 2.0 |" in two and "flags" not in two
+    lost = [a_record(arm, 2, {}, diverged="x") for arm in ("plain", "augself")]
+    more = [Phase("confirmation", ["plain", "augself"], [0, 1, 2, 3], "all")]
+    four = dataclasses.replace(plan, phases=more)
+    assert "**Running: 3 of 4 pairs are in.**" in _reported(lost, tmp_path, four)
     three = _reported(records([1, 2, 3]), tmp_path, plan)
     assert "Running" not in three and "| flags | 40.0 | 60.0 | +20.0 |" in three
     assert three.count("<!-- second study: begin -->") == 1
