@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.functional import hue
-from augself_hub.errors import UsageError
+from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import FeatureTable, read_manifest
 from augself_hub.images import Listing, Options, open_source
 from augself_hub.preprocess import decode
@@ -149,9 +149,14 @@ def of_table(folder: Path, models: Sequence[Local]) -> Gallery:
         )
     step = -(-len(table.ids) // LARGEST)
     was, names = read_manifest(folder)["source"], table.ids[::step]
-    source = open_source(was["location"], Options.of_record(was))
-    log.info("%s", source.inventory.text())
-    listing = source.listing()
+    try:
+        source = open_source(was["location"], Options.of_record(was))
+        log.info("%s", source.inventory.text())
+        listing = source.listing()
+    except AugSelfError as error:
+        raise UsageError(
+            f"{names[0]}, a picture of {folder}, is not there: extract again ({error})"
+        ) from error
     places = {name: place for place, name in enumerate(listing.names)}
     if missing := [name for name in names if name not in places]:
         raise UsageError(f"{missing[0]}, a picture of {folder}, is not there: extract again")
