@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from augself_hub.modeling.model import AugSelfModel, AugSelfOutput
     from augself_hub.modeling.objective import AugSelfLoss
     from augself_hub.modeling.views import TwoViews
+    from serving.encoder import Difference, Encoder
     from training.api import fit_heads, pretrain
     from training.evaluation.api import evaluate
 
@@ -46,6 +47,8 @@ _EXPORTS = {
     "TwoViews": "augself_hub.modeling.views",
     "FeatureTable": "augself_hub.features",
     "DifferenceTable": "augself_hub.features",
+    "Encoder": "serving.encoder",
+    "Difference": "serving.encoder",
     "pretrain": "training.api",
     "fit_heads": "training.api",
     "evaluate": "training.evaluation.api",
@@ -55,6 +58,8 @@ _EXPORTS = {
     "pull": "augself_hub.hub",
 }
 _EXTRAS = {  # the others come with `model`
+    "Encoder": "serve",
+    "Difference": "serve",
     "pretrain": "train",
     "fit_heads": "train",
     "evaluate": "train,extract",
@@ -64,7 +69,9 @@ __all__ = [
     "AugSelfLoss",
     "AugSelfModel",
     "AugSelfOutput",
+    "Difference",
     "DifferenceTable",
+    "Encoder",
     "FeatureTable",
     "Policy",
     "TwoViews",

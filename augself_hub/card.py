@@ -64,18 +64,14 @@ difference = augself.predict_difference(a, b)
 """
 
 _USE_GRAPHS = """\
-Features on ONNX Runtime, without torch:
+Features, and what differs between two pictures, on ONNX Runtime without torch:
 
 ```python
-from pathlib import Path
+from augself_hub import Encoder
 
-import onnxruntime
-from augself_hub.hub import resolve
-from augself_hub.preprocess import load
-
-session = onnxruntime.InferenceSession(resolve("{name}") / "onnx/model.onnx")
-images = load(Path("a.jpg"), {size})[None]
-(features,) = session.run(["features"], {{"images": images}})
+encoder = Encoder("{name}")
+features = encoder.features(["a.jpg", "b.jpg"])  # (2, D)
+print(encoder.difference("a.jpg", "b.jpg"))
 ```
 
 Over HTTP:

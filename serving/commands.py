@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from augself_hub.commands import table
-from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.images import Columns, Options
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
 from augself_hub.options import GroupedCommand, grouped
@@ -20,7 +19,6 @@ from serving.options import needs, running
 if TYPE_CHECKING:
     from serving.extraction.destination import Counts
     from serving.extraction.pipeline import Summary, Work
-    from serving.inference.engine import Engine
     from serving.settings import Settings
 
 _DEVICE, _PRECISION, _DECODE = running(click.option)
@@ -53,18 +51,10 @@ def predict(
 ) -> None:
     """Predict what takes picture A to picture B."""
     with needs("serve"):
-        from serving.inference.engine import load
-    engine = load(model, device, None, precision, decode)
-    if not engine.spec.heads:
-        raise AugSelfError(f"{engine.name} has no AugSelf heads: train some with augself fit-heads")
-    answer = _predicted(engine, a, b)
-    if as_json:
-        click.echo(json.dumps({"model": engine.name, **answer}, indent=2))
-    else:
-        heads = ("augmentation", "name", "value", "unit", "standard error, on average")
-        click.echo(table(heads, _rows(engine, answer["differences"]), numbers="value"))
-        if answer["match"] is not None:
-            click.echo(f"both pictures show one thing: probability {answer['match']:.3f}")
+        from serving.encoder import Encoder
+    encoder = Encoder(model, device=device, precision=precision, decode=decode)
+    difference = encoder.difference(a, b)
+    click.echo(json.dumps(difference.to_dict(), indent=2) if as_json else str(difference))
 
 
 @click.command()
@@ -282,53 +272,3 @@ def _summary(output: Path, summary: Summary, as_json: bool) -> str:
     if not summary.computed:
         return f"{line}; already complete"
     return f"{line}; {summary.images_per_second:.0f} images/s"
-
-
-def _predicted(engine: Engine, a: Path, b: Path) -> dict[str, Any]:
-    from serving.inference.differences import describe, is_gray, matching
-
-    images = [_loaded(path, engine) for path in (a, b)]
-    features = engine.features(images)
-    sides = features[:1], features[1:]
-    one = {kind: values[0] for kind, values in engine.differences(*sides).items()}
-    gray = [is_gray(image) for image in images]
-    match = matching(engine.spec, *sides, gray)[0]
-    unlike = match is not None and match[1]
-    described = describe(engine.spec, one, any(gray), unlike)
-    return {"match": match and match[0], "differences": described}
-
-
-def _loaded(path: Path, engine: Engine) -> Any:
-    try:
-        return engine.preprocessing.prepare(path.read_bytes())
-    except ImageError as error:
-        raise AugSelfError(f"{path}: {error}") from error
-
-
-def _rows(engine: Engine, differences: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's lines: a number of a regression head, a probability, or a class's."""
-    rows: list[tuple[str, ...]] = []
-    for kind, head in engine.spec.heads.items():
-        if head.type == "regression":
-            rows += [_regression_row(kind, record) for record in differences[kind]]
-            continue
-        for dimension in head.dimensions:
-            value = differences[kind][dimension.name]
-            if value is None:
-                why = differences[kind]["reason"]
-                rows.append((kind, dimension.name, "-", dimension.unit, why))
-                continue
-            values = {"": value} if head.type == "binary" else dict(enumerate(value))
-            rows += [
-                (kind, f"{dimension.name} {which}".strip(), f"{p:.3f}", dimension.unit, "")
-                for which, p in values.items()
-            ]
-    return rows
-
-
-def _regression_row(kind: str, record: dict[str, Any]) -> tuple[str, ...]:
-    if record["value"] is None:
-        return kind, record["name"], "-", record["unit"], record["reason"]
-    error = record["standard_error"]
-    known = "not measured" if error is None else f"{error:.3f}"
-    return kind, record["name"], f"{record['value']:+.3f}", record["unit"], known

@@ -48,7 +48,7 @@ def test_every_python_block_runs(tiny_model, photographs, tmp_path, monkeypatch)
     names: dict = {}
     for block in blocks(card.render(tiny_model, str(tiny_model)), "python"):
         exec(block, names)
-    assert names["features"].shape == (1, 128)
+    assert names["features"].shape == (2, 128)
     assert names["difference"]["color"].shape == (1, 4)
 
 

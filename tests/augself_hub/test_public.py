@@ -53,6 +53,6 @@ def test_what_cannot_work_is_the_command_line_s_usage_error(call, said):
 def test_what_is_not_there_is_one_line(tmp_path):
     with pytest.raises(AugSelfError):
         augself_hub.export(tmp_path / "nothing")
-    with pytest.raises(AugSelfError, match="no folder"):
+    with pytest.raises(AugSelfError, match="does not exist: give a folder"):
         augself_hub.pretrain(tmp_path / "nothing", tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -63,11 +63,20 @@ def test_the_two_commands_are_targets(line):
     assert {"serve": "augself serve --demo", "test": "pytest"}[line.split()[1]] in shown.stdout
 
 
-def test_a_model_is_loaded_in_three_lines():
+def test_the_first_block_runs_without_torch(photographs, tmp_path):
+    """As it is written, where `make serve` alone was run: torch and transformers are not there."""
     (block,) = [block for language, block in BLOCKS if language == "python"]
-    assert len([line for line in block.splitlines() if line]) <= 3
-    exec(block, names := {})
-    assert set(names["model"].spec.heads) == {"crop", "color", "flip"}
+    for name, photograph in zip(("a", "b"), photographs, strict=False):
+        shutil.copy(photograph, tmp_path / f"{name}.jpg")
+    absent = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers')))\n"
+    program = f"{absent}{block}\nprint(features.shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout.splitlines()
+    assert printed[0].startswith("augmentation  name")
+    assert printed[-1] == "(2, 256)" and "# (2, 256)" in block
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

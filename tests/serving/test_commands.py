@@ -108,7 +108,12 @@ def test_an_answers_body_does_not_wait_for_its_head():
         (
             ("predict", "{a}", "{a}", "--model", "{model}"),
             "onnxruntime",
-            ["serving.inference.engine", "serving.inference.providers", "augself_hub.runtime"],
+            [
+                "serving.encoder",
+                "serving.inference.engine",
+                "serving.inference.providers",
+                "augself_hub.runtime",
+            ],
         ),
     ],
 )

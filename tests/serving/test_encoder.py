@@ -1,0 +1,148 @@
+"""Encoder, the public name: any kind of picture gives the features that a file of it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from augself_hub import Encoder
+from augself_hub.errors import AugSelfError, ImageError, UsageError
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_model):
+    return Encoder(tiny_model, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def pngs(tmp_path_factory, photographs):
+    """Photographs without loss, so that pixels and files say the same."""
+    place = tmp_path_factory.mktemp("pngs")
+    for number, path in enumerate(photographs[:3]):
+        Image.open(path).convert("RGB").resize((90, 70)).save(place / f"{number}.png")
+    return sorted(place.iterdir())
+
+
+def test_every_kind_of_picture_gives_the_same_features(encoder, pngs):
+    expected = encoder.features(pngs)
+    assert expected.shape == (3, encoder.dim) and expected.dtype == np.float32
+    arrays = [np.asarray(Image.open(path)) for path in pngs]
+    for kind in (
+        [str(path) for path in pngs],
+        [path.read_bytes() for path in pngs],
+        [Image.open(path) for path in pngs],
+        arrays,
+        (array for array in arrays),
+        np.stack(arrays),
+        [np.dstack([array, np.full(array.shape[:2], 255, np.uint8)]) for array in arrays],
+    ):
+        assert np.array_equal(encoder.features(kind), expected)
+
+
+def test_features_are_those_of_stock_transformers(encoder, tiny_model, pngs):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoImageProcessor, AutoModel
+
+    model = AutoModel.from_pretrained(tiny_model).eval()
+    processor = AutoImageProcessor.from_pretrained(tiny_model, backend="pil")
+    with torch.no_grad():
+        pixels = processor([Image.open(path) for path in pngs], return_tensors="pt")
+        expected = model(**pixels).pooler_output.flatten(1).numpy()
+    cosine = (encoder.features(pngs, normalize=True) * expected).sum(1)
+    assert cosine == pytest.approx(np.linalg.norm(expected, axis=1), rel=1e-4)
+
+
+def test_a_gray_array_is_the_picture_in_three_channels(encoder):
+    gray = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    one, three = encoder.features([gray, np.dstack([gray] * 3)])
+    assert np.array_equal(one, three)
+
+
+def test_long_lists_keep_their_order(encoder):
+    """More than a batch, each of another colour; a row is what it is alone."""
+    pictures = [np.full((32, 32, 3), value, np.uint8) for value in range(200)]
+    rows = encoder.features(iter(pictures))
+    for number in (0, 63, 64, 128, 199):
+        alone = encoder.features([pictures[number]])[0]
+        assert np.allclose(rows[number], alone, rtol=1e-4, atol=1e-6)
+    assert len({row.tobytes() for row in rows}) == 200
+
+
+def test_nothing_gives_no_rows_and_length_one_is_had_by_asking(encoder, pngs):
+    assert encoder.features([]).shape == (0, encoder.dim)
+    rows = encoder.features(pngs, normalize=True)
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(np.ones(3))
+
+
+@pytest.mark.parametrize("single", ["a.jpg", Path("a.jpg"), b"", Image.new("RGB", (4, 4))])
+def test_a_single_picture_is_refused_with_the_mend(encoder, single):
+    with pytest.raises(UsageError, match=r"a list of pictures: put the one into a list"):
+        encoder.features(single)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (3, "int is no picture"),
+        (None, "NoneType is no picture"),
+        (np.zeros((4, 4, 3)), r"float64 array of shape \(4, 4, 3\) is no picture"),
+        (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\) is no picture"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) is no picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused(encoder, wrong, said):
+    with pytest.raises(UsageError, match=said):
+        encoder.features([np.zeros((4, 4, 3), np.uint8), wrong])
+
+
+def test_a_broken_picture_is_named(encoder, pngs, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(pngs[0].read_bytes()[:200])
+    with pytest.raises(ImageError, match=r"broken\.png: "):
+        encoder.features([pngs[0], broken])
+    with pytest.raises(ImageError, match="picture 1: "):
+        encoder.features([pngs[0], broken.read_bytes()])
+    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+        encoder.features([tmp_path / "none.png"])
+
+
+def test_a_pipe_is_not_waited_for(encoder, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageError, match="no regular file"):
+        encoder.features([tmp_path / "pipe.jpg"])
+
+
+def test_a_difference_is_what_predict_prints(augself, tiny_model, encoder, pngs):
+    difference = encoder.difference(pngs[0], np.asarray(Image.open(pngs[1])))
+    printed = augself("predict", pngs[0], pngs[1], "--model", tiny_model, "--device", "cpu")
+    assert printed.out == f"{difference}\n"
+    told = augself("predict", pngs[0], pngs[1], "--model", tiny_model, "--json", "--device", "cpu")
+    assert json.loads(told.out) == difference.to_dict()
+    assert {row[0] for row in difference.rows()} == {"crop", "color", "flip"}
+
+
+def test_bytes_of_a_jpeg_are_read_as_the_server_reads_them(encoder, photographs):
+    data = io.BytesIO(photographs[0].read_bytes()).getvalue()
+    assert np.array_equal(encoder.features([data]), encoder.features([photographs[0]]))
+
+
+def test_a_model_without_heads_gives_no_difference(tiny_model, tmp_path):
+    from augself_hub import AugSelfModel
+
+    model = AugSelfModel.from_pretrained(tiny_model)
+    from augself_hub.modeling.export import export_folder
+    from augself_hub.modeling.model import AugSelfHeads
+
+    model.spec = dataclasses.replace(model.spec, heads={})
+    model.heads = AugSelfHeads(model.spec)
+    model.save_pretrained(tmp_path / "bare")
+    export_folder(tmp_path / "bare")
+    with pytest.raises(AugSelfError, match="has no AugSelf heads"):
+        Encoder(tmp_path / "bare", device="cpu").difference(b"", b"")
