@@ -62,7 +62,8 @@ def carry_out_all(plan: Plan, places: Places, jobs: int) -> None:
     """
     for measure in itertools.chain(*plan.measures.values()):
         for given in measure.places(places.corpus).values():
-            open_dataset(given, places.corpus)
+            if ":" not in given:  # one with a name, whose files no pattern has looked for
+                open_dataset(given, places.corpus)
     for phase in plan.phases:
         runs = plan.runs(phase, places.development_score)
         waiting = [run for run in runs if not places.record(run).is_file()]
