@@ -38,7 +38,7 @@ from torch import Tensor
 from augself_hub.errors import AugSelfError
 
 TOLERANCE = 1e-5  # of f_w / N
-TINY = 1e-3
+TINY = 1e-4
 FINEST = 1e-7  # likewise, however small f_w is
 STEPS = 30  # for one strength and precision; one to five are usual
 PRODUCTS = 200  # with the Hessian for one step; two to twenty are usual

@@ -186,8 +186,8 @@ def test_bad_folders_are_one_line(tmp_path, refused):
     broken.mkdir()
     (broken / "a.jpg").write_bytes(b"nothing")
     for data, message in (
-        (tmp_path / "missing", "no folder"),
-        (empty, "no images in"),
+        (tmp_path / "missing", "does not exist: give a folder"),
+        (empty, "holds no image"),
         (broken, "none of the images can be decoded"),
     ):
         error = refused(1, "--data", data, "--output", tmp_path / "run", *SMALL)
