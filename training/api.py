@@ -16,6 +16,12 @@ from training.run.settings import FIXED, FROZEN, HEADS, PAIRS, Options, Settings
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+# This line of a docstring; help() shows every setting in its place.
+_SETTINGS = (
+    "        **settings: of a run; `help(augself_hub.pretrain)` lists them all with their defaults."
+)
+
+
 def _documented(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Function], Function]:
     """Gives a function that takes `Options` the signature and the text of each field."""
 
@@ -46,7 +52,7 @@ def _documented(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Fun
         function.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [*own, *fields], return_annotation=Path
         )
-        function.__doc__ = (function.__doc__ or "").replace("        SETTINGS", "\n".join(lines))
+        function.__doc__ = (function.__doc__ or "").replace(_SETTINGS, "\n".join(lines))
         return function
 
     return decorate
@@ -71,7 +77,7 @@ def pretrain(
         output: the run's folder; new, unless it is resumed.
         resume: go on from the newest valid checkpoint; what has none yet is begun.
         recipe: a named run's settings, wherever none is given here.
-        SETTINGS
+        **settings: of a run; `help(augself_hub.pretrain)` lists them all with their defaults.
 
     Returns:
         The model folder, output/model; `output` where SIGTERM stopped the run after a checkpoint.
@@ -108,7 +114,7 @@ def fit_heads(
     Args:
         encoder: a model folder or Hub id.
         data, output, resume: as `pretrain` takes them.
-        SETTINGS
+        **settings: of a run; `help(augself_hub.pretrain)` lists them all with their defaults.
 
     Returns, Raises: as `pretrain` does.
     """
