@@ -70,7 +70,7 @@ Features, and what differs between two pictures, on ONNX Runtime without torch:
 from augself_hub import Encoder
 
 encoder = Encoder("{name}")
-features = encoder.features(["a.jpg", "b.jpg"])  # (2, D)
+features = encoder.features(["a.jpg", "b.jpg"])
 print(encoder.difference("a.jpg", "b.jpg"))
 ```
 

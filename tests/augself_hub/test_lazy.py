@@ -52,7 +52,7 @@ def test_each_command_names_its_own_extra(tmp_path, arguments, missing, extra):
 
 
 def test_every_command_that_needs_more_than_the_base_has_an_extra():
-    assert set(COMMANDS) - set(EXTRAS) == {"push", "pull", "list", "verify"}
+    assert set(COMMANDS) - set(EXTRAS) == {"push", "pull", "list", "list-images", "verify"}
 
 
 @pytest.mark.parametrize(

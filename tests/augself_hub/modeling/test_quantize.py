@@ -176,7 +176,7 @@ def test_the_command_says_what_it_measured(folder, photo_folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--quantize", "int8"], "--quantize int8 needs real photographs: --calibration FOLDER"),
+        (["--quantize", "int8"], "--quantize int8 needs real photographs: --calibration SOURCE"),
         (["--calibration", "."], "--calibration is read with --quantize only"),
         (["--require-speedup", "2"], "measured with --quantize int8 only"),
         (["--quantize", "fp16", "--calibration", ".", "--require-speedup", "2"], "int8 only"),
