@@ -13,8 +13,9 @@ import click
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.images import Columns, Options
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
+from augself_hub.lazy import needs
 from augself_hub.options import GroupedCommand, grouped
-from serving.options import needs, running
+from serving.options import running
 
 if TYPE_CHECKING:
     from serving.extraction.destination import Counts

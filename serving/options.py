@@ -1,14 +1,12 @@
-"""What commands of this part share: how a model is run, and extras that are missing."""
+"""What commands of this part share: how a model is run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from augself_hub.errors import MissingExtra
 from augself_hub.options import Option
 from augself_hub.precision import PRECISIONS
 
@@ -38,12 +36,3 @@ def running(option: Callable[..., Any]) -> list[Option]:
             help="fast decodes large JPEGs smaller: quicker, and features differ a little.",
         ),
     ]
-
-
-@contextmanager
-def needs(extra: str) -> Iterator[None]:
-    """Around imports: what is not installed is an error that names the extra it comes with."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "a package", extra) from error

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from augself_hub.errors import AugSelfError, ImageError, UsageError
-from serving.options import needs
+from augself_hub.lazy import needs
 
 if TYPE_CHECKING:
     from serving.search.index import FeatureIndex, Match
