@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,17 @@ import pytest
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Files go to pytest-xdist's processes in the order below, not the one of most tests first.
+
+    Each process has one core's worth of threads: two that wait for each other at every layer of a
+    small model, on cores that are busy, take up to forty times as long as one.
+    """
+    config.option.loadscopereorder = False
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
