@@ -101,10 +101,10 @@ def _refuse_foreign(folder: Path, path: str, named: Collection[str]) -> None:
 def _places(folder: Path) -> list[Path]:
     """Where a folder's files may be: in it or, of a snapshot in the Hub's cache, in its blobs."""
     folder = folder.resolve()
-    if folder.parent.name != "snapshots":
-        return [folder]
-    repository = folder.parents[1]
-    return [folder, repository / "blobs", repository.parent / "blobs"]
+    for place in folder.parents[:3]:  # of a subfolder, too
+        if place.name == "snapshots":
+            return [folder, place.parent / "blobs", place.parents[1] / "blobs"]
+    return [folder]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

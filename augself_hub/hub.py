@@ -7,6 +7,7 @@ demonstration model. huggingface_hub is imported where it is used: `augself --he
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from augself_hub.configs import computes, read_json
+from augself_hub.configs import CONFIGURATIONS, computes, read_json, refuse_code
 from augself_hub.errors import HubError, ModelFolderError, UsageError
 from augself_hub.folder import (
     CARD,
@@ -100,6 +101,7 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    subfolder: str = "",
 ) -> Path:
     """A folder, a Hub id (`org/name` or `org/name@revision`) or None -> a verified model folder.
 
@@ -109,13 +111,17 @@ def resolve(
         cache_dir: where the Hub's files are kept; None: the Hub client's own cache.
         local_files_only: ask only the cache, as HF_HUB_OFFLINE=1 does.
         token: of the Hub; None: the one `hf auth login` keeps.
+        subfolder: where in the folder or repository the model is.
 
     Raises:
         ModelFolderError: nothing is there, or it disagrees with its manifest.
         HubError: the Hub did not give it.
         UsageError: a revision of what has none, or two revisions.
     """
-    folder = EMBEDDED if model is None else Path(model)
+    inside = Path(subfolder)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UsageError(f"subfolder {subfolder!r} is not in the model's folder")
+    folder = (EMBEDDED if model is None else Path(model)) / inside
     finish_exchange(folder)
     if model is None or folder.is_dir():
         if revision is not None:
@@ -123,7 +129,7 @@ def resolve(
         return verify(folder)
     if isinstance(model, str) and is_hub_id(model):
         name, revision = _with_revision(model, revision)
-        return verify(_download(name, revision, cache_dir, local_files_only, token))
+        return verify(_download(name, revision, cache_dir, local_files_only, token, inside))
     raise ModelFolderError(f"no model at {model}: give a model folder or a Hub id (org/name)")
 
 
@@ -145,6 +151,7 @@ def _download(
     cache_dir: str | os.PathLike[str] | None,
     local_files_only: bool,
     token: str | bool | None,
+    inside: Path,
 ) -> Path:
     """A snapshot in the cache. The manifest comes first: what has none is not downloaded."""
     from huggingface_hub import snapshot_download
@@ -152,10 +159,33 @@ def _download(
     where: dict[str, Any] = {"repo_id": name, "revision": revision, "cache_dir": cache_dir}
     where |= {"local_files_only": local_files_only, "token": token}
     with _plain_errors(f"{name}@{revision}" if revision else name):
-        manifest = _patiently(snapshot_download, **where, allow_patterns=[MANIFEST.as_posix()])
-        if not (Path(manifest) / MANIFEST).is_file():
-            raise HubError(f"{name} is no AugSelf model: the Hub has no {MANIFEST} in it")
-        return Path(_patiently(snapshot_download, **where))
+        wanted = (inside / MANIFEST).as_posix()
+        manifest = _patiently(snapshot_download, **where, allow_patterns=[wanted])
+        if not (Path(manifest) / wanted).is_file():
+            raise HubError(f"{name} is no AugSelf model: the Hub has no {wanted} in it")
+        if inside != Path():
+            where["allow_patterns"] = [f"{inside.as_posix()}/*"]
+        return Path(_patiently(snapshot_download, **where)) / inside
+
+
+def fetch_encoder(name: str, *, token: str | bool | None = None) -> Path:
+    """`org/name` or `org/name@revision` of any stock encoder -> a folder of the files that make it.
+
+    Raises:
+        HubError: the Hub did not give it, or has no config.json in it.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, revision = _with_revision(name, None)
+    with _plain_errors(f"{name}@{revision}" if revision else name):
+        fetch = functools.partial(
+            _patiently, snapshot_download, repo_id=name, revision=revision, token=token
+        )
+        folder = Path(fetch(allow_patterns=[*CONFIGURATIONS]))
+        if not (folder / "config.json").is_file():
+            raise HubError(f"{name} is no encoder: the Hub has no config.json in it")
+        refuse_code(folder)
+        return Path(fetch(allow_patterns=[*CONFIGURATIONS, "model*.safetensors"]))
 
 
 def pull(

@@ -6,6 +6,7 @@ more memory than the file holds.
 
 from __future__ import annotations
 
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from torch import Tensor
 from augself_hub.errors import CheckpointError
 
 State = dict[str, Tensor]
+_WRAPPERS = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,7 +70,7 @@ def _check_archive(path: Path) -> None:
 def state_of(value: Any, path: Path) -> State:
     """A state dict out of a checkpoint: names -> tensors on the CPU.
 
-    The prefix `module.` of (Distributed)DataParallel is taken off.
+    The prefixes `module.` (DistributedDataParallel) and `_orig_mod.` (torch.compile) are taken off.
 
     Args:
         path: the file `value` came from; its size bounds what the tensors may claim.
@@ -79,6 +81,8 @@ def state_of(value: Any, path: Path) -> State:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} has a {type(value).__name__} where a state dict belongs")
     state = dict(_tensors(value, path))
+    if len(state) < len(value):
+        raise CheckpointError(f"{path} has a weight twice: with the prefix module. and without")
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if claimed > path.stat().st_size:  # a stride of 0 makes terabytes of four bytes
         raise CheckpointError(f"{path} claims {claimed} bytes of weights, more than it has")
@@ -92,4 +96,4 @@ def _tensors(value: dict[Any, Any], path: Path) -> Iterator[tuple[str, Tensor]]:
             raise CheckpointError(f"{path} has a {kind} at {name!r}, where a weight belongs")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise CheckpointError(f"{path} has no plain dense tensor at {name!r}")
-        yield str(name).removeprefix("module."), tensor
+        yield _WRAPPERS.sub("", str(name)), tensor

@@ -1,7 +1,7 @@
 """Foreign ResNet checkpoints -> a model folder, and a model folder -> foreign ResNets.
 
     official AugSelf .pth           -> encoder, and heads of convention `paper`
-    torchvision, timm ResNet        -> encoder
+    a ResNet of torchvision's kind  -> encoder; of whom and where it lies: see `layouts`
     encoder                         -> torchvision state dict, safetensors that timm loads
 
 torchvision and timm name a ResNet's weights alike and compute alike: batch norm's epsilon is 1e-5,
@@ -27,6 +27,7 @@ from augself_hub.augmentations.spec import HEADS, Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, CheckpointError, UsageError
 from augself_hub.folder import file_sha256, new_folder, write_manifest
 from augself_hub.modeling.checkpoint import State, read_checkpoint, state_of
+from augself_hub.modeling.layouts import resnet_of
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
@@ -37,7 +38,6 @@ PRETRAIN_DATA = {
     "imagenet": Preprocessing(224, IMAGENET_MEAN, IMAGENET_STD),
 }
 _WRITERS: dict[str, Callable[..., object]] = {"torchvision": torch.save, "timm": save_file}
-_WEIGHTS_AT = ("backbone", "state_dict", "model")  # AugSelf's, timm's, torchvision's training
 _BATCHES_SEEN = "num_batches_tracked"
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 _BLOCK = re.compile(
@@ -50,8 +50,8 @@ def convert(checkpoint: Path, pretrain_data: str, output: Path) -> AugSelfModel:
     """Write a foreign checkpoint as a new model folder, which appears in one step.
 
     Args:
-        checkpoint: official AugSelf .pth, or weights of a torchvision or timm ResNet (.pth,
-            .safetensors).
+        checkpoint: official AugSelf .pth, or a file with a ResNet of torchvision's kind (.pth,
+            .safetensors): of torchvision, timm, lightly, solo-learn, MoCo, SimSiam, SwAV, DINO.
         pretrain_data: a key of PRETRAIN_DATA: the checkpoint names neither the image side nor the
             normalisation.
 
@@ -73,11 +73,11 @@ def model_from_checkpoint(checkpoint: Path, pretrain_data: str) -> AugSelfModel:
     preprocessing = _known(PRETRAIN_DATA, pretrain_data, "pretraining set")
     content = read_checkpoint(checkpoint)
     official = "backbone" in content
-    weights = next((content[key] for key in _WEIGHTS_AT if key in content), content)
     heads = _heads_in(content, checkpoint) if official else {}
     policy = Policy(size=preprocessing.size).with_kinds(heads)
+    weights = resnet_of(content, checkpoint)
     try:
-        encoder = encoder_from_torchvision(state_of(weights, checkpoint))
+        encoder = encoder_from_torchvision(weights)
         spec = Spec(
             convention="paper" if official else "relative",
             policy=policy,
@@ -271,6 +271,8 @@ def _fitting(value: Tensor | None, name: str, like: Tensor) -> Tensor:
         raise CheckpointError(f"the weight {name} is missing")
     if value.shape != like.shape:
         raise CheckpointError(f"{name} is {tuple(value.shape)}, expected {tuple(like.shape)}")
+    if value.is_floating_point() and not value.isfinite().all():
+        raise CheckpointError(f"the weight {name} is not finite (NaN or infinity)")
     return value.to(like.dtype, copy=True).contiguous()
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoImageProcessor,
     AutoModel,
     ConvNextConfig,
     Dinov2Config,
@@ -23,7 +22,10 @@ from transformers import (
     ResNetConfig,
 )
 
+from augself_hub import hub
+from augself_hub.configs import image_statistics, read_json
 from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.modeling.opening import open_network
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.modeling.vit import as_dinov2
 from augself_hub.preprocess import Preprocessing
@@ -118,15 +120,17 @@ def pooled(network: nn.Module, x: Tensor) -> Tensor:
 def build_encoder(name: str, size: int) -> Encoder:
     """A preset by name, newly initialised; or a folder or Hub id, with its weights, to continue.
 
-    A stock ViT becomes a Dinov2 model with the same class token (`as_dinov2`).
+    A stock ViT becomes a Dinov2 model with the same class token (`as_dinov2`), of CLIP and SigLIP
+    the vision tower is taken (see `opening`).
 
     Args:
-        name: a key of ENCODERS, a folder, or `org/name`.
+        name: a key of ENCODERS, a folder, `org/name` or `org/name@revision`.
         size: side of the images in pixels (a ViT's positions depend on it).
 
     Raises:
         UsageError: neither a preset nor a folder nor a Hub id, or an architecture that cannot be
             used.
+        ModelFolderError: not every weight arrives; names what is missing.
     """
     if name in ENCODERS:
         network = AutoModel.from_config(ENCODERS[name](size=size))
@@ -134,14 +138,8 @@ def build_encoder(name: str, size: int) -> Encoder:
             network.apply(_default_init)
             network.apply(_zero_init_residual)
         return Encoder(network, size)
-    if not (Path(name).is_dir() or "/" in name):
-        raise UsageError(f"unknown encoder {name!r}: use {', '.join(ENCODERS)}, a folder or Hub id")
-    try:
-        network = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-        return Encoder(as_dinov2(network) if network.config.model_type == "vit" else network, size)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelFolderError(f"encoder {name} cannot be loaded: {reason}") from error
+    network = open_network(_fetched(name))
+    return Encoder(as_dinov2(network) if network.config.model_type == "vit" else network, size)
 
 
 def preprocessing_of(name: str, size: int) -> Preprocessing:
@@ -156,14 +154,36 @@ def preprocessing_of(name: str, size: int) -> Preprocessing:
     """
     if name in ENCODERS:
         return Preprocessing(size, IMAGENET_MEAN, IMAGENET_STD)
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        return Preprocessing(size, tuple(processor.image_mean), tuple(processor.image_std))
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ModelFolderError(
-            f"encoder {name} does not say how its images are normalised: it needs a "
-            "preprocessor_config.json with image_mean and image_std"
-        ) from error
+    folder = _fetched(name)
+    for file, part in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),  # of a CLIP that transformers 5 saved
+        ("config.json", "pretrained_cfg"),  # of timm
+    ):
+        config = read_json(folder / file) if (folder / file).is_file() else {}
+        config = config if part is None else config.get(part) or {}
+        if part == "pretrained_cfg":
+            config = {f"image_{name}": config[name] for name in ("mean", "std") if name in config}
+        if "image_mean" in config or "image_std" in config:
+            return Preprocessing(size, *image_statistics(config, folder / file))
+    raise ModelFolderError(
+        f"encoder {name} does not say how its images are normalised: it needs a "
+        "preprocessor_config.json with image_mean and image_std"
+    )
+
+
+def _fetched(name: str) -> Path:
+    """A folder, or a Hub id's files that make an encoder, in the cache."""
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).is_file():
+        raise UsageError(
+            f"encoder {name} is a file: make a folder of it, augself convert {name} "
+            "--pretrain-data ... --output FOLDER"
+        )
+    if not hub.is_hub_id(name):
+        raise UsageError(f"unknown encoder {name!r}: use {', '.join(ENCODERS)}, a folder or Hub id")
+    return hub.fetch_encoder(name)
 
 
 def refuse_unpooled(config: PretrainedConfig) -> None:
@@ -178,12 +198,19 @@ def refuse_unpooled(config: PretrainedConfig) -> None:
 def _width(network: PreTrainedModel, size: int) -> int:
     training = network.training
     network.eval()
-    with torch.no_grad():
-        output = network(pixel_values=torch.zeros(1, 3, size, size))
+    kind = network.config.model_type
+    try:
+        with torch.no_grad():
+            output = network(pixel_values=torch.zeros(1, 3, size, size))
+    except Exception as error:  # whatever an architecture raises for images of this size, or any
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"encoder type {kind!r} does not take images of {size} pixels alone: {reason}"
+        ) from error
     network.train(training)
     features = getattr(output, "pooler_output", None)
     if features is None:
-        raise UsageError(f"encoder type {network.config.model_type!r} has no pooler_output")
+        raise UsageError(f"encoder type {kind!r} has no pooler_output")
     return int(features.flatten(1).shape[1])
 
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModel, BitImageProcessor, PreTrainedModel
+from transformers import BitImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from augself_hub import hub
 from augself_hub.augmentations.difference import both_orders, to_physical
 from augself_hub.augmentations.spec import Spec
-from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import (
     CONFIG,
     CURVES,
@@ -36,9 +36,21 @@ from augself_hub.folder import (
     write_manifest,
 )
 from augself_hub.modeling.encoders import pooled, refuse_unpooled
+from augself_hub.modeling.opening import (
+    named_dtype,
+    open_network,
+    refuse_not_finite,
+    refuse_unlike_stock,
+)
 from augself_hub.preprocess import Preprocessing
 
 log = logging.getLogger(__name__)
+_MENDS = {
+    "device_map": "give device=, or move the model with .to()",
+    "quantization_config": "quantise the graph with augself export --quantize",
+    "attn_implementation": "call .encoder.set_attn_implementation()",
+    "trust_remote_code": "no code of a model is ever run",
+}
 
 
 @dataclass
@@ -163,8 +175,10 @@ class AugSelfModel(nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        dtype: torch.dtype = torch.float32,
+        subfolder: str = "",
+        dtype: torch.dtype | str = torch.float32,
         device: str | torch.device | None = None,
+        **others: Any,
     ) -> AugSelfModel:
         """Load a model folder, a Hub id, or (None) the embedded demonstration model.
 
@@ -176,8 +190,11 @@ class AugSelfModel(nn.Module):
             cache_dir: where the Hub's files are kept; None: the Hub client's own cache.
             local_files_only: ask only the cache, as HF_HUB_OFFLINE=1 does.
             token: of the Hub; None: the one `hf auth login` keeps.
-            dtype: of encoder and heads.
+            subfolder: where in the folder or repository the model is.
+            dtype: of encoder and heads, also by name ("float16"); "auto": as they are stored.
             device: of both; None: where torch puts new tensors.
+            others: transformers' other options are refused by name, unless they ask for nothing;
+                `torch_dtype` is its older name of `dtype`.
 
         Returns:
             The model in evaluation mode.
@@ -186,16 +203,28 @@ class AugSelfModel(nn.Module):
             ModelFolderError: nothing there, incomplete, in disagreement with its manifest, or of
                 parts that do not fit each other; names the file.
             HubError: the Hub did not give it.
+            UsageError: an option that cannot be honoured.
         """
+        dtype = named_dtype(others.pop("torch_dtype", None) or dtype)
+        for name, value in others.items():
+            if value not in (None, False) and (name, value) != ("use_safetensors", True):
+                mend = _MENDS.get(name, "leave it out")
+                raise UsageError(f"from_pretrained cannot honour {name}={value!r}: {mend}")
         folder = hub.resolve(
-            model, revision, cache_dir=cache_dir, local_files_only=local_files_only, token=token
+            model,
+            revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            subfolder=subfolder,
         )
         spec = _spec_of_what_is_there(folder)
         heads = AugSelfHeads(spec)
         if spec.heads:
             _load_heads(heads, folder / HEADS)
-        encoder = _load_encoder(folder, dtype)
-        loaded = cls(encoder, heads.to(dtype), spec, Preprocessing.from_folder(folder))
+        encoder = open_network(folder, dtype, strict=True)
+        heads = heads.to(encoder.dtype)
+        loaded = cls(encoder, heads, spec, Preprocessing.from_folder(folder))
         loaded.folder = folder
         return loaded.to(device).eval()
 
@@ -249,7 +278,15 @@ class AugSelfModel(nn.Module):
         return folder
 
     def write_files(self, folder: Path) -> None:
-        """The files of encoder, processor and heads, without the manifest that must come last."""
+        """The files of encoder, processor and heads, without the manifest that must come last.
+
+        Raises:
+            AugSelfError: the encoder is not a stock network (an adapter was not merged), or a
+                weight is not finite.
+        """
+        refuse_unlike_stock(self.encoder)
+        for part, name in ((self.encoder, "the encoder"), (self.heads, "the heads")):
+            refuse_not_finite(part, name)
         encoder = copy.deepcopy(self.encoder).cpu().float()
         encoder.save_pretrained(folder)
         _processor(self.preprocessing).save_pretrained(folder)
@@ -265,32 +302,12 @@ def _spec_of_what_is_there(folder: Path) -> Spec:
     return spec if (folder / HEADS).is_file() else dataclasses.replace(spec, heads={})
 
 
-def _load_encoder(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """The stock model; of safetensors only, and only if every weight has its place."""
-    try:
-        encoder, info = AutoModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            ignore_mismatched_sizes=True,  # refused below, by name
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers, safetensors and torch each raise their own
-        raise ModelFolderError(f"{folder}: the encoder cannot be loaded: {_line(error)}") from error
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            raise ModelFolderError(
-                f"{folder / ENCODER} does not fit config.json: {kind.replace('_', ' ')} "
-                f"{min(map(str, info[kind]))} and perhaps others"
-            )
-    return encoder
-
-
 def _load_heads(heads: AugSelfHeads, path: Path) -> None:
     try:
         heads.load_state_dict(load_file(path))
+        refuse_not_finite(heads, str(path))
+    except ModelFolderError:
+        raise
     except Exception as error:  # safetensors raises its own type, torch a RuntimeError
         raise ModelFolderError(
             f"{path} does not fit augself/config.json: {_line(error)}"

@@ -40,9 +40,9 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
     if plan.threads:
         torch.set_num_threads(plan.threads)
     arm, settings = plan.arms[run.arm], settings_of(plan, run, output, corpus)
-    record = _described(run, arm, settings, corpus)
     earlier = spent_until(newest_valid(settings.output)).cpu_seconds  # of starts that were stopped
     started = time.process_time()
+    record: Record = {}
     try:
         tables = _tables(arm, settings, plan.device)
         if tables is None:
@@ -55,6 +55,7 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
     except Diverged as error:
         trained = time.process_time()
         record["diverged"] = str(error)
+    record = _described(run, arm, settings, corpus) | record
     seconds = {"making": earlier + trained - started, "measuring": time.process_time() - trained}
     record["cpu_seconds"] = {name: round(value) for name, value in seconds.items()}
     records.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from augself_hub import AugSelfModel, hub
 from augself_hub.errors import AugSelfError, HubError, ModelFolderError, UsageError
 from augself_hub.folder import MANIFEST, read_manifest, verify, write_manifest
+from augself_hub.modeling.encoders import build_encoder
 
 NAME = "somebody/tiny"
 MINE = "hf_may_write"
@@ -429,3 +430,46 @@ def test_stock_transformers_load_it_by_its_name_from_the_hub_and_its_cache(
 def test_the_manifest_is_asked_for_first(published):
     hub.resolve(NAME)
     assert published.asked("resolve")[0].endswith(MANIFEST.as_posix())
+
+
+# -- Subfolders, and encoders that are no model of ours --------------------------------------------
+
+
+def test_a_subfolder_of_a_repository(local_hub, model_folder):
+    HfApi().create_repo(NAME)
+    files = {p.relative_to(model_folder).as_posix(): p.read_bytes()
+             for p in model_folder.rglob("*") if p.is_file()}  # fmt: skip
+    local_hub.repositories[NAME].commit({f"deep/er/{n}": data for n, data in files.items()})
+    local_hub.repositories[NAME].tags["v1"] = local_hub.repositories[NAME].commits[-1][0]
+    model = AugSelfModel.from_pretrained(NAME, subfolder="deep/er", revision="v1")
+    assert model.folder.parts[-2:] == ("deep", "er")
+    with pytest.raises(HubError, match=r"the Hub has no augself/manifest\.json in it"):
+        AugSelfModel.from_pretrained(NAME)
+
+
+def test_an_encoder_of_the_hub_comes_without_what_it_does_not_need(local_hub, model_folder):
+    HfApi().create_repo(NAME)
+    names = ("config.json", "model.safetensors", "preprocessor_config.json")
+    files = {name: (model_folder / name).read_bytes() for name in names}
+    local_hub.repositories[NAME].commit({**files, "pytorch_model.bin": b"pickle", "code.py": b""})
+    encoder = build_encoder(NAME, 32).network.eval()
+    x = torch.randn(2, 3, 32, 32)
+    expected = AugSelfModel.from_pretrained(model_folder)(x).features
+    torch.testing.assert_close(encoder(pixel_values=x).pooler_output.flatten(1), expected)
+    assert not local_hub.asked(r"pytorch_model\.bin|code\.py")
+
+
+@pytest.mark.parametrize(
+    "field", [{"auto_map": {"AutoModel": "code.Mine"}}, {"attn_implementation": "org/kernel"}]
+)
+def test_an_encoder_of_the_hub_that_would_run_code_is_refused_before_its_weights_come(
+    local_hub, model_folder, field
+):
+    HfApi().create_repo(NAME)
+    config = json.loads((model_folder / "config.json").read_text()) | field
+    weights = (model_folder / "model.safetensors").read_bytes()
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": weights}
+    local_hub.repositories[NAME].commit(files)
+    with pytest.raises(ModelFolderError, match=min(field)):
+        build_encoder(NAME, 32)
+    assert not local_hub.asked(r"(GET|HEAD) .*model\.safetensors$")

@@ -131,7 +131,7 @@ SPOILT = {
         r"preprocessor_config\.json is missing",
     ),
     "no encoder": (lambda f: (f / ENCODER).unlink(), "the encoder cannot be loaded"),
-    "no architecture": (lambda f: (f / "config.json").unlink(), "the encoder cannot be loaded"),
+    "no architecture": (lambda f: (f / "config.json").unlink(), r"config\.json is missing"),
 }
 
 
