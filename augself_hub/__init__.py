@@ -27,6 +27,7 @@ for _switch, _off in _NO_TELEMETRY.items():
     os.environ.setdefault(_switch, _off)
 
 if TYPE_CHECKING:
+    from augself_hub.answer import Difference
     from augself_hub.augmentations.spec import Policy
     from augself_hub.features import DifferenceTable, FeatureTable
     from augself_hub.hub import pull, push
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from augself_hub.modeling.model import AugSelfModel, AugSelfOutput
     from augself_hub.modeling.objective import AugSelfLoss
     from augself_hub.modeling.views import TwoViews
-    from serving.encoder import Difference, Encoder
+    from serving.client import AsyncClient, Client
+    from serving.encoder import Encoder
+    from serving.extraction.api import extract
     from training.api import fit_heads, pretrain
     from training.evaluation.api import evaluate
 
@@ -48,7 +51,10 @@ _EXPORTS = {
     "FeatureTable": "augself_hub.features",
     "DifferenceTable": "augself_hub.features",
     "Encoder": "serving.encoder",
-    "Difference": "serving.encoder",
+    "Difference": "augself_hub.answer",
+    "Client": "serving.client",
+    "AsyncClient": "serving.client",
+    "extract": "serving.extraction.api",
     "pretrain": "training.api",
     "fit_heads": "training.api",
     "evaluate": "training.evaluation.api",
@@ -60,15 +66,20 @@ _EXPORTS = {
 _EXTRAS = {  # the others come with `model`
     "Encoder": "serve",
     "Difference": "serve",
+    "Client": "serve",
+    "AsyncClient": "serve",
+    "extract": "serve",
     "pretrain": "train",
     "fit_heads": "train",
     "evaluate": "train,extract",
     "export": "export",
 }
 __all__ = [
+    "AsyncClient",
     "AugSelfLoss",
     "AugSelfModel",
     "AugSelfOutput",
+    "Client",
     "Difference",
     "DifferenceTable",
     "Encoder",
@@ -79,6 +90,7 @@ __all__ = [
     "convert",
     "evaluate",
     "export",
+    "extract",
     "fit_heads",
     "pretrain",
     "pull",

@@ -12,14 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError, MissingExtra
+from augself_hub.errors import AugSelfError, MissingExtra, UsageError
+from augself_hub.lazy import needs
+from augself_hub.neighbours import nearest
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -29,11 +33,24 @@ ARRAY = "features.npy"
 IDS = "ids.parquet"
 TABLE, DIFFERENCES = "features", "differences"
 MODEL_KEY = b"augself.model.sha256"
+SHOWN = 5  # rows in a notebook
 
 
-@dataclass(frozen=True)
+class Row(NamedTuple):
+    """One image of a table: its label is the class's name, None where it has none."""
+
+    id: str
+    label: str | None
+    split: str | None
+    features: np.ndarray
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class FeatureTable:
     """The features of N images under one model.
+
+    len(table), table[3] (a `Row`), table[10:20], table[[4, 2]], table[table.labels == 1] (tables),
+    `for row in table`; `to_pandas`, `to_polars`, `to_arrow`; `nearest`.
 
     Args:
         ids: names of the N images, e.g. paths below the source folder.
@@ -43,6 +60,7 @@ class FeatureTable:
         features: (N, D) float32 or float16.
         model: sha256 of the encoder's graph.
         normalized: every row has length 1.
+        errors: (name, reason) of every image that has no row, as it could not be read.
     """
 
     ids: list[str]
@@ -52,6 +70,7 @@ class FeatureTable:
     features: np.ndarray
     model: str
     normalized: bool
+    errors: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> FeatureTable:
@@ -73,6 +92,7 @@ class FeatureTable:
             features=_features(folder, table),
             model=manifest["model"]["sha256"],
             normalized=manifest["normalized"],
+            errors=_errors(folder),
         )
 
     @classmethod
@@ -93,6 +113,7 @@ class FeatureTable:
             features=np.concatenate([table.features for table in tables]),
             model=first.model,
             normalized=first.normalized,
+            errors=tuple(error for table in tables for error in table.errors),
         )
 
     def _refuse_different(self, other: FeatureTable) -> None:
@@ -119,20 +140,139 @@ class FeatureTable:
         if not rows:
             there = sorted({split for split in self.splits if split is not None})
             raise AugSelfError(f"no row is of split {name!r}: there are {there}")
-        return FeatureTable(
-            ids=[self.ids[row] for row in rows],
-            labels=self.labels[rows],
-            label_names=self.label_names,
-            splits=[name] * len(rows),
-            features=self.features[rows],
-            model=self.model,
-            normalized=self.normalized,
+        return self[rows]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[number] for number in range(len(self)))
+
+    @overload
+    def __getitem__(self, which: int | np.integer[Any]) -> Row: ...
+    @overload
+    def __getitem__(self, which: slice | Sequence[int] | np.ndarray) -> FeatureTable: ...
+
+    def __getitem__(self, which: Any) -> Row | FeatureTable:
+        """A row by its number; or a table of those that a slice, numbers or a mask choose."""
+        if isinstance(which, int | np.integer):
+            number = range(len(self))[which]
+            label = int(self.labels[number])
+            name = None if label < 0 else self.label_names[label]
+            return Row(self.ids[number], name, self.splits[number], self.features[number])
+        if not isinstance(which, slice):
+            which = np.asarray(which)
+            which = which if which.size else which.astype(np.int64)  # of an empty list it is float
+        return replace(
+            self,
+            ids=[self.ids[number] for number in np.arange(len(self))[which]],
+            labels=self.labels[which],
+            splits=[self.splits[number] for number in np.arange(len(self))[which]],
+            features=self.features[which],
+            errors=(),
+        )
+
+    def nearest(
+        self, queries: int | np.ndarray | FeatureTable, k: int = 5
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The images nearest to some features, by cosine, the nearest first.
+
+        Example:
+            numbers, cosines = table.nearest(encoder.features(["query.jpg"])[0])
+            table[numbers].ids
+
+        Args:
+            queries: (D,) or (Q, D) features of the same model; a table of it; or the number of one
+                of these rows, which is not its own neighbour.
+            k: how many; fewer where the table has fewer.
+
+        Returns:
+            Row numbers and cosines, (k,) each for one query, (Q, k) for several.
+
+        Raises:
+            UsageError: features of another width. AugSelfError: a table of another model.
+        """
+        own = queries if isinstance(queries, int | np.integer) else None
+        if isinstance(queries, FeatureTable):
+            self._refuse_different(replace(queries, label_names=self.label_names))
+            queries = queries.features
+        given = self.features[own] if own is not None else np.asarray(queries)
+        wanted = np.atleast_2d(given).astype(np.float32)
+        width = self.features.shape[1]
+        if given.ndim not in (1, 2) or wanted.shape[1] != width or k < 1:
+            raise UsageError(
+                f"nearest takes (Q, {width}) features and k of 1 or more, not {given.shape}, k={k}"
+            )
+        numbers, cosines = nearest(wanted, self.features, k + (own is not None))
+        if own is not None:
+            others = numbers[0] != range(len(self))[own]
+            numbers, cosines = (side[:, others][:, :k] for side in (numbers, cosines))
+        return (numbers[0], cosines[0]) if given.ndim == 1 else (numbers, cosines)
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table: id, label (the class's name), split, features (a list of D numbers)."""
+        with needs("serve"):
+            import pyarrow as pa
+        features = np.ascontiguousarray(self.features)
+        names = [None if label < 0 else self.label_names[label] for label in self.labels.tolist()]
+        columns = {
+            "id": pa.array(self.ids, pa.string()),
+            "label": pa.array(names, pa.string()),
+            "split": pa.array(self.splits, pa.string()),
+            "features": pa.FixedSizeListArray.from_arrays(features.ravel(), features.shape[1]),
+        }
+        return pa.table(columns)
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of the same columns; each of `features` is a (D,) array."""
+        import pandas
+
+        rows = self.to_arrow().drop_columns(["features"]).to_pandas()
+        rows["features"] = pandas.Series(list(self.features), index=rows.index, dtype=object)
+        return rows
+
+    def to_polars(self) -> Any:
+        """A polars.DataFrame of the same columns; `features` is an Array of width D."""
+        import polars
+
+        return polars.from_arrow(self.to_arrow())
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self):,} images", f"{self.features.shape[1]} features"]
+        parts[1] += f" ({self.features.dtype})"
+        if self.label_names:
+            parts.append(f"{len(self.label_names)} classes")
+        splits = Counter(split for split in self.splits if split is not None)
+        parts += [", ".join(f"{name} {n:,}" for name, n in splits.items())] if splits else []
+        parts += [f"{len(self.errors):,} unreadable"] if self.errors else []
+        return f"FeatureTable({', '.join(parts)}, model {self.model[:12]})"
+
+    def _repr_html_(self) -> str:
+        """The first rows, for notebooks."""
+        heads = "".join(f"<th>{name}</th>" for name in Row._fields)
+        rows = "".join(
+            "<tr>"
+            + "".join(f"<td>{escape('' if cell is None else str(cell))}</td>" for cell in row[:3])
+            + f"<td>{', '.join(f'{v:.3f}' for v in row.features[:4])} ...</td></tr>"
+            for row in (self[number] for number in range(min(len(self), SHOWN)))
+        )
+        return (
+            f"<p>{escape(repr(self))}</p><table><thead><tr>{heads}</tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
         )
 
 
-@dataclass(frozen=True)
+def _errors(folder: Path) -> tuple[tuple[str, str], ...]:
+    path = folder / ERRORS
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return tuple((error["id"], error["reason"]) for error in map(json.loads, lines))
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class DifferenceTable:
     """The predicted differences of N pairs of images under one model.
+
+    len(table); `to_arrow`, `to_pandas`, `to_polars`.
 
     Args:
         a, b: the images' names; a difference is what takes a to b.
@@ -162,6 +302,38 @@ class DifferenceTable:
             units={field.name: field.metadata[b"unit"].decode() for field in fields},
             model=manifest["model"]["sha256"],
         )
+
+    def __len__(self) -> int:
+        return len(self.a)
+
+    def __repr__(self) -> str:
+        return f"DifferenceTable({len(self):,} pairs, {', '.join(self.values)})"
+
+    def to_arrow(self) -> Any:
+        """A pyarrow.Table: a, b, and a column a number, null where it is not observable."""
+        with needs("serve"):
+            import pyarrow as pa
+        columns: dict[str, Any] = {"a": pa.array(self.a), "b": pa.array(self.b)}
+        for name, values in self.values.items():
+            if values.ndim == 1:
+                columns[name] = pa.array(values, mask=np.isnan(values))
+            else:
+                hidden = np.isnan(values).any(axis=1)
+                rows = [
+                    None if no else row for no, row in zip(hidden, values.tolist(), strict=True)
+                ]
+                columns[name] = pa.array(rows, pa.list_(pa.float32(), values.shape[1]))
+        return pa.table(columns)
+
+    def to_pandas(self) -> Any:
+        """A pandas.DataFrame of the same columns."""
+        return self.to_arrow().to_pandas()
+
+    def to_polars(self) -> Any:
+        """A polars.DataFrame of the same columns."""
+        import polars
+
+        return polars.from_arrow(self.to_arrow())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.images import Columns, Options
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
 from augself_hub.lazy import needs
@@ -18,8 +16,7 @@ from augself_hub.options import GroupedCommand, grouped
 from serving.options import running
 
 if TYPE_CHECKING:
-    from serving.extraction.destination import Counts
-    from serving.extraction.pipeline import Summary, Work
+    from serving.extraction.pipeline import Summary
     from serving.settings import Settings
 
 _DEVICE, _PRECISION, _DECODE = running(click.option)
@@ -96,11 +93,7 @@ def extract(
     source: str,
     output: Path,
     model: str | None,
-    device: str,
-    precision: str,
-    decode: str,
     allowed: str | None,
-    where: str,
     as_json: bool,
     columns: tuple[str, ...],
     **options: Any,
@@ -112,32 +105,17 @@ def extract(
     on with what an interrupted one has left.
     """
     with needs("serve"):
+        from serving.extraction import api
         from serving.extraction.pipeline import Settings
-        from serving.extraction.pipeline import extract as write_table
-        from serving.inference.engine import load
-    limit = None if allowed is None else _limit(allowed)
+    if allowed is not None:
+        api.limit_of(allowed)  # a wrong one is refused before any work
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
     chosen = {name: options.pop(name) for name in ("split", "kind", "image_root")}
-    options |= {"options": Options(Columns.parse(columns), **chosen), "fill": _filler(where)}
-    engine = load(model, device, 1, precision, decode)
-    summary = write_table(source, output, engine, settings, **options)
+    summary = api.written(
+        source, output, model, settings, Options(Columns.parse(columns), **chosen), **options
+    )
     click.echo(_summary(output, summary, as_json))
-    if limit is not None and summary.counts.errors > limit(summary.counts.images):
-        raise AugSelfError(
-            f"{summary.counts.errors} of {summary.counts.images} images cannot be read, more than "
-            f"--max-errors {allowed}: {output / 'errors.jsonl'} says why"
-        )
-
-
-def _filler(where: str) -> Callable[[Work], Counts]:
-    """Who makes the parts of a table: local or ray."""
-    if where == "local":
-        from serving.extraction.pipeline import fill_here
-
-        return fill_here
-    with needs("fleet"):
-        from serving.fleet.ray_extraction import fill
-    return fill
+    api.refuse_errors(summary, output, allowed)
 
 
 @click.command(cls=GroupedCommand)
@@ -249,18 +227,6 @@ def told(
         **options,
     )
     return run_as, settings
-
-
-def _limit(text: str) -> Callable[[int], float]:
-    """`10` -> at most ten errors; `0.01` or `1%` -> at most that share of the images."""
-    try:
-        number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise UsageError(f"--max-errors {text}: write a number (10) or a share (0.01 or 1%)")
-    share = text.endswith("%") or "." in text
-    return lambda images: number * (images if share else 1)
 
 
 def _summary(output: Path, summary: Summary, as_json: bool) -> str:

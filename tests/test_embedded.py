@@ -126,19 +126,13 @@ def test_what_it_says_of_four_pairs(way, augself, client, pairs):
     assert set(told(said["stranger"]).values()) == {"unlike pictures", "not learned"}
 
 
-def test_what_the_demo_says_of_four_pairs(pairs):
-    pytest.importorskip("gradio")
-    from serving.demo.words import sentences
-    from serving.inference.differences import is_gray, matching
+def test_what_is_said_of_four_pairs_in_words(pairs):
+    from augself_hub import Encoder
 
-    engine = load(None, "cpu")
+    encoder = Encoder(device="cpu")
 
     def said(a: Path, b: Path) -> str:
-        images = [engine.preprocessing.prepare(path.read_bytes()) for path in (a, b)]
-        y, gray = engine.features(images), [is_gray(image) for image in images]
-        one = {kind: v[0] for kind, v in engine.differences(y[:1], y[1:]).items()}
-        match = matching(engine.spec, y[:1], y[1:], gray)[0]
-        return " / ".join(s.text for s in sentences(engine.spec, one, any(gray), match))
+        return encoder.difference(a, b).words()
 
     assert "two different pictures" in said(*pairs["stranger"])
     for name in ("itself", "mirrored", "darker"):

@@ -6,15 +6,19 @@ parameters of two views differ (AugSelf, arXiv:2111.09613, section 3).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -22,6 +26,7 @@ from transformers import BitImageProcessor, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from augself_hub import hub
+from augself_hub.answer import Difference
 from augself_hub.augmentations.difference import both_orders, to_physical
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
@@ -35,6 +40,7 @@ from augself_hub.folder import (
     read_spec,
     write_manifest,
 )
+from augself_hub.images.given import GivenImage, features_of, named, prepared
 from augself_hub.modeling.encoders import pooled, refuse_unpooled
 from augself_hub.modeling.opening import (
     named_dtype,
@@ -151,11 +157,7 @@ class AugSelfModel(nn.Module):
         Raises:
             AugSelfError: the model has no heads.
         """
-        if not self.spec.heads:
-            raise AugSelfError(
-                f"this model has no AugSelf heads ({HEADS} is missing or empty), only features: "
-                "train some with augself fit-heads"
-            )
+        self._refuse_without_heads()
         return self.differences(self(xa).features, self(xb).features)
 
     def differences(self, ya: Tensor, yb: Tensor) -> dict[str, Tensor]:
@@ -165,6 +167,90 @@ class AugSelfModel(nn.Module):
             kind: both_orders(head, to_physical(head, ab[kind]), to_physical(head, ba[kind]))
             for kind, head in self.spec.heads.items()
         }
+
+    def features(
+        self,
+        images: Iterable[GivenImage],
+        *,
+        batch_size: int = 64,
+        normalize: bool = False,
+        on_error: str = "raise",
+        progress: bool | None = None,
+    ) -> np.ndarray:
+        """N images, as `augself_hub.Encoder` takes them -> (N, D) float32, in evaluation mode.
+
+        On the model's device, without gradients: what is trained takes `model(pixel_values)`.
+
+        Args:
+            images: paths, bytes of image files, PIL images, uint8 arrays; any number of them.
+            batch_size: images computed at once. normalize: scale each row to length 1.
+            on_error, progress: as `Encoder.features` takes them.
+
+        Raises:
+            UsageError: a single image, or something that is no image.
+            ImageError, AugSelfError: one cannot be read; says which.
+        """
+        return features_of(
+            images,
+            partial(prepared, preprocessing=self.preprocessing),
+            self._features,
+            self.spec.features,
+            batch=batch_size,
+            threads=max(1, torch.get_num_threads()),
+            normalize=normalize,
+            on_error=on_error,
+            progress=progress,
+        )
+
+    def difference(self, a: GivenImage, b: GivenImage) -> Difference:
+        """What takes image a to image b, in evaluation mode.
+
+        Raises:
+            AugSelfError: the model has no heads.
+            UsageError, ImageError, AugSelfError: as `features` does.
+        """
+        self._refuse_without_heads()
+        read = partial(prepared, preprocessing=self.preprocessing)
+        images = [named(which, one, read) for which, one in (("a", a), ("b", b))]
+        features = self._features(images)
+        with torch.no_grad(), self._evaluating():
+            sides = torch.from_numpy(features).to(self._device, self.encoder.dtype).split(1)
+            physical = {k: v.float().cpu().numpy() for k, v in self.differences(*sides).items()}
+        name = "model" if self.folder is None else self.folder.resolve().name
+        return Difference.of(name, self.spec, images, features, physical)
+
+    def _features(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """N (S, S, 3) uint8 -> (N, D) float32."""
+        pixels = torch.from_numpy(np.stack(images)).to(self._device)
+        mean, std = (
+            torch.tensor(v, device=self._device).view(1, 3, 1, 1)
+            for v in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        x = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
+        with torch.no_grad(), self._evaluating():
+            return self(x.to(self.encoder.dtype)).features.float().cpu().numpy()
+
+    @property
+    def _device(self) -> torch.device:
+        return self.encoder.device
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Batch norms must not learn from what is only looked at; each gets its mode back."""
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    def _refuse_without_heads(self) -> None:
+        if not self.spec.heads:
+            raise AugSelfError(
+                f"this model has no AugSelf heads ({HEADS} is missing or empty), only features: "
+                "train some with augself fit-heads"
+            )
 
     @classmethod
     def from_pretrained(

@@ -11,11 +11,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from augself_hub.differences import describe, is_gray, matching
+from augself_hub.sentences import sentences
 from serving.demo.files import Files
 from serving.demo.picks import picked, picks
 from serving.demo.visitors import FOLDER, PRIVATE, QUIET, Models, readable, upload
-from serving.demo.words import STYLE, listed, sentences
-from serving.inference.differences import is_gray, matching
+from serving.demo.words import STYLE, listed
 
 SENTENCE = (
     "Give two pictures of one thing. The model compares their features and says, in words, how b "
@@ -97,7 +98,9 @@ def compare(models: Models, name: str, a: bytes | None, b: bytes | None) -> tupl
         sides, gray = (features[:1], features[1:]), [is_gray(view) for view in views.values()]
         difference, match = model.differences(*sides), matching(model.spec, *sides, gray)[0]
     one = {kind: values[0] for kind, values in difference.items()}
-    said = sentences(model.spec, one, any(gray), match)
+    unlike = match is not None and match[1]
+    described = describe(model.spec, one, any(gray), unlike)
+    said = sentences(described, match and match[0], model.spec.convention)
     return seen[0], seen[1], listed(said)
 
 

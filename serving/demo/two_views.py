@@ -20,6 +20,7 @@ from PIL import Image
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import Parameters, draw
 from augself_hub.augmentations.spec import Policy, Spec
+from augself_hub.differences import is_gray
 from augself_hub.preprocess import crop_resized
 from serving.demo.comparison import STYLE, TITLES, Row, compare, table
 from serving.demo.controls import Control, Value, controls, labels, parameters, values
@@ -37,7 +38,6 @@ from serving.demo.frames import (
 from serving.demo.picks import picked, picks
 from serving.demo.undo import can_undo, learned, undone
 from serving.demo.visitors import EXAMPLES, PRIVATE, QUIET, Models, given, kept, readable, upload
-from serving.inference.differences import is_gray
 
 SENTENCE = (
     "Two crops of one photograph, coloured differently. From their **features alone** the model "

@@ -29,6 +29,7 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
+from augself_hub.differences import is_gray
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import DIFFERENCES, FORMAT, TABLE
 from augself_hub.folder import versions
@@ -47,7 +48,6 @@ from serving.extraction.destination import Counts, Destination, Part, refuse_too
 from serving.extraction.progress import Progress
 from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
 from serving.inference.cores import usable_cores
-from serving.inference.differences import is_gray
 from serving.inference.engine import Engine, load
 
 logger = logging.getLogger(__name__)
@@ -154,6 +154,7 @@ def extract(
     shard_rows: int = SHARD_ROWS,
     workers: int | None = None,
     fill: Callable[[Work], Counts] = fill_here,
+    progress: bool | None = None,
 ) -> Summary:
     """Write the features of every image of a source (see `augself_hub.features`).
 
@@ -168,7 +169,8 @@ def extract(
         layout: parquet, or npy: one features.npy beside ids.parquet.
         shard_rows: images in one part, where the source lets itself be cut.
         workers: threads; None: the usable cores.
-        fill: makes the parts; `extraction.ray_engine.fill` does so on a Ray cluster.
+        fill: makes the parts; `serving.fleet.ray_extraction.fill` does so on a Ray cluster.
+        progress: a bar; None: on a terminal and in a notebook.
 
     Raises:
         UsageError: the source has more shards than a table may have parts.
@@ -186,16 +188,16 @@ def extract(
         "read_as": options.kind,
         "image_root": None if options.image_root is None else str(options.image_root),
     }
-    with Destination(Path(destination)) as there, _progress(shards) as progress:
+    with Destination(Path(destination)) as there, _progress(shards, progress) as done:
         finished = there.adopt(plan)
         if finished:
             there.clean(layout == "parquet")
             counts = Counts(**there.manifest()["counts"])
-            return Summary(counts, images.inventory, progress.seconds, 0, 0.0)
-        counts = fill(Work(there, shards, engine, settings, progress, workers))
+            return Summary(counts, images.inventory, done.seconds, 0, 0.0)
+        counts = fill(Work(there, shards, engine, settings, done, workers))
         _finish(there, images, plan, counts)
-        computed = progress.done - progress.kept
-        return Summary(counts, images.inventory, progress.seconds, computed, progress.rate)
+        computed = done.done - done.kept
+        return Summary(counts, images.inventory, done.seconds, computed, done.rate)
 
 
 def extract_shards(
@@ -318,9 +320,10 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _progress(shards: Sequence[Shard]) -> Progress:
+def _progress(shards: Sequence[Shard], shown: bool | None) -> Progress:
     images = [shard.images for shard in shards]
-    return Progress(None if None in images else sum(images))  # type: ignore[arg-type]
+    total = None if None in images else sum(images)  # type: ignore[arg-type]
+    return Progress(total, shown)
 
 
 def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Counts) -> None:

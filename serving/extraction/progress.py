@@ -1,12 +1,13 @@
-"""How far an extraction is: a bar on a terminal, one line a minute elsewhere."""
+"""How far an extraction is: a bar on a terminal and in a notebook, one line a minute elsewhere."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import time
 
 from tqdm import tqdm
+
+from augself_hub.progress import bar
 
 SECONDS = 60.0  # between two lines
 logger = logging.getLogger(__name__)
@@ -17,13 +18,14 @@ class Progress:
 
     Args:
         total: images there will be; None where only reading tells.
+        shown: the bar; None: where somebody looks.
     """
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, shown: bool | None = None) -> None:
         self.total = total
         self.done = self.kept = self.errors = 0
         self._started = self._told = time.monotonic()
-        self._bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
+        self._bar = bar(total, "image", shown)
 
     def __enter__(self) -> Progress:
         return self

@@ -29,6 +29,7 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
+from augself_hub.differences import describe, is_gray, matching
 from serving.http import kserve
 from serving.http.access_log import AccessLog, note
 from serving.http.bodies import Item, read_embeddings, read_pairs
@@ -50,7 +51,6 @@ from serving.http.schemas import (
     request_body,
 )
 from serving.http.urls import AllowedHosts, Fetcher
-from serving.inference.differences import describe, is_gray, matching
 from serving.inference.models import Model, Models, Source
 from serving.inference.service import Service
 from serving.limits import Limits
@@ -273,6 +273,7 @@ def _record(model: Model, limits: Limits) -> ModelRecord:
     return ModelRecord(
         id=model.name,
         dimension=source.spec.features,
+        convention=source.spec.convention,
         augmentations={kind: [d.name for d in head.dimensions] for kind, head in heads},
         units={kind: {d.name: d.unit for d in head.dimensions} for kind, head in heads},
         limits=vars(limits),

@@ -112,6 +112,9 @@ class ModelRecord(BaseModel):
     )
     owned_by: str = "augself-hub"
     dimension: int = Field(description="Length of an embedding.")
+    convention: str = Field(
+        description="relative: a difference takes a to b; paper: it is a minus b, as in the paper."
+    )
     augmentations: dict[str, list[str]] = Field(description="Kind -> what its head predicts.")
     units: dict[str, dict[str, str]] = Field(description="Kind -> name -> unit.")
     limits: dict[str, int | float]

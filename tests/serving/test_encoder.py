@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from PIL import Image
 
 from augself_hub import Encoder
 from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images.given import Skipped
+from serving.inference.engine import MAX_BATCH
 
 
 @pytest.fixture(scope="module")
@@ -83,18 +86,18 @@ def test_nothing_gives_no_rows_and_length_one_is_had_by_asking(encoder, pngs):
 
 @pytest.mark.parametrize("single", ["a.jpg", Path("a.jpg"), b"", Image.new("RGB", (4, 4))])
 def test_a_single_picture_is_refused_with_the_mend(encoder, single):
-    with pytest.raises(UsageError, match=r"a list of pictures: put the one into a list"):
+    with pytest.raises(UsageError, match=r"a list of images: put the one into a list"):
         encoder.features(single)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (3, "int is no picture"),
-        (None, "NoneType is no picture"),
-        (np.zeros((4, 4, 3)), r"float64 array of shape \(4, 4, 3\) is no picture"),
-        (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\) is no picture"),
-        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) is no picture"),
+        (3, "int is no image"),
+        (None, "NoneType is no image"),
+        (np.zeros((4, 4, 3)), r"float64 array of shape \(4, 4, 3\) is no image"),
+        (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\) is no image"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) is no image"),
     ],
 )
 def test_what_is_no_picture_is_refused(encoder, wrong, said):
@@ -107,10 +110,73 @@ def test_a_broken_picture_is_named(encoder, pngs, tmp_path):
     broken.write_bytes(pngs[0].read_bytes()[:200])
     with pytest.raises(ImageError, match=r"broken\.png: "):
         encoder.features([pngs[0], broken])
-    with pytest.raises(ImageError, match="picture 1: "):
+    with pytest.raises(ImageError, match="image 1: "):
         encoder.features([pngs[0], broken.read_bytes()])
-    with pytest.raises(FileNotFoundError, match=r"none\.png"):
+    with pytest.raises(AugSelfError, match=r"none\.png: No such file or directory"):
         encoder.features([tmp_path / "none.png"])
+
+
+def test_broken_images_are_skipped_and_reported(encoder, pngs, tmp_path):
+    """Their rows are NaN, so that the others keep their places."""
+    broken, gone = tmp_path / "broken.png", tmp_path / "none.png"
+    broken.write_bytes(pngs[0].read_bytes()[:200])
+    images = [broken, pngs[0], gone, b"nothing", pngs[1]]
+    with pytest.warns(Skipped, match="3 of 5 images cannot be read") as told:
+        rows = encoder.features(iter(images), on_error="skip")
+    assert np.isnan(rows).all(1).tolist() == [True, False, True, True, False]
+    assert np.array_equal(rows[[1, 4]], encoder.features(pngs[:2]))
+    reasons = told[0].message.reasons
+    assert list(reasons) == [0, 2, 3]
+    assert reasons[2] == f"{gone}: No such file or directory" and reasons[3].startswith("image 3: ")
+    with pytest.raises(UsageError, match="int is no image"):  # a mistake, and no damage
+        encoder.features([3], on_error="skip")
+    with pytest.raises(UsageError, match="on_error='ignore': give raise or skip"):
+        encoder.features(pngs, on_error="ignore")
+
+
+def test_a_list_of_nothing_but_broken_images(encoder):
+    with pytest.warns(Skipped, match="2 of 2"):
+        rows = encoder.features([b"", b""], on_error="skip", normalize=True)
+    assert rows.shape == (2, encoder.dim) and np.isnan(rows).all()
+
+
+@pytest.mark.parametrize("wrong", [3, None, 2.5])
+def test_what_is_no_list_is_refused(encoder, wrong):
+    with pytest.raises(UsageError, match="takes a list of images, not"):
+        encoder.features(wrong)
+
+
+def test_urls_are_the_server_s(encoder):
+    with pytest.raises(UsageError, match="--allow-url-host"):
+        encoder.features(["https://example.org/a.jpg"])
+
+
+def test_a_long_list_is_held_a_batch_at_a_time(encoder):
+    """Of 300 images from an iterator no more are alive than a batch and those that come."""
+    alive, most = [], 0
+
+    def coming():
+        nonlocal most
+        for number in range(300):
+            image = Image.new("RGB", (32, 32), (number % 256, 0, 0))
+            alive.append(weakref.ref(image))
+            most = max(most, sum(one() is not None for one in alive))
+            yield image
+            del image
+
+    assert len(encoder.features(coming())) == 300
+    assert most <= 2 * MAX_BATCH
+
+
+def test_a_bar_is_shown_by_asking_and_counts_images(encoder, pngs, capsys):
+    encoder.features(pngs, progress=True)
+    assert "3/3" in capsys.readouterr().err
+    encoder.features(pngs)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_encoder_says_what_it_is(encoder):
+    assert repr(encoder).startswith("Encoder(tiny: 32 x 32 pixels -> 128 features, heads: crop, co")
 
 
 def test_a_pipe_is_not_waited_for(encoder, tmp_path):

@@ -17,7 +17,6 @@ import logging
 import math
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -30,11 +29,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm as StandardBar
-from tqdm.autonotebook import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from augself_hub.errors import AugSelfError, Diverged
+from augself_hub.progress import bar, shows_bars
 from training.data.batches import KeyedSampler, ViewsDataset, collate
 from training.data.streams import StreamViews
 from training.methods.layers import processes, reduced
@@ -324,11 +322,6 @@ class _StopOnAlarm(TrainerCallback):
             self.alarm.judge()
 
 
-def _shows_bars() -> bool:
-    """On a terminal, and in a notebook, whose bars are another class."""
-    return sys.stderr.isatty() or tqdm is not StandardBar
-
-
 class _Progress(TrainerCallback):
     """A bar with loss and images a second on a terminal, a plain line per log elsewhere."""
 
@@ -336,12 +329,8 @@ class _Progress(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            unit="step",
-            disable=not (_shows_bars() and state.is_local_process_zero),
-        )
+        shown = shows_bars() and state.is_local_process_zero
+        self.bar = bar(state.max_steps, "step", shown, initial=state.global_step)
         self.since, self.step = time.monotonic(), state.global_step
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from augself_hub import AugSelfModel, preprocess
-from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub import AugSelfModel, Encoder, preprocess
+from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import MANIFEST
+from augself_hub.images.given import Skipped
 
 STOCK = """
 import json, sys
@@ -147,3 +148,31 @@ def test_gray_photographs_give_the_same_features_as_their_rgb_twin(tiny_model, t
     gray.convert("RGB").save(tmp_path / "rgb.png")
     a, b = (own_features(tiny_model, tmp_path / name) for name in ("l.png", "rgb.png"))
     np.testing.assert_array_equal(a, b)
+
+
+def test_images_are_taken_as_the_encoder_takes_them(tiny_model, photographs):
+    """Paths, bytes and pixels; in training mode nothing is learned from what is looked at."""
+    model = AugSelfModel.from_pretrained(tiny_model).train()
+    model.heads.eval()
+    statistics = model.encoder.state_dict()["embedder.embedder.normalization.running_mean"].clone()
+    images = [photographs[0], photographs[1].read_bytes(), Image.open(photographs[2])]
+    rows = model.features(images, batch_size=2)
+    wanted = np.stack([own_features(tiny_model, photo) for photo in photographs[:3]])
+    np.testing.assert_allclose(rows, wanted, rtol=1e-3, atol=1e-5)
+    after = model.encoder.state_dict()["embedder.embedder.normalization.running_mean"]
+    assert torch.equal(statistics, after)
+    assert model.training and model.encoder.training and not model.heads.training
+    with pytest.raises(UsageError, match="put the one into a list"):
+        model.features(photographs[0])
+    with pytest.warns(Skipped, match="1 of 2"):
+        assert np.isnan(model.features([photographs[0], b""], on_error="skip")[1]).all()
+
+
+def test_a_difference_is_that_of_the_graphs(tiny_model, photographs):
+    ours = AugSelfModel.from_pretrained(tiny_model).difference(*photographs[:2])
+    theirs = Encoder(tiny_model, device="cpu").difference(*photographs[:2])
+    assert ours.model == theirs.model == "tiny"
+    pairs = zip(ours.to_dict()["differences"]["crop"], theirs.to_dict()["differences"]["crop"],
+                strict=True)  # fmt: skip
+    for mine, other in pairs:
+        assert mine["value"] == pytest.approx(other["value"], abs=1e-3)

@@ -15,6 +15,7 @@ GRAY_REASON = "not observable: at least one of the two pictures is gray"
 NOT_LEARNED = "not learned"
 BEYOND = "beyond what was trained on"
 UNLIKE = "unlike pictures"
+GUESSING = 0.95  # of guessing's error: where no mark says so, a head with more has learned nothing
 
 
 def is_gray(image: np.ndarray) -> bool:
@@ -63,7 +64,8 @@ def reason(
         gray: at least one of the two pictures is gray.
         unlike: the two pictures are not of one thing.
     """
-    if dimension.learned is False:
+    error = dimension.standard_error or 0.0
+    if dimension.learned is False or (dimension.learned is None and error > _guessing(dimension)):
         return not_learned(dimension)
     if gray and dimension.needs_color:
         return GRAY_REASON
@@ -73,6 +75,11 @@ def reason(
         most = math.copysign(dimension.largest or 0.0, value)
         return f"{BEYOND}: about {most:+.2g} or more, the largest difference in training"
     return None
+
+
+def _guessing(dimension: Dimension) -> float:
+    """The error of an answer that is no better than none; of a probability there is none."""
+    return math.inf if dimension.unit == "probability" else GUESSING * dimension.std
 
 
 def beyond(dimension: Dimension, value: float) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from augself_hub.augmentations.spec import Cut, Match, Policy, Spec, heads_for
-from serving.inference.differences import describe, matching
+from augself_hub.differences import describe, matching
 
 POLICY = Policy(size=32).with_kinds(["rot"])
 KINDS = ("crop", "color", "flip", "rot")

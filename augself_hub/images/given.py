@@ -1,0 +1,185 @@
+"""Images as a caller hands them over: paths, bytes, PIL images, arrays -> what a model takes.
+
+Lists of any length are read a batch at a time; what cannot be read is raised, or skipped and
+reported (`Skipped`).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from augself_hub.errors import AugSelfError, ImageError, UsageError
+from augself_hub.images.files import one_line, read_file
+from augself_hub.neighbours import unit
+from augself_hub.preprocess import Preprocessing, preprocess, to_rgb
+from augself_hub.progress import bar
+
+GivenImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+ON_ERROR = ("raise", "skip")
+URLS = ("http://", "https://")
+_KINDS = "a path, the bytes of an image file, a PIL image or an (H, W, 3) uint8 array"
+Result = TypeVar("Result")
+
+
+class Skipped(UserWarning):
+    """Images of a list that could not be read and have no features.
+
+    Attributes:
+        reasons: the image's place in the list -> its name and what is wrong with it.
+    """
+
+    def __init__(self, reasons: dict[int, str], images: int) -> None:
+        few = "; ".join(list(reasons.values())[:3])
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        super().__init__(
+            f"{len(reasons)} of {images} images cannot be read, and their rows are NaN: {few}{more}"
+        )
+        self.reasons = reasons
+
+
+def features_of(
+    images: Iterable[GivenImage],
+    prepare: Callable[[GivenImage], Any],
+    compute: Callable[[list[Any]], np.ndarray],
+    dim: int,
+    *,
+    batch: int,
+    threads: int,
+    normalize: bool = False,
+    on_error: str = "raise",
+    progress: bool | None = None,
+) -> np.ndarray:
+    """N images -> (N, D) float32 in their order; rows of images that were skipped are NaN.
+
+    Args:
+        prepare: an image -> what `compute` takes; on `threads` threads, a batch at a time.
+        compute: up to `batch` prepared images -> (n, D).
+        normalize: scale each row to length 1. progress: see `augself_hub.progress.bar`.
+
+    Raises:
+        UsageError: no list, or something in it that is no image.
+        ImageError, AugSelfError: one cannot be read; says which.
+    """
+    refuse_other_than_list(images)
+    if on_error not in ON_ERROR:
+        raise UsageError(f"on_error={on_error!r}: give raise or skip")
+    reasons: dict[int, str] = {}
+
+    def one_of(numbered: tuple[int, GivenImage]) -> Any:
+        number, image = numbered
+        try:
+            return named(number, image, prepare)
+        except UsageError:
+            raise
+        except AugSelfError as error:
+            if on_error == "raise":
+                raise
+            reasons[number] = str(error)
+            return None
+
+    rows = [np.empty((0, dim), np.float32)]
+    total = len(images) if isinstance(images, Sequence | np.ndarray) else None
+    with ThreadPoolExecutor(threads) as pool, bar(total, "image", progress) as shown:
+        for some in batches(enumerate(images), batch):
+            found = list(pool.map(one_of, some))
+            there = np.array([one is not None for one in found])
+            row = np.full((len(found), dim), np.nan, np.float32)
+            if there.any():
+                row[there] = compute([one for one in found if one is not None])
+            rows.append(row)
+            shown.update(len(found))
+    features = np.concatenate(rows)
+    if reasons:
+        warnings.warn(Skipped(dict(sorted(reasons.items())), len(features)), stacklevel=3)
+    return unit(features) if normalize else features
+
+
+def batches(items: Iterable[Result], size: int) -> Iterator[list[Result]]:
+    """Lists of `size` of them, the last one shorter."""
+    coming = iter(items)
+    while some := list(islice(coming, size)):
+        yield some
+
+
+def refuse_other_than_list(images: Any) -> None:
+    """
+    Raises:
+        UsageError: a single image, or nothing that could be gone through.
+    """
+    single = isinstance(images, np.ndarray) and (
+        images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (3, 4))
+    )
+    if single or isinstance(images, str | bytes | os.PathLike | Image.Image):
+        raise UsageError("features takes a list of images: put the one into a list, [image]")
+    if not isinstance(images, Iterable):
+        raise UsageError(f"features takes a list of images, not {type(images).__name__}")
+
+
+def name_of(number: int | str, image: GivenImage) -> str:
+    """A path, or the image's place in the list."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"image {number}"
+
+
+def named(number: int | str, image: GivenImage, prepare: Callable[[GivenImage], Result]) -> Result:
+    """`prepare(image)`, its errors with the image's name.
+
+    Raises:
+        ImageError: it is no image that can be read. UsageError: it is none at all.
+        AugSelfError: there is no such file, or it cannot be read.
+    """
+    try:
+        return prepare(image)
+    except (ImageError, UsageError) as error:
+        raise type(error)(f"{name_of(number, image)}: {error}") from error
+    except OSError as error:
+        raise AugSelfError(f"{name_of(number, image)}: {one_line(error)}") from error
+
+
+def prepared(image: GivenImage, preprocessing: Preprocessing) -> np.ndarray:
+    """An image -> (S, S, 3) uint8, as the model sees it. Raises ImageError, UsageError, OSError."""
+    if isinstance(image, str) and image.startswith(URLS):
+        raise UsageError(
+            "URLs are fetched by a server that allows their host, and by nobody else: "
+            "augself serve --allow-url-host, then Client(...)"
+        )
+    if isinstance(image, str | os.PathLike):
+        return preprocessing.prepare(read_file(Path(image)))
+    if isinstance(image, bytes):
+        return preprocessing.prepare(image)
+    return preprocess(to_rgb(_opened(image)), preprocessing.size)
+
+
+def encoded(image: GivenImage) -> bytes:
+    """An image -> the bytes of an image file: files as they are, pixels without loss.
+
+    Raises ImageError, UsageError, OSError.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_file(Path(image))
+    if isinstance(image, bytes):
+        return image
+    file = io.BytesIO()
+    to_rgb(_opened(image)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    given = type(image).__name__
+    if isinstance(image, np.ndarray):
+        colored = image.ndim == 3 and image.shape[2] in (3, 4)
+        if image.dtype == np.uint8 and image.size and (image.ndim == 2 or colored):
+            return Image.fromarray(image)
+        given = f"{image.dtype} array of shape {image.shape}"
+    raise UsageError(f"{given} is no image: give {_KINDS}")

@@ -1,0 +1,108 @@
+"""extract, the public name: the table the command writes, read."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from augself_hub import DifferenceTable, Encoder, FeatureTable, extract
+from augself_hub.errors import AugSelfError, UsageError
+from serving.commands import extract as command
+
+
+def test_a_folder_becomes_a_table_and_again_only_is_read(tiny_model, photo_folder, tmp_path):
+    table = extract(photo_folder, tmp_path / "out", model=tiny_model, device="cpu")
+    assert isinstance(table, FeatureTable) and len(table) == 40
+    assert table.label_names == ["even", "odd"] and table.errors == ()
+    files = [photo_folder / name for name in table.ids]
+    expected = Encoder(tiny_model, device="cpu").features(files)
+    np.testing.assert_allclose(table.features, expected, rtol=1e-4, atol=1e-5)
+    written = (tmp_path / "out/manifest.json").stat().st_mtime_ns
+    again = extract(photo_folder, tmp_path / "out", model=tiny_model, device="cpu")
+    assert (tmp_path / "out/manifest.json").stat().st_mtime_ns == written
+    assert np.array_equal(again.features, table.features)
+
+
+def test_a_list_of_paths_with_a_broken_one(tiny_model, photo_folder, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"nothing")
+    paths = [*sorted(photo_folder.rglob("*.jpg"))[:3], broken, tmp_path / "none.jpg"]
+    given = {"model": tiny_model, "device": "cpu"}
+    table = extract(paths, tmp_path / "out", **given)
+    assert len(table) == 3 and {Path(name).name for name, _ in table.errors} == {
+        "broken.jpg", "none.jpg",
+    }  # fmt: skip
+    assert "2 unreadable" in repr(table)
+    with pytest.raises(AugSelfError, match="2 of 5 images cannot be read, more than"):
+        extract(paths, tmp_path / "out", max_errors=1, **given)
+    assert len(extract(paths, tmp_path / "out", max_errors="40%", **given)) == 3
+
+
+def test_pairs_become_differences(tiny_model, photographs, tmp_path):
+    (tmp_path / "pairs.csv").write_text(f"a,b\n{photographs[0]},{photographs[1]}\n")
+    source, place = tmp_path / "pairs.csv", photographs[0].parent
+    table = extract(
+        source, tmp_path / "out", model=tiny_model, device="cpu", pairs=True, image_root=place
+    )
+    assert isinstance(table, DifferenceTable) and len(table) == 1
+    expected = Encoder(tiny_model, device="cpu").difference(*photographs[:2]).to_dict()
+    brightness = expected["differences"]["color"][0]["value"]
+    assert table.values["color_brightness"][0] == pytest.approx(brightness, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "said"),
+    [
+        (3, {}, "int is no source: give a folder, or a list of paths"),
+        ([], {}, "the list of paths is empty"),
+        ([np.zeros((4, 4, 3), np.uint8)], {}, "image 0 is no path but ndarray"),
+        ("PHOTOS", {"dtype": "int8"}, "dtype 'int8': give float32 or float16"),
+        ("PHOTOS", {"layout": "csv"}, "layout 'csv': give parquet or npy"),
+        ("PHOTOS", {"engine": "spark"}, "engine 'spark': give local or ray"),
+        ("PHOTOS", {"threads": 0}, "threads 0: give at least 1"),
+        ("PHOTOS", {"max_errors": "few"}, "write a number"),
+        ("PHOTOS", {"read_as": "films"}, "unknown --read-as films"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence_before_any_work(source, options, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        extract(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path, tiny_model):
+    with pytest.raises(AugSelfError, match="nowhere"):
+        extract(tmp_path / "nowhere", tmp_path / "out", model=tiny_model)
+
+
+def test_every_option_of_the_command_is_there_by_its_name():
+    names = {
+        "format": "layout",
+        "engine": "engine",
+        "column": "columns",
+        "image-root": "image_root",
+    }
+    parameters = inspect.signature(extract).parameters
+    for option in command.params:
+        flag = option.opts[0].removeprefix("--")
+        if flag != "json":  # of the summary
+            assert names.get(flag, flag.replace("-", "_")) in parameters
+
+
+def test_a_bar_counts_the_images(tiny_model, photo_folder, tmp_path, capsys):
+    extract(photo_folder, tmp_path / "out", model=tiny_model, device="cpu", progress=True)
+    assert "40/40" in capsys.readouterr().err
+
+
+def test_the_summary_of_the_command_is_the_same_work(augself, tiny_model, photo_folder, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = extract(photo_folder, tmp_path / "out", model=tiny_model, device="cpu")
+    done = augself("extract", photo_folder, "--output", tmp_path / "out", "--model", tiny_model,
+                   "--device", "cpu", "--json")  # fmt: skip
+    assert json.loads(done.out)["rows"] == len(table) and json.loads(done.out)["computed"] == 0

@@ -1,0 +1,266 @@
+"""Client and AsyncClient against a real server, and against answers written by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import itertools
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from augself_hub import AsyncClient, Client, Encoder
+from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
+from augself_hub.images.given import Skipped
+from serving.asking import ServerError
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, pixels, encoded):
+    place = tmp_path_factory.mktemp("files")
+    for number in range(12):
+        (place / f"{number:02}.png").write_bytes(encoded(pixels(number)))
+    return sorted(place.iterdir())
+
+
+@pytest.fixture
+def client(server) -> Iterator[Client]:
+    with Client(server.url) as client:
+        yield client
+
+
+def test_features_are_the_encoder_s(client, files, tiny_model):
+    """Twelve images where a request may have eight."""
+    assert client.models()[0]["limits"]["items"] == 8
+    wanted = Encoder(tiny_model, device="cpu").features(files)
+    np.testing.assert_allclose(client.features(files), wanted, rtol=1e-4, atol=1e-5)
+    lengths = np.linalg.norm(client.features(iter(files), normalize=True), axis=1)
+    assert lengths == pytest.approx(np.ones(12))
+    assert client.features([]).shape == (0, wanted.shape[1])
+
+
+def test_every_kind_of_image(client, files):
+    arrays = [np.asarray(Image.open(path)) for path in files[:2]]
+    wanted = client.features(files[:2])
+    for kind in (
+        [str(path) for path in files[:2]],
+        [path.read_bytes() for path in files[:2]],
+        [Image.open(path) for path in files[:2]],
+        arrays,
+        np.stack(arrays),
+    ):
+        assert np.array_equal(client.features(kind), wanted)
+
+
+def test_requests_stay_within_the_server_s_bytes(client, server):
+    """Each about 900 kB of noise; a body may have 4 MB."""
+    noise = np.random.default_rng(0).integers(0, 256, (6, 550, 550, 3), np.uint8)
+    assert client.features(noise).shape[0] == 6
+
+
+def test_a_difference_is_the_encoder_s(client, files, tiny_model):
+    wanted = Encoder(tiny_model, device="cpu").difference(*files[:2])
+    found = client.difference(*files[:2])
+    assert found.convention == wanted.convention == "relative"
+    assert [row[:2] for row in found.rows()] == [row[:2] for row in wanted.rows()]
+    ours, theirs = (one.to_dict()["differences"]["color"] for one in (found, wanted))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine["value"] == pytest.approx(other["value"], abs=1e-3)
+
+
+def test_a_broken_image_is_named_wherever_it_is_found(client, files, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(files[0].read_bytes()[:60])
+    with pytest.raises(UndecodableImage, match=r"broken\.png: "):
+        client.features([*files, broken])
+    with pytest.raises(AugSelfError, match=r"none\.png: No such file"):
+        client.features([tmp_path / "none.png"])
+    with pytest.raises(UndecodableImage, match="image b: "):
+        client.difference(files[0], broken.read_bytes())
+
+
+def test_broken_images_are_skipped_and_reported(client, files, tmp_path):
+    damaged = files[0].read_bytes()[:60]
+    images = [tmp_path / "none.png", *files[:3], damaged, damaged, *files[3:9]]
+    with pytest.warns(Skipped, match="3 of 12 images cannot be read") as told:
+        rows = client.features(images, on_error="skip")
+    there = ~np.isnan(rows).any(axis=1)
+    assert np.flatnonzero(~there).tolist() == [0, 4, 5]
+    np.testing.assert_allclose(rows[there], client.features(files[:9]), rtol=1e-4, atol=1e-5)
+    assert list(told[0].message.reasons) == [0, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda c: c.features("a.jpg"), "a list of images: put the one into a list"),
+        (lambda c: c.features(3), "a list of images, not int"),
+        (lambda c: c.features([3]), "image 0: int is no image"),
+        (lambda c: c.features([3], on_error="skip"), "image 0: int is no image"),
+        (lambda c: c.features([], on_error="no"), "give raise or skip"),
+        (lambda c: c.features([b""], model="nobody"), "serves no model 'nobody': it has tiny"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(client, call, said):
+    with pytest.raises(UsageError, match=said):
+        call(client)
+
+
+def test_urls_are_fetched_by_a_server_that_allows_them(client):
+    with pytest.raises(ServerError, match=r"http://127.0.0.1:1/a.jpg: "):
+        client.features(["http://127.0.0.1:1/a.jpg"])
+
+
+def test_the_wrong_address_and_the_wrong_key(start_server, files):
+    with pytest.raises(UsageError, match="no address of a server"):
+        Client("localhost:7860")
+    with pytest.raises(AugSelfError, match=r"no server answers at http.*: start one"):
+        Client("http://127.0.0.1:1").models()
+    server = start_server("--token", "secret")
+    with pytest.raises(ServerError, match="api_key"):
+        Client(server.url).models()
+    with Client(server.url, api_key="secret") as client:
+        assert len(client.features(files[:1])) == 1
+
+
+def test_the_same_with_await(server, files):
+    async def ask():
+        async with AsyncClient(server.url) as client:
+            rows = await asyncio.gather(*(client.features(files[i : i + 4]) for i in (0, 4, 8)))
+            return np.concatenate(rows), await client.difference(*files[:2]), await client.models()
+
+    rows, difference, models = asyncio.run(ask())
+    with Client(server.url) as client:
+        np.testing.assert_allclose(rows, client.features(files), rtol=1e-4, atol=1e-5)
+        assert [row[:2] for row in difference.rows()] == [
+            row[:2] for row in client.difference(*files[:2]).rows()
+        ]
+        assert models == client.models()
+
+
+RECORD = {
+    "id": "m", "dimension": 2, "augmentations": {}, "limits": {"items": 2, "body_bytes": 10**6},
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def answering(busy: list[tuple[int, dict[str, str]] | None]) -> Iterator[tuple[str, list[float]]]:
+    """A server that answers POSTs with these statuses and headers first, None by hanging up."""
+    asked: list[float] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._say(200, {"data": [RECORD]})
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            asked.append(time.monotonic())
+            if len(asked) <= len(busy):
+                if (told := busy[len(asked) - 1]) is None:
+                    self.close_connection = True
+                    return
+                error = {"message": "the server is full", "code": "full", "param": None}
+                self._say(told[0], {"error": error}, told[1])
+                return
+            ones = np.ones(2, "<f4")
+            told = {"embedding": base64.b64encode(ones.tobytes()).decode()}
+            self._say(200, {"data": [told] * len(body["input"])})
+
+        def _say(self, status, answer, headers=()):
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            for name, value in {**dict(headers), "Content-Length": str(len(content))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{httpd.server_port}", asked
+        finally:
+            httpd.shutdown()
+
+
+def blocking(url: str, **options: object) -> np.ndarray:
+    with Client(url, **options) as client:
+        return client.features([b"x"])
+
+
+def awaited(url: str, **options: object) -> np.ndarray:
+    async def ask():
+        async with AsyncClient(url, **options) as client:
+            return await client.features([b"x"])
+
+    return asyncio.run(ask())
+
+
+EITHER = pytest.mark.parametrize("ask", [blocking, awaited])
+
+
+@EITHER
+def test_a_busy_server_is_asked_again_when_it_says(ask: Callable[..., np.ndarray]):
+    for status in (429, 503):
+        with answering([(status, {"Retry-After": "1"})] * 2) as (url, asked):
+            assert ask(url).tolist() == [[1, 1]]
+        assert len(asked) == 3
+        assert all(b - a >= 1 for a, b in itertools.pairwise(asked))
+
+
+def test_retry_after_may_be_a_date():
+    with answering([(503, {"Retry-After": formatdate(time.time() + 2, usegmt=True)})]) as found:
+        url, asked = found
+        assert len(blocking(url)) == 1
+    assert 0.9 <= asked[1] - asked[0] < 10
+
+
+@EITHER
+def test_without_a_time_the_pauses_grow(ask, monkeypatch):
+    with answering([(429, {})] * 3) as (url, asked):
+        ask(url)
+    pauses = np.diff(asked)
+    assert 0.25 <= pauses[0] < pauses[2] and pauses[2] >= 1
+
+
+@EITHER
+def test_a_connection_that_breaks_is_tried_again(ask):
+    with answering([None]) as (url, asked):
+        assert len(ask(url)) == 1
+    assert len(asked) == 2
+
+
+@EITHER
+def test_at_last_it_gives_up(ask):
+    with (
+        answering([(429, {"Retry-After": "0"})] * 9) as (url, asked),
+        pytest.raises(ServerError, match="the server is full") as error,
+    ):
+        ask(url, retries=2)
+    assert len(asked) == 3 and error.value.status == 429
+
+
+def test_a_wait_beyond_patience_is_not_waited_for():
+    with (
+        answering([(503, {"Retry-After": "3600"})]) as (url, _),
+        pytest.raises(ServerError, match="left alone for 3600 seconds"),
+    ):
+        blocking(url)
+
+
+def test_a_server_that_does_not_answer_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.3)
+        with pytest.raises(ServerError, match="longer timeout="):
+            client.models()
