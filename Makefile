@@ -2,10 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PORT ?= 7860
+# ONNX Runtime for make serve: gpu (also runs on CPUs), cpu (smaller) or openvino. Their wheels hold the
+# same files, so the others go first.
+RUNTIME ?= gpu
+WHEELS := gpu:onnxruntime-gpu cpu:onnxruntime openvino:onnxruntime-openvino
+OTHERS = $(foreach wheel,$(filter-out $(RUNTIME):%,$(WHEELS)),$(lastword $(subst :, ,$(wheel))))
 
 .PHONY: serve test test-all lint docs bench clean
 
-serve: .venv/.serve
+serve: .venv/.serve-$(RUNTIME)
 	$(BIN)/augself serve --demo --port $(PORT)
 
 # Files of tests side by side, one a core; what a session shares is made once a core.
@@ -35,13 +40,15 @@ bench: .venv/.all
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/.serve: .venv/bin/python pyproject.toml
-	$(BIN)/pip install -e ".[demo]"
+.venv/.serve-$(RUNTIME): .venv/bin/python pyproject.toml
+	$(BIN)/pip uninstall --yes $(OTHERS)
+	$(BIN)/pip install -e ".[demo,$(RUNTIME)]"
+	rm -f .venv/.serve-*
 	touch $@
 
 .venv/.all: .venv/bin/python pyproject.toml
 	$(BIN)/pip install -e ".[all]"
-	touch $@ .venv/.serve
+	touch $@ .venv/.serve-gpu
 
 clean:
 	rm -rf .venv dist site bench .pytest_cache .ruff_cache .mypy_cache

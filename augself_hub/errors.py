@@ -1,5 +1,7 @@
 """The errors users see: one line each, naming what was given, what was expected, what to do."""
 
+RUNTIME_INSTALL = "pip install 'augself-hub[gpu]'"
+
 
 class AugSelfError(Exception):
     """Something the user can mend. The command line prints it as one line and exits with 1."""
@@ -10,10 +12,17 @@ class UsageError(AugSelfError):
 
 
 class MissingExtra(AugSelfError):
-    """A part that was not installed. Says which extra to install."""
+    """A part that was not installed. Says which extra to install.
+
+    ONNX Runtime comes with one of three extras, whatever else is wanted: their wheels share one
+    module.
+    """
 
     def __init__(self, missing: str, extra: str) -> None:
-        super().__init__(f"{missing} is not installed: pip install 'augself-hub[{extra}]'")
+        install = f"pip install 'augself-hub[{extra}]'"
+        if missing == "onnxruntime":
+            install = f"{RUNTIME_INSTALL} (for GPUs and CPUs), or [cpu] (smaller) or [openvino]"
+        super().__init__(f"{missing} is not installed: {install}")
 
 
 class ModelFolderError(AugSelfError):

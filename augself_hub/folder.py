@@ -275,7 +275,8 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_LIBRARIES = ("augself-hub", "torch", "transformers", "onnxruntime-gpu", "onnxruntime", "onnx")
+_RUNTIMES = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino")
+_LIBRARIES = ("augself-hub", "torch", "transformers", *_RUNTIMES, "onnx")
 
 
 def _version(name: str) -> str | None:

@@ -1,7 +1,8 @@
-"""The precisions an encoder's graph comes in, and where each lies in a model folder.
+"""The precisions an encoder runs in, and where the graph of each lies in a model folder.
 
-fp32 is what `augself export` writes; `augself export --quantize` adds the others: int8 for CPUs,
-fp16 for GPUs. All take the same images and answer float32 features. The heads are fp32 always.
+fp32 is what `augself export` writes, and OpenVINO also runs that graph in bf16; `augself export
+--quantize` adds the others: int8 for CPUs, fp16 for GPUs. All take the same images and answer
+float32 features. The heads are fp32 always.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from augself_hub.folder import ENCODER_GRAPH
 
 QUANTIZED = ("int8", "fp16")
-PRECISIONS = ("fp32", *QUANTIZED)
+PRECISIONS = ("fp32", "bf16", *QUANTIZED)
 GRAPHS = {
     "fp32": ENCODER_GRAPH,
+    "bf16": ENCODER_GRAPH,
     "int8": ENCODER_GRAPH.with_stem("model_int8"),
     "fp16": ENCODER_GRAPH.with_stem("model_fp16"),
 }

@@ -26,9 +26,10 @@ class Encoder:
 
     Args:
         model: a model folder or a Hub id (`org/name@revision`); None: the embedded model.
-        device: auto, cpu, cuda or tensorrt; one that was asked for by name is had or refused.
+        device: auto, cpu, openvino, cuda or tensorrt; one that was asked for by name is had or
+            refused.
         threads: of ONNX Runtime and of decoding; None: the usable cores.
-        precision: fp32, int8 (CPUs) or fp16 (GPUs).
+        precision: fp32, bf16 (OpenVINO), int8 (CPUs) or fp16 (GPUs).
         decode: exact, or fast: large JPEGs are decoded smaller, and features differ a little.
 
     Attributes:
@@ -37,7 +38,8 @@ class Encoder:
 
     Raises:
         ModelFolderError: the folder is incomplete or damaged; names the file.
-        UsageError, AugSelfError: the device or precision cannot be had.
+        UsageError, AugSelfError: the device or precision cannot be had, or not together; OpenVINO
+            answers otherwise than the CPU does.
     """
 
     def __init__(

@@ -10,23 +10,26 @@ import click
 from augself_hub.options import Option
 from augself_hub.precision import PRECISIONS
 
+DEVICES = "auto|cpu|openvino|cuda|tensorrt"
+
 
 def running(option: Callable[..., Any]) -> list[Option]:
     """--device, --precision and --decode, made by `click.option` or by `grouped`."""
     return [
         option(
             "--device",
-            metavar="auto|cpu|cuda|tensorrt",
+            metavar=DEVICES,
             default="auto",
             show_default=True,
-            help="cuda and tensorrt are refused where they cannot be had; auto says what it took.",
+            help="One asked for by name is had or refused; auto says what it took.",
         ),
         option(
             "--precision",
             type=click.Choice(PRECISIONS),
             default="fp32",
             show_default=True,
-            help="int8 (CPUs) and fp16 (GPUs) are made by augself export --quantize.",
+            help="bf16 is OpenVINO's; int8 (CPUs) and fp16 (GPUs) are made by augself export "
+            "--quantize.",
         ),
         option(
             "--decode",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
+from augself_hub.precision import GRAPHS, QUANTIZED
 
 
 @click.command()
@@ -35,7 +35,7 @@ from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
 @click.option(
     "--precision",
     "packed",
-    type=click.Choice(PRECISIONS),
+    type=click.Choice(("fp32", *QUANTIZED)),
     help="With --triton: of the encoder's graph. Default: fp32.",
 )
 def export(

@@ -11,9 +11,8 @@ whole gain on such a CPU. The graph made here answers alike on both.
 The first layers lose most and, with few channels, gain least: one of them stays in fp32, and more
 where the gates ask for it (`FP32_LAYERS`).
 
-Gates, on photographs that took no part in the calibration (`MEAN_COSINE` and the constants after
-it): features, a linear probe on them, and every head on pairs of views, separately: heads see
-small differences of features, which the features' own gate would let pass.
+Gates, on photographs that took no part in the calibration (`augself_hub.parity` and `PROBE_LOSS`):
+features, a linear probe on them, and every head on pairs of views, separately.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from augself_hub.augmentations.difference import to_physical
 from augself_hub.augmentations.functional import augment
-from augself_hub.augmentations.spec import Head, Policy, Spec
+from augself_hub.augmentations.spec import Policy, Spec
 from augself_hub.errors import AugSelfError, ImageError, ModelFolderError
 from augself_hub.folder import (
     ENCODER_GRAPH,
@@ -49,15 +47,20 @@ from augself_hub.folder import (
 from augself_hub.images import Listing, open_source
 from augself_hub.modeling.export import require_export_extra
 from augself_hub.modeling.views import two_crops
+from augself_hub.parity import (
+    HEAD_TOLERANCE,
+    MEAN_COSINE,
+    PROBABILITY_TOLERANCE,
+    WORST_COSINE,
+    cosines,
+    head_change,
+)
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import Preprocessing, decode, preprocess
 
 log = logging.getLogger(__name__)
-MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of a photograph's features with its fp32 features
 PROBE_LOSS = 0.005  # of a linear probe's accuracy
 PROBE_IMAGES = 200  # with fewer, one image weighs more than PROBE_LOSS: not measured
-HEAD_TOLERANCE = 0.1  # average change of a regression head, in standard deviations of its target
-PROBABILITY_TOLERANCE = 0.05  # average change of a probability
 FP32_LAYERS = {"int8": (1, 5, 9), "fp16": (0,)}  # how many of the first ones, tried in turn
 MIN_IMAGES = 24
 CALIBRATION_IMAGES, HELD_OUT_IMAGES, PAIRS = 128, 1024, 256  # at most
@@ -241,13 +244,13 @@ def _measured(folder: Path, precision: str, images: Photographs) -> dict[str, An
     fp32, quantized = (_session(folder / path) for path in (ENCODER_GRAPH, GRAPHS[precision]))
     pixels, labels = images.pixels(images.held_out), images.labels()
     features, found = _features(fp32, pixels), _features(quantized, pixels)
-    cosines = _cosines(features, found)
+    cosine = cosines(features, found)
     return {
         "source": file_sha256(folder / ENCODER_GRAPH),
         "calibration_images": len(images.calibration) if precision == "int8" else 0,
         "held_out_images": len(images.held_out),
-        "cosine_mean": float(cosines.mean()),
-        "cosine_worst": float(cosines.min()),
+        "cosine_mean": float(cosine.mean()),
+        "cosine_worst": float(cosine.min()),
         "probe_loss": _probe_loss(features, found, labels),
         "heads": _head_changes(folder, fp32, quantized, images),
         "gated_on": "CPUExecutionProvider",
@@ -281,10 +284,6 @@ def _gates(
         yield "the speed-up", times, times >= require_speedup, f"at least {require_speedup}"
 
 
-def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
-
-
 def _probe_loss(features: np.ndarray, found: np.ndarray, labels: np.ndarray | None) -> float | None:
     """How much accuracy a linear probe loses; None without enough labelled images."""
     if labels is None or len(labels) < PROBE_IMAGES:
@@ -316,17 +315,9 @@ def _head_changes(folder: Path, fp32: Any, quantized: Any, images: Photographs) 
     answers = []
     for encoder in (fp32, quantized):
         a, b = (_features(encoder, view) for view in views)
-        raw = session.run(list(spec.heads), {"features_a": a, "features_b": b})
-        answers.append([_scaled(h, r) for h, r in zip(spec.heads.values(), raw, strict=True)])
-    changes = (float(np.abs(a - b).mean()) for a, b in zip(*answers, strict=True))
-    return dict(zip(spec.heads, changes, strict=True))
-
-
-def _scaled(head: Head, raw: np.ndarray) -> np.ndarray:
-    """Regression in standard deviations of the target, other heads in probabilities."""
-    physical = to_physical(head, raw)
-    regression = head.type == "regression"
-    return physical / np.array([d.std for d in head.dimensions]) if regression else physical
+        answers.append(session.run(list(spec.heads), {"features_a": a, "features_b": b}))
+    pairs = zip(spec.heads.items(), *answers, strict=True)
+    return {kind: head_change(head, raw, other) for (kind, head), raw, other in pairs}
 
 
 def _speed(fp32: Any, quantized: Any, pixels: np.ndarray) -> dict[str, Any]:

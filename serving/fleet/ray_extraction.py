@@ -30,7 +30,7 @@ from serving.extraction.destination import Counts, Destination
 from serving.extraction.pipeline import PartMaker, Work
 from serving.extraction.tables import Settings
 from serving.inference.engine import EMBEDDED_NAME, Engine, load
-from serving.inference.providers import CPU
+from serving.inference.providers import ON_CPUS
 
 RETRIES = 3  # of a shard whose worker died
 
@@ -79,7 +79,7 @@ def room(
         AugSelfError: the model runs on GPUs here, and the cluster has none.
     """
     cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
-    if provider == CPU:
+    if provider in ON_CPUS:
         return wanted or cores, {"num_cpus": 1}, 1
     if not gpus:
         raise AugSelfError("the Ray cluster has no GPU: add nodes that do, or give --device cpu")

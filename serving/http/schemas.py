@@ -125,7 +125,7 @@ class ModelRecord(BaseModel):
     )
     memory_bytes: int = Field(description="What it takes while it is loaded.")
     provider: str | None = Field(description="What ONNX Runtime runs it on; null: not loaded.")
-    precision: str = Field(description="Of the encoder's graph: fp32, int8 or fp16.")
+    precision: str = Field(description="Of the encoder's graph: fp32, bf16, int8 or fp16.")
     decode: str = Field(description="exact, or fast: JPEGs decoded smaller, features differ.")
 
 

@@ -22,14 +22,17 @@ from augself_hub import hub
 from augself_hub.augmentations.difference import both_orders, to_physical
 from augself_hub.errors import ModelFolderError, UsageError
 from augself_hub.folder import HEADS_GRAPH, read_manifest, read_spec
-from augself_hub.precision import GRAPHS, PRECISIONS
+from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
 from augself_hub.preprocess import Preprocessing
 from serving.inference.cores import usable_cores
+from serving.inference.parity import refuse_unlike
+from serving.inference.provider_options import BUCKETS
 from serving.inference.providers import (
-    BUCKETS,
     CPU,
+    ON_CPUS,
     PROVIDERS,
     Graph,
+    device_of,
     open_graphs,
     time_limit,
 )
@@ -43,10 +46,10 @@ class Engine:
 
     Args:
         folder: a model folder with its graphs (see `load` for names and Hub ids).
-        device: auto, cpu, cuda or tensorrt (see `providers`).
+        device: auto, cpu, openvino, cuda or tensorrt (see `providers`).
         threads: of ONNX Runtime; None: as many as there are usable cores.
         name: what the model is called in answers; None: the folder's name.
-        precision: of the encoder: fp32, int8 (CPUs) or fp16 (GPUs).
+        precision: of the encoder: fp32, bf16 (OpenVINO), int8 (CPUs) or fp16 (GPUs).
         decode: exact or fast (see `Preprocessing`).
         in_lanes: on a CPU, also open a session for runs of one thread each, side by side.
 
@@ -60,7 +63,7 @@ class Engine:
     Raises:
         ModelFolderError: a graph is missing or is not the one the folder describes.
         UsageError: no such precision or device, or not together; no threads.
-        AugSelfError: the device cannot be had.
+        AugSelfError: the device cannot be had, or answers otherwise than the CPU does.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Engine:
     ) -> None:
         threads = usable_cores() if threads is None else threads
         _refuse_unknown(precision, threads)
-        folder = Path(folder)
+        folder, device = Path(folder), device_of(device, precision)
         self.folder = folder
         self.name, self.precision = name or folder.resolve().name, precision
         self.spec = read_spec(folder)
@@ -83,13 +86,18 @@ class Engine:
         graphs = graphs_of(folder, precision)
         self.sha256 = graphs[0].sha256
         self.heads_sha256 = graphs[1].sha256 if self.spec.heads else None
+        if device == "openvino":  # a graph that never ends is ended here
+            on_cpu = "int8" if precision == "int8" else "fp32"
+            plain = {p: Engine(folder, "cpu", threads, precision=p) for p in {"fp32", on_cpu}}
         self._encoder, *heads = open_graphs(graphs, device, threads)
         self._heads = heads[0] if heads else None
         self.provider: str = self._encoder.session.get_providers()[0]
-        self.lanes = threads if in_lanes and self.provider == CPU else 1
+        self.lanes = threads if in_lanes and self.provider in ON_CPUS else 1
         if self.lanes > 1:
-            self._lane = open_graphs(graphs[:1], "cpu", 1)[0]
+            self._lane = open_graphs(graphs[:1], "cpu" if self.provider == CPU else device, 1)[0]
         self._check(folder)
+        if device == "openvino":
+            refuse_unlike(self, plain["fp32"])
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N >= 1 preprocessed images, each (S, S, 3) uint8 -> (N, D) float32."""
@@ -171,7 +179,7 @@ def graphs_of(folder: Path, precision: str) -> list[Graph]:
             option = f" --quantize {quantize} --calibration PHOTOGRAPHS"
             raise ModelFolderError(
                 f"{folder} has no {path.as_posix()}: augself export --model {folder}"
-                f"{option if quantize != 'fp32' else ''}"
+                f"{option if quantize in QUANTIZED else ''}"
             )
     inputs: list[dict[str, tuple[int, ...]]] = [
         {"images": (side, side, 3)},

@@ -1,13 +1,19 @@
 """Which provider runs a graph, and never silently another one.
 
     cpu             the CPU
-    cuda, tensorrt  that provider, or a refusal that names what is missing
+    openvino, cuda, tensorrt
+                    that provider, or a refusal that names what is missing
     auto            CUDA where an NVIDIA driver is installed, else the CPU; where there is a driver
-                    and CUDA still cannot be had, a warning says why; int8 runs on the CPU
+                    and CUDA still cannot be had, a warning says why; int8 runs on the CPU, bf16 on
+                    OpenVINO
 
 ONNX Runtime's list of available providers tells what was compiled in, not what works. So its
 library is loaded first, which yields the missing dependency's name, and the session is asked
-afterwards what it got.
+afterwards what it got: a provider that does not understand its options is left out without an
+error.
+
+OpenVINO compiles the encoder for the same CPU, also in bf16; the heads, which cost next to nothing,
+stay on the plain provider. What it answers is held against that one (see `parity`).
 
 On a GPU batches have one of a few fixed sizes, with buffers bound once, and each size runs before
 the first request: see `Runner`. None of it has been measured; where there is a GPU
@@ -19,37 +25,33 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
-import os
-import re
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
-from augself_hub.runtime import onnxruntime
+from augself_hub.runtime import installed, onnxruntime
+from serving.inference.provider_options import BUCKETS, DRIVER, OPTIONS
 
-BUCKETS = (1, 4, 16, 32)  # rows of a run on a GPU; the last is the most anywhere
-DEVICES = ("auto", "cpu", "cuda", "tensorrt")
-CPU = "CPUExecutionProvider"
+DEVICES = ("auto", "cpu", "openvino", "cuda", "tensorrt")
+CPU, OPENVINO = "CPUExecutionProvider", "OpenVINOExecutionProvider"
+ON_CPUS = (CPU, OPENVINO)
 PROVIDERS = {
     "cpu": CPU,
+    "openvino": OPENVINO,
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
 _WINDOWS = sys.platform == "win32"
-_DRIVER = "nvcuda.dll" if _WINDOWS else "libcuda.so.1"
 _LIBRARY = "onnxruntime_providers_{}.dll" if _WINDOWS else "libonnxruntime_providers_{}.so"
-_TENSORRT = "nvinfer_10.dll" if _WINDOWS else "libnvinfer.so.10"
 _ON_CPU = "running on the CPU, CUDA cannot be used: %s"
-_GPU_MEMORY = 4 << 30  # bytes of ONNX Runtime's arena, and of TensorRT's scratch space
 # To load a graph and to answer the first images; TensorRT compiles each graph for minutes.
-LOAD_SECONDS = {"cpu": 60.0, "cuda": 120.0, "tensorrt": 3600.0}
+LOAD_SECONDS = {"cpu": 60.0, "openvino": 120.0, "cuda": 120.0, "tensorrt": 3600.0}
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Graph:
 
     Args:
         path: of the file. sha256: of the same, which names what is compiled from it.
-        precision: fp32, int8 or fp16.
+        precision: fp32, bf16, int8 or fp16.
         inputs: name -> shape of one row.
     """
 
@@ -236,17 +238,16 @@ def open_graphs(graphs: Sequence[Graph], device: str, threads: int) -> list[Runn
         UsageError: no such device, or one that the precision is not for.
         MissingExtra: there is no ONNX Runtime.
         ModelFolderError: a graph cannot be loaded.
-        AugSelfError: cuda or tensorrt cannot be had; says what is missing.
+        AugSelfError: the device cannot be had; says what is missing.
     """
-    if device not in DEVICES:
-        raise UsageError(f"there is no device {device!r}: give one of {', '.join(DEVICES)}")
     precision = graphs[0].precision
-    if device == "auto" and precision == "int8":
-        device = "cpu"
+    device = device_of(device, precision)
     chosen = _choose(device)
     _refuse_misfit(chosen, precision)
+    rest = "cpu" if chosen == "openvino" else chosen
     try:
-        return [_runner(graph, chosen, threads) for graph in graphs]
+        encoder = _runner(graphs[0], chosen, threads)
+        return [encoder, *(_runner(graph, rest, threads) for graph in graphs[1:])]
     except AugSelfError as error:
         if device == chosen or chosen == "cpu":
             raise
@@ -255,23 +256,35 @@ def open_graphs(graphs: Sequence[Graph], device: str, threads: int) -> list[Runn
         return [_runner(graph, "cpu", threads) for graph in graphs]
 
 
+def device_of(device: str, precision: str) -> str:
+    """The same device, or for auto the only one that the precision is for, where there is one.
+
+    Raises:
+        UsageError: no such device.
+    """
+    if device not in DEVICES:
+        raise UsageError(f"there is no device {device!r}: give one of {', '.join(DEVICES)}")
+    only = {"int8": "cpu", "bf16": "openvino"}
+    return only.get(precision, device) if device == "auto" else device
+
+
 def _refuse_misfit(device: str, precision: str) -> None:
     """On the wrong processor a quantised graph is slower than fp32, or computes in fp32 anyway."""
-    if precision == "int8" and device != "cpu":
+    on_cpu = PROVIDERS[device] in ON_CPUS
+    if precision == "int8" and not on_cpu:
         raise UsageError(f"int8 is for the CPU: give --precision fp32 or fp16 with {device}")
-    if precision == "fp16" and device == "cpu":
+    if precision == "fp16" and on_cpu:
         raise UsageError("fp16 is for GPUs: give --precision fp32 or int8 on the CPU")
+    if precision == "bf16" and device != "openvino":
+        raise UsageError(f"bf16 is for --device openvino: give --precision fp32 with {device}")
 
 
 def _choose(device: str) -> str:
-    """cpu, cuda, tensorrt or auto -> the device to try."""
-    reason = _two_installations()
-    if reason and device in ("cpu", "auto"):
-        logger.warning("%s", reason)
-    if device == "cpu" or (device == "auto" and _load_error(_DRIVER)):
+    """cpu, openvino, cuda, tensorrt or auto -> the device to try."""
+    if device == "cpu" or (device == "auto" and _load_error(DRIVER)):
         return "cpu"
     wanted = "cuda" if device == "auto" else device
-    reason = reason or _missing(wanted)
+    reason = _missing(wanted)
     if reason is None:
         return wanted
     if device == "auto":
@@ -285,7 +298,8 @@ def _runner(graph: Graph, device: str, threads: int) -> Runner:
     with time_limit(graph.path, device) as limit:
         session = _session(graph, device, threads, limit)
         try:
-            return Runner(session, () if device == "cpu" else BUCKETS, limit=limit)
+            on_cpu = PROVIDERS[device] in ON_CPUS
+            return Runner(session, () if on_cpu else BUCKETS, limit=limit)
         except Exception as error:  # what a GPU refuses shows at the first run
             raise AugSelfError(f"--device {device} cannot be used: {_line(error)}") from error
 
@@ -297,8 +311,8 @@ def _session(
         # Without enable_fallback=0 a failing provider is replaced later, in the middle of a run.
         session = onnxruntime.InferenceSession(
             str(graph.path),
-            limit.load(_options(threads)),
-            providers=_providers(graph, device),
+            limit.load(_options(device, threads)),
+            providers=_providers(graph, device, threads),
             enable_fallback=0,
         )
     except AugSelfError:
@@ -307,6 +321,14 @@ def _session(
         raise ModelFolderError(f"{graph.path} cannot be loaded: {_line(error)}") from error
     if session.get_providers()[0] != PROVIDERS[device]:
         raise AugSelfError(f"--device {device} cannot be used: ONNX Runtime took another provider")
+    if device == "openvino":
+        nodes = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+        if OPENVINO not in nodes:
+            raise AugSelfError(
+                f"--device openvino cannot be used: it can run no part of {graph.path}"
+            )
+        if nodes != {OPENVINO}:
+            logger.warning("the plain provider runs the parts of %s OpenVINO cannot", graph.path)
     return session
 
 
@@ -314,85 +336,21 @@ def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _providers(graph: Graph, device: str) -> list[tuple[str, dict[str, str]]]:
+def _providers(graph: Graph, device: str, threads: int) -> list[tuple[str, dict[str, str]]]:
     """What a session is offered, best first; nodes that one cannot run go to the next."""
-    options = {"cpu": {}, "cuda": _cuda_options()}
-    if device == "tensorrt":
-        options["tensorrt"] = _tensorrt_options(graph)
-    order = {"cpu": ("cpu",), "cuda": ("cuda", "cpu"), "tensorrt": ("tensorrt", "cuda", "cpu")}
-    return [(PROVIDERS[name], options[name]) for name in order[device]]
+    order = {"cpu": ("cpu",), "tensorrt": ("tensorrt", "cuda", "cpu")}
+    names = order.get(device, (device, "cpu"))
+    return [(PROVIDERS[name], OPTIONS[name](graph, threads)) for name in names]
 
 
-def _cuda_options() -> dict[str, str]:
-    """https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html"""
-    return {
-        "device_id": "0",
-        "gpu_mem_limit": str(_GPU_MEMORY),
-        "arena_extend_strategy": "kSameAsRequested",  # the other one doubles
-        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries them all, a batch size at a time
-    }
-
-
-def _tensorrt_options(graph: Graph) -> dict[str, str]:
-    """https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html
-
-    Compiling takes minutes: the result is kept. The profile spans the buckets, so that no batch
-    compiles again.
-    """
-    cache = str(_engine_cache(graph.sha256))
-    profiles = {
-        f"trt_profile_{name}_shapes": _profile(graph, rows)
-        for name, rows in (("min", BUCKETS[0]), ("opt", BUCKETS[-2]), ("max", BUCKETS[-1]))
-    }
-    return {
-        "device_id": "0",
-        "trt_max_workspace_size": str(_GPU_MEMORY),
-        "trt_fp16_enable": str(graph.precision == "fp16"),
-        "trt_engine_cache_enable": "True",
-        "trt_engine_cache_path": cache,
-        "trt_timing_cache_enable": "True",
-        "trt_timing_cache_path": cache,
-        **profiles,
-    }
-
-
-def _profile(graph: Graph, rows: int) -> str:
-    """As in `images:16x64x64x3`."""
-    shapes = (f"{n}:{'x'.join(map(str, (rows, *shape)))}" for n, shape in graph.inputs.items())
-    return ",".join(shapes)
-
-
-def _engine_cache(sha256: str) -> Path:
-    """A folder for one model, versions and GPU: an engine fits no other."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    versions = f"ort{onnxruntime.__version__}-trt{_tensorrt_version()}"
-    folder = caches / "augself" / "tensorrt" / f"{sha256}-{versions}-{_gpu_name()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _tensorrt_version() -> int:
-    return int(ctypes.CDLL(_TENSORRT).getInferLibVersion())
-
-
-def _gpu_name() -> str:
-    """Of the first GPU, as a file may be named; asked of the driver, which is there."""
-    driver, device, name = ctypes.CDLL(_DRIVER), ctypes.c_int(), ctypes.create_string_buffer(128)
-    if (
-        driver.cuInit(0)
-        or driver.cuDeviceGet(ctypes.byref(device), 0)
-        or driver.cuDeviceGetName(name, len(name), device)
-    ):
-        raise AugSelfError("the NVIDIA driver finds no GPU")
-    return re.sub(r"[^A-Za-z0-9]+", "-", name.value.decode()).strip("-")
-
-
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def _options(device: str, threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Spinning threads would take the cores that decoding needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if device == "openvino":
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 
 
@@ -400,8 +358,13 @@ def _missing(device: str) -> str | None:
     """Why a provider's library does not load, or None where it does."""
     ort = onnxruntime
     if PROVIDERS[device] not in ort.get_available_providers():
-        return "the installed ONNX Runtime has no such provider: pip install 'augself-hub[cuda]'"
-    ort.preload_dlls(directory="")
+        package, extra = " ".join(installed()), "openvino" if device == "openvino" else "cuda"
+        return (
+            f"the installed {package} has no such provider: pip uninstall -y {package}, then "
+            f"pip install 'augself-hub[{extra}]'"
+        )
+    if device != "openvino":
+        ort.preload_dlls(directory="")
     library = Path(str(ort.__file__)).parent / "capi" / _LIBRARY.format(device)
     return _load_error(str(library))
 
@@ -412,21 +375,3 @@ def _load_error(library: str) -> str | None:
     except OSError as error:
         return str(error)
     return None
-
-
-def _two_installations() -> str | None:
-    """Two ONNX Runtimes overwrite each other's files: which one runs is chance."""
-    if not (_installed("onnxruntime") and _installed("onnxruntime-gpu")):
-        return None
-    return (
-        "onnxruntime and onnxruntime-gpu are both installed: "
-        "pip uninstall both, then pip install onnxruntime-gpu"
-    )
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True

@@ -11,6 +11,7 @@ import click
 
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.lazy import needs
+from serving.options import DEVICES
 
 if TYPE_CHECKING:
     from serving.search.index import FeatureIndex, Match
@@ -39,7 +40,7 @@ def index(table: Path, output: Path) -> None:
 @click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="Matches.")
 @click.option("--model", help="What TABLE was extracted with. Default: the embedded model.")
 @click.option("--source", help="Where the table's images are now. Default: where they were.")
-@click.option("--device", metavar="auto|cpu|cuda|tensorrt", default="auto", show_default=True)
+@click.option("--device", metavar=DEVICES, default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the matches as JSON.")
 def search(
     index: Path,

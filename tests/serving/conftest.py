@@ -117,6 +117,12 @@ def noisy_pictures(tmp_path_factory) -> Callable[[int], Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def server_process() -> type[ServerProcess]:
+    """For a test that says by itself what is served."""
+    return ServerProcess
+
+
 @pytest.fixture
 def start_server(tiny_model: Path) -> Iterator[Callable[..., ServerProcess]]:
     """Starts a server of its own for one test; stops it afterwards."""

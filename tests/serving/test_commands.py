@@ -105,16 +105,6 @@ def test_an_answers_body_does_not_wait_for_its_head():
     [
         (("serve",), "fastapi", ["serving.http.api"]),
         (("extract", "{folder}", "--output", "x"), "pyarrow", ["serving.extraction.pipeline"]),
-        (
-            ("predict", "{a}", "{a}", "--model", "{model}"),
-            "onnxruntime",
-            [
-                "serving.encoder",
-                "serving.inference.engine",
-                "serving.inference.providers",
-                "augself_hub.runtime",
-            ],
-        ),
     ],
 )
 def test_a_missing_extra_is_named(

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from augself_hub.errors import AugSelfError
-from serving.inference import providers
+from serving.inference import provider_options, providers
 from serving.inference.engine import Engine, load
 
 
 def missing(device: str) -> str | None:
     """Why a device cannot be used here."""
-    if reason := providers._load_error(providers._DRIVER):
+    if reason := providers._load_error(provider_options.DRIVER):
         return reason
     try:
-        providers._gpu_name()
+        provider_options.gpu_name()
     except AugSelfError as error:
         return str(error)
     return providers._missing(device)

@@ -13,7 +13,7 @@ import pytest
 
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import write_manifest
-from serving.inference import providers
+from serving.inference import provider_options, providers
 from serving.inference.engine import load
 
 
@@ -48,14 +48,6 @@ def test_the_session_is_asked_what_it_got(tiny_model, promised_gpu):
 def test_auto_falls_back_aloud(tiny_model, promised_gpu, caplog):
     assert load(str(tiny_model), "auto").provider == "CPUExecutionProvider"
     assert "running on the CPU, CUDA cannot be used" in caplog.text
-
-
-def test_two_installations_are_refused_for_a_gpu(tiny_model, monkeypatch, caplog):
-    monkeypatch.setattr(providers, "_installed", lambda package: True)
-    with pytest.raises(AugSelfError, match="pip uninstall both"):
-        load(str(tiny_model), "cuda")
-    assert load(str(tiny_model), "cpu").provider == "CPUExecutionProvider"
-    assert "pip uninstall both" in caplog.text
 
 
 # -- GPUs, through recorded sessions ---------------------------------------------------------------
@@ -127,7 +119,8 @@ class Library:
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     runtime = RecordedRuntime()
-    monkeypatch.setattr(providers, "onnxruntime", runtime)
+    for module in (providers, provider_options):
+        monkeypatch.setattr(module, "onnxruntime", runtime)
     monkeypatch.setattr(providers, "_load_error", lambda library: None)
     monkeypatch.setattr(providers.ctypes, "CDLL", lambda name: Library())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

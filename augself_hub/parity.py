@@ -1,0 +1,30 @@
+"""How near to its fp32 graph an encoder must answer that computes with fewer bits, or elsewhere.
+
+`augself export --quantize` holds new graphs to it on photographs, and the server a provider that
+compiles graphs its own way, at every start. Heads have bounds of their own: they see small
+differences of features, which the features' bounds would let pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from augself_hub.augmentations.difference import to_physical
+from augself_hub.augmentations.spec import Head
+
+MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of an image's features with its fp32 features: int8, fp16
+HEAD_TOLERANCE = 0.1  # average change of a regression head, in standard deviations of its target
+PROBABILITY_TOLERANCE = 0.05  # average change of a probability
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Rows (N, D) of both -> (N,)."""
+    return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+
+
+def head_change(head: Head, raw: np.ndarray, other: np.ndarray) -> float:
+    """How far two raw answers (N, outputs) of one head are apart on average: regression in standard
+    deviations of the target, other heads in probabilities.
+    """
+    scale = [d.std for d in head.dimensions] if head.type == "regression" else 1.0
+    return float((np.abs(to_physical(head, raw) - to_physical(head, other)) / scale).mean())
