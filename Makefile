@@ -47,6 +47,7 @@ bench: .venv/.all
 	touch $@
 
 .venv/.all: .venv/bin/python pyproject.toml
+	$(BIN)/pip uninstall --yes onnxruntime onnxruntime-openvino
 	$(BIN)/pip install -e ".[all]"
 	touch $@ .venv/.serve-gpu
 

@@ -79,7 +79,9 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option("--shots", default="1,5", show_default=True, callback=_numbers, help="Of few-shot.")
 @click.option("--queries", type=click.IntRange(1), default=16, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Finetuning.")
-@click.option("--device", default="auto", show_default=True, help="Of extraction: cpu, cuda ...")
+@click.option(
+    "--device", default="auto", show_default=True, help="Of extraction: cpu, openvino, cuda ..."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
     model: str | None,

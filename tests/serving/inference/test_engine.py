@@ -136,7 +136,10 @@ def test_a_folder_without_the_quantised_graph_says_how_to_make_it(tiny_model):
     ("options", "message"),
     [
         ({"threads": 0}, "0 threads cannot run a model: give at least 1"),
-        ({"device": "tpu"}, "there is no device 'tpu': give one of auto, cpu, cuda, tensorrt"),
+        (
+            {"device": "tpu"},
+            "there is no device 'tpu': give one of auto, cpu, openvino, cuda, tensorrt",
+        ),
         ({"precision": "int4"}, "there is no precision 'int4': give one of fp32, bf16, int8, fp16"),
     ],
 )
