@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -22,8 +23,11 @@ from augself_hub.images.files import (
     unreachable,
 )
 from augself_hub.images.source import Item, ShardError
-from augself_hub.images.tables import READ_ROWS, Rows, TableSource, ends_of, labels_of
-from augself_hub.images.words import Columns, Labels, splits_in_names
+from augself_hub.images.tables import MAX_TEXT, Rows, TableSource, ends_of, labels_of, values_of
+from augself_hub.images.words import MAX_NAME, Columns, Labels, splits_in_names
+
+MOST_ROWS = 2**20  # or as many as the file has bytes
+MAX_UNPACKED, MOST_PACKED = 2**28, 100  # bytes of a column in a row group; times what is stored
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,18 @@ class ParquetFile:
     @cached_property
     def ends(self) -> list[str] | None:
         """Of a struct only its paths are read."""
-        with open_file(self.url) as file, parquet.ParquetFile(file) as opened:
-            kind = opened.schema_arrow.field(self.image).type
-            if _is_text(kind):
-                return ends_of(opened.read(columns=[self.image])[self.image])
-            if not pa.types.is_struct(kind) or kind.get_field_index("path") < 0:
+        with open_file(self.url) as file:
+            kind = parquet.read_schema(file).field(self.image).type
+            if not _is_text(kind) and not (
+                pa.types.is_struct(kind) and kind.get_field_index("path") >= 0
+            ):
                 return None
-            return ends_of(opened.read(columns=[f"{self.image}.path"])[self.image])
+            name = self.image if _is_text(kind) else f"{self.image}.path"
+            column = _read(file, [name])[self.image]
+        if pa.types.is_struct(column.type):
+            paths = [chunk.field("path") for chunk in column.chunks]
+            column = pa.chunked_array(paths, paths[0].type if paths else pa.string())
+        return ends_of(column)
 
     @property
     def roots(self) -> tuple[Path, ...]:
@@ -68,7 +77,8 @@ class ParquetFile:
     def open(cls, url: str, name: str, split: str | None, root: Path | None) -> ParquetFile:
         try:
             with open_file(url) as file:
-                footer = parquet.read_metadata(file)
+                size, footer = file.seek(0, os.SEEK_END), parquet.read_metadata(file)
+                _refuse_bomb(footer, size)
         except DAMAGE as error:
             return cls._damaged(url, name, split, error)
         sizes = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
@@ -86,9 +96,9 @@ class ParquetFile:
         if self.groups is None or not names:
             return replace(self, image=found.image or "")
         try:
-            with open_file(self.url) as file, parquet.ParquetFile(file) as opened:
-                there = set(opened.schema_arrow.names)
-                read = opened.read(columns=[name for name in names if name in there])
+            with open_file(self.url) as file:
+                there = set(parquet.read_schema(file).names)
+                read = _read(file, [name for name in names if name in there])
         except DAMAGE as error:
             return self._damaged(self.url, self.name, self.split, error)
         columns = {name: read[name] for name in read.column_names}
@@ -130,7 +140,7 @@ def parquet_source(
     files = [ParquetFile.open(url, name, split, root) for url, name, split in named]
     first = next((file for file in files if file.groups is not None), None)
     if first is None:
-        raise AugSelfError(f"{location}: not one parquet file can be read")
+        raise AugSelfError(f"{location}: not one parquet file can be read: {files[0].reason}")
     with open_file(first.url) as opened:
         schema = parquet.read_schema(opened)
     noted, images = _noted(schema), [field.name for field in schema if _images(field.type)]
@@ -198,15 +208,78 @@ class ParquetShard:
 
     def items(self, left_out: Callable[[str, str], None] | None = None) -> Iterator[Item]:
         try:
-            with open_file(self.url) as file, parquet.ParquetFile(file) as table:
-                batches = table.iter_batches(READ_ROWS, self.groups, self.rows.wanted)
-                rows = (row for batch in batches for row in batch.to_pylist())
-                yield from self.rows.items(lambda n: f"{self.file}/{self.start + n}", rows)
+            with open_file(self.url) as file:
+                image, *names = self.rows.wanted
+                read = _read(file, names, self.groups)
+                others = {name: list(values_of(read[name], _short)) for name in names}
+                with parquet.ParquetFile(file) as table:
+                    # One at a time: Arrow copies the value of a dictionary for each.
+                    cells = (b.column(0)[0] for b in table.iter_batches(1, self.groups, [image]))
+                    rows = (
+                        {image: _cell(cell)} | {name: others[name][n] for name in names}
+                        for n, cell in enumerate(cells)
+                    )
+                    yield from self.rows.items(lambda n: f"{self.file}/{self.start + n}", rows)
         except DAMAGE as error:
             raise (
                 unreachable(self.url, error)
                 or ShardError(f"the rest of the shard is damaged: {one_line(error)}")
             ) from error
+
+
+def _short(value: Any) -> Any:
+    """A label or a split, so long at most that it is still seen to be too long."""
+    return value[: 2 * MAX_NAME] if isinstance(value, str | bytes) else value
+
+
+def _read(file: Any, columns: list[str], groups: Sequence[int] | None = None) -> pa.Table:
+    """Columns of numbers and texts whole, texts that repeat once.
+
+    Args:
+        groups: of rows; None: all.
+    """
+    with parquet.ParquetFile(file) as opened:
+        schema = opened.schema
+        leaves = [schema.column(n) for n in range(len(schema.names))]
+    texts = [
+        leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in columns
+    ]
+    with parquet.ParquetFile(file, read_dictionary=texts) as opened:
+        if groups is None:
+            return opened.read(columns=columns)
+        return opened.read_row_groups(groups, columns=columns)
+
+
+def _refuse_bomb(footer: parquet.FileMetaData, size: int) -> None:
+    """Rows and bytes that no file of this size has, but for one that was made to.
+
+    Raises:
+        ValueError: says which.
+    """
+    if footer.num_rows > max(MOST_ROWS, size):
+        raise ValueError(f"{footer.num_rows} rows in {size} bytes")
+    for g in range(footer.num_row_groups):
+        group = footer.row_group(g)
+        for c in range(group.num_columns):
+            chunk = group.column(c)
+            packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
+            if unpacked > max(MAX_UNPACKED, MOST_PACKED * packed):
+                raise ValueError(f"{packed} bytes that unpack to {unpacked}")
+
+
+def _cell(scalar: pa.Scalar) -> Any:
+    """A cell as Python has it; bytes, and texts of more than any image's, are not copied."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.StructScalar):
+        return {name: _cell(scalar[name]) for name in ("bytes", "path") if name in scalar}
+    if isinstance(scalar, pa.DictionaryScalar):
+        return _cell(scalar.value)
+    if hasattr(scalar, "as_buffer"):
+        data = memoryview(scalar.as_buffer())
+        if not _is_text(scalar.type) or len(data) > MAX_TEXT:
+            return data
+    return scalar.as_py()
 
 
 def _images(kind: pa.DataType) -> bool:

@@ -23,10 +23,12 @@ from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.images.files import MAX_BYTES, name_of
 from augself_hub.images.inventory import Inventory, Tally
 from augself_hub.images.source import UNLABELED, Item, Listing, Shard, no_split
-from augself_hub.images.words import Columns, Labels, same_split
+from augself_hub.images.words import MAX_NAME, Columns, Labels, same_split
 
 READ_ROWS = 16  # undecoded images of a table in memory at once
-_BASE64 = re.compile(r"(?:data:image/[\w.+-]+;base64,)?((?:[A-Za-z0-9+/]|\s){16,}={0,2}\s*)")
+# Nothing in it can be matched in two ways, so that a text is looked through once.
+_BASE64 = re.compile(r"(?:data:image/[\w.+-]{1,100};base64,)?([A-Za-z0-9+/\s]{16,}={0,2})")
+MAX_TEXT = MAX_BYTES // 3 * 4 + 200  # of an image in base64
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM")
 
 
@@ -64,6 +66,7 @@ class Rows:
 
     def split_of(self, value: Any) -> str | None:
         text = "" if value is None else str(value).strip()
+        text = text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}..."
         return (text or None) if self.columns.split else self.split
 
     def item(self, name: str, row: dict[str, Any], split: str | None) -> Item:
@@ -79,9 +82,10 @@ class Rows:
             name, problem = f"{name}/{end}" if end else name, problem or wrong
         found: bytes | Path | None = None
         if isinstance(data, (bytes, bytearray, memoryview)):
-            found = bytes(data)
-            if len(found) > MAX_BYTES:
-                problem = problem or f"the image has more than {MAX_BYTES} bytes"
+            if len(data) > MAX_BYTES:
+                found, problem = b"", problem or f"the image has more than {MAX_BYTES} bytes"
+            else:
+                found = bytes(data)
         elif path is not None:
             found, wrong = self._below(path)
             problem = problem or wrong
@@ -127,14 +131,29 @@ def ends_of(column: Any) -> list[str] | None:
     Args:
         column: an Arrow column of images, or of their paths alone.
     """
-    paths = (_data_and_path(cell)[1] for cell in column.to_pylist())
-    ends = ["" if path is None else end_of(path)[0] for path in paths]
+
+    def end(cell: Any) -> str:
+        path = _data_and_path(cell)[1]
+        return "" if path is None else end_of(path)[0]
+
+    ends = list(values_of(column, end))
     return ends if any(ends) else None
+
+
+def values_of(column: Any, made: Callable[[Any], Any] = lambda value: value) -> Iterator[Any]:
+    """What is made of each value of an Arrow column; of a dictionary's once, however often it is
+    there: a table of 1 KB may repeat a text of 1 MB a million times."""
+    for chunk in column.chunks:
+        if (known := getattr(chunk, "dictionary", None)) is None:
+            yield from map(made, chunk.to_pylist())
+            continue
+        done, nothing = [made(value) for value in known.to_pylist()], made(None)
+        yield from (nothing if n is None else done[n] for n in chunk.indices.to_pylist())
 
 
 def _decoded(text: str) -> bytes | None:
     """Base64 of something that begins as an image does; None: it is something else."""
-    if (found := _BASE64.fullmatch(text)) is None:
+    if (found := _BASE64.fullmatch(text.strip())) is None:
         return None
     try:
         data = base64.b64decode("".join(found[1].split()), validate=True)
@@ -241,15 +260,18 @@ class TableSource:
         labels, splits = array("i"), list[str | None]()
         for part in self.parts:
             rows, size = self._of(part), part.size or 0
-            written = [None] * size if part.labels is None else part.labels.to_pylist()
-            for value in written:
+
+            def number(value: Any, rule: Labels = rows.rule) -> int:
                 try:
-                    number = rows.rule.number(value)
+                    found = rule.number(value)
                 except ValueError:  # the item will say so
-                    number = None
-                labels.append(UNLABELED if number is None else number)
-            said = [None] * size if part.splits is None else part.splits.to_pylist()
-            splits += map(rows.split_of, said)
+                    found = None
+                return UNLABELED if found is None else found
+
+            none = [number(None)] * size
+            labels.extend(none if part.labels is None else values_of(part.labels, number))
+            said = [rows.split_of(None)] * size
+            splits += said if part.splits is None else values_of(part.splits, rows.split_of)
         return labels, splits
 
     @cached_property
@@ -336,7 +358,8 @@ def labels_of(columns: Sequence[Any], name: str, location: str) -> Labels:
     Raises:
         AugSelfError: numbers that are no whole ones.
     """
-    values = {value for column in columns for value in column.unique().to_pylist()}
+    chunks = (chunk for column in columns for chunk in column.chunks)
+    values = {value for chunk in chunks for value in chunk.unique().to_pylist()}
     for value in values:
         if isinstance(value, float) and value == value and not value.is_integer():
             raise AugSelfError(
