@@ -13,6 +13,8 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,9 +101,19 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None) 
     Raises:
         EmptyImage, UnsupportedImage, TooManyPixels, UndecodableImage: one line each.
     """
+    with decoded(data, max_pixels, least) as image:
+        return image
+
+
+@contextmanager
+def decoded(
+    data: bytes, max_pixels: int = MAX_PIXELS, least: int | None = None
+) -> Iterator[Image.Image]:
+    """The same, its bytes lent for as long as the `with` lasts: another one inside may wait for
+    ever. Arguments and errors are `decode`'s."""
     found = structure(data, Bounds(pixels=max_pixels))
     with DECODED.lend(found.decoded_bytes + 4 * found.width * found.height):
-        return to_rgb(_decoded(found, max_pixels, least), found.orientation)
+        yield to_rgb(_decoded(found, max_pixels, least), found.orientation)
 
 
 def _decoded(found: Structure, max_pixels: int, least: int | None) -> Image.Image:

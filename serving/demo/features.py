@@ -147,13 +147,14 @@ def read_files(model: Local, paths: Sequence[Path]) -> Read:
     read = Read([], [], [], [])
     for path in paths:
         try:
-            image = model.decode(path.read_bytes())
+            with model.picture(path.read_bytes()) as image:
+                seen, thumbnail = model.prepare(image), data_url(image, THUMBNAIL)
         except ImageError as error:
             read.errors.append({"id": path.name, "reason": str(error)})
             continue
         read.names.append(path.name)
-        read.images.append(model.prepare(image))
-        read.thumbnails.append(data_url(image, THUMBNAIL))
+        read.images.append(seen)
+        read.thumbnails.append(thumbnail)
     if not read.names:
         raise AugSelfError(f"{read.errors[0]['id']}: {read.errors[0]['reason']}")
     return read

@@ -77,7 +77,7 @@ def search(
     """
     model, other = models[name], models.get(against, models[name])
     with readable():
-        picture = gallery.open(number) if own is None else model.decode(given(own))
+        picture = gallery.open(number) if own is None else model.reduced(given(own))
         but = number if own is None else None
         left = _near(gallery, model, picture, but, colorless=False)
         right = _near(gallery, other, picture, but, colorless=against == COLORLESS)

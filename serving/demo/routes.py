@@ -257,7 +257,7 @@ def _fits(field: Any, value: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and field.minimum <= value <= field.maximum
     if isinstance(field, gr.Dropdown):
-        return isinstance(value, str)  # Gradio names the choices there are
+        return any(value == choice for _, choice in field.choices)  # Gradio names them, at length
     # What else there is is a tick or a state, which is the server's affair.
     return isinstance(value, bool) if isinstance(field, gr.Checkbox) else value is None
 

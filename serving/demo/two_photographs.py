@@ -86,11 +86,11 @@ def compare(models: Models, name: str, a: bytes | None, b: bytes | None) -> tupl
     """
     model = models[name]
     with readable():
-        views = {
-            which: model.prepare(model.decode(data))
-            for which, data in (("a", a), ("b", b))
-            if data is not None
-        }
+        views = {}
+        for which, data in (("a", a), ("b", b)):
+            if data is not None:
+                with model.picture(data) as image:
+                    views[which] = model.prepare(image)
         seen = [_figure(which, views[which]) if which in views else "" for which in "ab"]
         if len(views) < 2:
             return seen[0], seen[1], NOTHING

@@ -294,8 +294,8 @@ def surprise(
         The next click's number, then the values of view a's and view b's controls.
     """
     spec = models[name].spec
-    with readable():
-        width, height = models[name].decode(given(photograph)).size
+    with readable(), models[name].picture(given(photograph)) as image:
+        width, height = image.size
     rows = controls(spec)
     drawn = (draw(spec.policy, (0, 0, click, view), height, width) for view in (0, 1))
     a, b = (_shown(kinds, rows, values(rows, view, height, width)) for view in drawn)
@@ -323,21 +323,22 @@ def pair(
     model, half = models[name], len(settings) // 2
     spec, rows = model.spec, controls(model.spec)
     with readable():
-        image = model.decode(given(photograph))
-        a, b = (
-            parameters(rows, _chosen(kinds, rows, some), image.height, image.width)
-            for some in (settings[:half], settings[half:])
-        )
-        views = two_views(image, a, b, spec.policy)
+        with model.picture(given(photograph)) as image:
+            a, b = (
+                parameters(rows, _chosen(kinds, rows, some), image.height, image.width)
+                for some in (settings[:half], settings[half:])
+            )
+            views = two_views(image, a, b, spec.policy)
+            boxes = [box_in_pixels(view["crop"][0], image) for view in (a, b)]
+            whole = outlined(image, boxes)
         features = model.features(list(views))
         predicted = model.differences(features[:1], features[1:])
     # What counts is what a picture looks like: a photograph may be gray from the start.
     gray = [is_gray(view) for view in views]
     seen_a, seen_b = ({**p, "gray": np.array([g])} for p, g in zip((a, b), gray, strict=True))
     compared = compare(spec, seen_a, seen_b, predicted)
-    boxes = [box_in_pixels(view["crop"][0], image) for view in (a, b)]
     return (
-        kept(files, outlined(image, boxes)),
+        kept(files, whole),
         *(kept(files, enlarged(view)) for view in views),
         table(compared),
         *_in_frame_of_a(spec, files, views, compared, predicted, any(gray)),

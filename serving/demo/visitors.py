@@ -71,8 +71,8 @@ def kept(files: Files, picture: Image.Image | np.ndarray) -> str:
 
 def data_url(image: Image.Image, side: int) -> str:
     """A thumbnail that needs no request of its own: the longest side at most `side` pixels."""
-    small = image.copy()
-    small.thumbnail((side, side))
+    scale = min(1.0, side / max(image.size))  # a copy of a large picture is large, too
+    small = image.resize([max(1, round(s * scale)) for s in image.size], reducing_gap=2.0)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.spec import Spec
-from augself_hub.preprocess import Preprocessing, decode, preprocess
+from augself_hub.preprocess import Preprocessing, decoded, preprocess
 from serving.limits import Limits
 
+SHOWN = 1024  # pixels of a side; what a page shows, and several times what a model sees
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
@@ -70,9 +72,22 @@ class Local:
         """S, of the (S, S, 3) images the model takes."""
         return self.engine.preprocessing.size
 
-    def decode(self, data: bytes) -> Image.Image:
-        """Image bytes -> RGB, upright. Raises ImageError; more pixels than the limit is one."""
-        return decode(data, self.limits.pixels)
+    @contextmanager
+    def picture(self, data: bytes) -> Iterator[Image.Image]:
+        """Image bytes -> RGB, upright. Its memory is lent, and what is waited for meanwhile keeps
+        everybody's decoders waiting: take views of it, and leave.
+
+        Raises:
+            ImageError: also for more pixels than the limit.
+        """
+        with decoded(data, self.limits.pixels) as image:
+            yield image
+
+    def reduced(self, data: bytes) -> Image.Image:
+        """The same with sides of at most `SHOWN` pixels, to keep. Raises as `picture` does."""
+        with self.picture(data) as image:
+            image.thumbnail((SHOWN, SHOWN))
+            return image
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An RGB image -> (S, S, 3) uint8, as the model takes it."""
