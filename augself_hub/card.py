@@ -17,18 +17,18 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from augself_hub.augmentations.spec import Cut, Dimension, Spec
 from augself_hub.configs import read_json
-from augself_hub.errors import ModelFolderError
 from augself_hub.folder import (
     CARD,
     CURVES,
     ENCODER_GRAPH,
-    EVALUATION,
     MANIFEST,
     card_is_edited,
     read_manifest,
     read_spec,
 )
 from augself_hub.preprocess import Preprocessing
+from augself_hub.results import read_evaluation
+from augself_hub.terminal import shown
 
 PLACEHOLDER = "your-name/your-model"
 
@@ -117,7 +117,7 @@ def write(folder: Path, name: str = PLACEHOLDER) -> None:
 def render(folder: Path, name: str = PLACEHOLDER) -> str:
     """The card's text. Raises ModelFolderError where the folder is incomplete."""
     spec = read_spec(folder)
-    evaluation = _evaluation(folder)
+    evaluation = read_evaluation(folder)
     parts = [
         f"---\n{_metadata(spec, name, evaluation).to_yaml()}\n---\n",
         _introduction(folder, spec),
@@ -129,16 +129,6 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
         _CITATION,
     ]
     return "\n".join(part for part in parts if part)
-
-
-def _evaluation(folder: Path) -> dict[str, Any]:
-    path = folder / EVALUATION
-    if not path.is_file():
-        return {"results": []}
-    evaluation = read_json(path)
-    if not isinstance(evaluation.get("results"), list):
-        raise ModelFolderError(f"{path} cannot be read: results is no list")
-    return evaluation
 
 
 def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardData:
@@ -172,7 +162,8 @@ def _hub_data(spec: Spec) -> list[str] | None:
 
 
 def _introduction(folder: Path, spec: Spec) -> str:
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    named = read_json(folder / "config.json").get("architectures") or [""]
+    architecture = shown(str(named[0])) if isinstance(named, list) and named[0] else "no name"
     size = Preprocessing.from_folder(folder).size
     heads = (
         " with heads of augmentation-aware self-supervision "
@@ -249,7 +240,7 @@ def _cut(case: str, m: Cut) -> str:
 def _training(folder: Path, spec: Spec) -> str:
     if not spec.provenance:
         return ""
-    rows = [(key.replace("_", " "), str(value)) for key, value in spec.provenance.items()]
+    rows = [(shown(key.replace("_", " ")), shown(str(v))) for key, v in spec.provenance.items()]
     curves = f"\n![Training curves]({CURVES})\n" if (folder / CURVES).is_file() else ""
     return "## How it was trained\n\n" + _table(("", ""), rows) + curves
 

@@ -17,6 +17,7 @@ import click
 from augself_hub import __version__
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.lazy import explained, load
+from augself_hub.terminal import PlainFormatter, shown
 
 COMMANDS = {
     "pretrain": "training.commands:pretrain",
@@ -72,7 +73,9 @@ def _imported(place: str, extra: str) -> Any:
 @click.option("--debug", is_flag=True, expose_value=False, help="Print an error's traceback.")
 def augself() -> None:
     """Train, publish and serve augmentation-aware image features."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for ours in ("augself_hub", "training", "serving"):
         logging.getLogger(ours).setLevel(logging.INFO)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
@@ -106,7 +109,7 @@ def _extra(arguments: list[str]) -> str:
 def _fail(message: str, status: int, debug: bool = False) -> None:
     if debug:
         traceback.print_exc()
-    click.echo(f"error: {' '.join(message.split())}", err=True)
+    click.echo(f"error: {shown(' '.join(message.split()))}", err=True)
     sys.exit(status)
 
 

@@ -13,6 +13,7 @@ import click
 from augself_hub import hub
 from augself_hub.folder import MANIFEST, files_of, read_manifest
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP
+from augself_hub.terminal import shown
 
 
 @click.command("list")
@@ -92,11 +93,12 @@ def _files(folder: Path) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: str | None = None) -> str:
-    """Columns as wide as their widest cell, two spaces apart.
+    """Columns as wide as their widest cell, two spaces apart. Cells may be a stranger's words.
 
     Args:
         numbers: the head of a column that is aligned to the right.
     """
+    rows = [[shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
     sides = [str.rjust if head == numbers else str.ljust for head in heads]
     lines = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +30,7 @@ CONFIGURATIONS = (
     "generation_config.json",
     "adapter_config.json",
     "modules.json",
+    "router_config.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
     "model.safetensors.index.json",
@@ -43,6 +45,8 @@ _RUNS_CODE = re.compile(
 )
 _TIMM_LOADS = re.compile(r"pretrained.*|checkpoint.*|.*_(path|dir|cfg|url|file)|scriptable|no_jit")
 _NAME = re.compile(r"[\w.-]+")
+# What the modules of an image model are; others import classes that their own files name.
+_MODULES = (".Transformer", ".Pooling", ".Normalize", ".CLIPModel")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -60,9 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return value if math.isfinite(value := float(text)) else refuse(text)
 
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ModelFolderError(f"{path} has more than the {MAX_BYTES} bytes allowed")
-        content = json.loads(path.read_bytes(), parse_constant=refuse, parse_float=finite)
+        content = json.loads(_bytes_of(path), parse_constant=refuse, parse_float=finite)
     except FileNotFoundError:
         raise ModelFolderError(f"{path} is missing: this is not a model folder") from None
     except RecursionError:
@@ -80,6 +82,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if level:
         raise ModelFolderError(f"{path} cannot be read: it is nested too deeply")
     return content
+
+
+def _bytes_of(path: Path) -> bytes:
+    """Raises ModelFolderError for what is no regular file, which may never end, or is too large."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ModelFolderError(f"{path} cannot be read: it is no regular file")
+    if status.st_size > MAX_BYTES:
+        raise ModelFolderError(f"{path} has more than the {MAX_BYTES} bytes allowed")
+    return path.read_bytes()
 
 
 def number(value: Any, what: str, least: float, most: float, whole: bool = False) -> Any:
@@ -132,6 +144,10 @@ def refuse_code(folder: Path) -> None:
         if path.name == "modules.json":
             _refuse_modules(path)
             continue
+        if path.name == "router_config.json":
+            raise ModelFolderError(
+                f"{path}: sentence-transformers would import the classes it names; remove it"
+            )
         config = read_json(path)
         for field, value in _fields(config):
             if reason := _reason(field.rpartition(".")[2], value):
@@ -176,16 +192,21 @@ def _refuse_timm(path: Path, config: dict[str, Any]) -> None:
 
 
 def _refuse_modules(path: Path) -> None:
-    """sentence-transformers imports whatever class a module names."""
+    """sentence-transformers imports whatever class a module names, and reads wherever it lies."""
     try:
-        text = path.read_text() if path.stat().st_size <= MAX_BYTES else "[]"
-        kinds = [str(module["type"]) for module in json.loads(text)]
-    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+        modules = [(str(m["type"]), str(m.get("path", ""))) for m in json.loads(_bytes_of(path))]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error!r}") from error
-    for kind in kinds:
-        if not kind.startswith("sentence_transformers."):
+    for kind, place in modules:
+        if not (kind.startswith("sentence_transformers.") and kind.endswith(_MODULES)):
             raise ModelFolderError(
-                f"{path}: type is {kind!r}: sentence-transformers would run it as code; remove it"
+                f"{path}: type is {kind[:60]!r}: sentence-transformers would run it as code; "
+                "remove it"
+            )
+        if (place and not _NAME.fullmatch(place)) or place.startswith("."):
+            raise ModelFolderError(
+                f"{path}: path is {place[:60]!r}: sentence-transformers would read what nobody "
+                "has verified; name a folder beside it"
             )
 
 

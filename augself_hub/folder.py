@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import hashlib
 import json
 import os
@@ -19,9 +20,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from augself_hub.augmentations.spec import Spec
+from augself_hub.augmentations.spec import CHOICES, Policy, Spec
 from augself_hub.configs import (
     MAX_FEATURES,
+    MAX_SIDE,
     PICKLES,
     computes,
     number,
@@ -41,6 +43,7 @@ EVALUATION = Path("evaluation.json")
 TRAINING_LOG = Path("training_log.json")
 CURVES = Path("curves.png")
 
+_DEEPEST, _LONGEST = 16, 255  # folders on the way to a file; bytes of a name
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 
@@ -64,8 +67,10 @@ def verify(folder: Path) -> Path:
     for path in files_of(folder):
         _refuse_foreign(folder, path, named)
     for path, sha256 in named.items():
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise ModelFolderError(f"{folder / MANIFEST} names {path}, which is not in the folder")
+        if not _is_name(path):
+            raise ModelFolderError(
+                f"{folder / MANIFEST} names {path[:80]!r}, which is not in the folder"
+            )
         if not computes(path):
             continue  # folders of 0.1 name their card and pictures as well
         if not (folder / path).is_file():
@@ -74,6 +79,17 @@ def verify(folder: Path) -> Path:
             raise ModelFolderError(f"{folder / path} is not the file its manifest names")
     refuse_code(folder)
     return folder
+
+
+def _is_name(path: str) -> bool:
+    """Whether a file in a folder can be called so, on any system."""
+    parts = path.split("/")
+    return len(parts) <= _DEEPEST and all(
+        part not in ("", ".", "..")
+        and not any(letter in part for letter in "\0\\:")
+        and len(part.encode(errors="surrogatepass")) <= _LONGEST
+        for part in parts
+    )
 
 
 def files_of(folder: Path) -> list[str]:
@@ -91,6 +107,10 @@ def _refuse_foreign(folder: Path, path: str, named: Collection[str]) -> None:
     real = os.path.realpath(folder / path)
     if not any(Path(real).is_relative_to(place) for place in _places(folder)):
         raise ModelFolderError(f"{folder / path} is a link out of the folder, to {real}")
+    if not Path(real).is_file():
+        raise ModelFolderError(
+            f"{folder / path} is a link to no file: put the files themselves into the folder"
+        )
     if computes(path) and path not in named and path != MANIFEST.as_posix():
         raise ModelFolderError(
             f"{folder / path} is not in {MANIFEST}, and would be read as a part of the model: "
@@ -134,6 +154,7 @@ def read_spec(folder: Path) -> Spec:
         raise ModelFolderError(f"{folder}: {error}") from error
     if not isinstance(content.get("provenance", {}), dict):
         raise ModelFolderError(f"{path}: provenance is no object")
+    _check_policy(spec.policy, f"{path}: policy")
     number(spec.features, f"{path}: features", 1, MAX_FEATURES, whole=True)
     number(spec.hidden, f"{path}: hidden", 1, MAX_FEATURES, whole=True)
     for kind, head in spec.heads.items():
@@ -141,12 +162,23 @@ def read_spec(folder: Path) -> Spec:
         if head.type == "classes":
             number(head.classes, f"{what}.classes", 2, MAX_FEATURES, whole=True)
         for dimension in head.dimensions:
-            if not isinstance(dimension.name, str) or not isinstance(dimension.unit, str):
-                raise ModelFolderError(f"{what}.dimensions: name and unit must be texts")
             number(dimension.std, f"{what}.{dimension.name}.std", 1e-12, 1e12)
             if dimension.standard_error is not None:
                 number(dimension.standard_error, f"{what}.{dimension.name}.standard_error", 0, 1e12)
     return spec
+
+
+def _check_policy(policy: Policy, what: str) -> None:
+    """Views are made by it, in the demo too: no side or range may take all memory, or none."""
+    number(policy.size, f"{what}.size", 1, MAX_SIDE, whole=True)
+    for name, words in CHOICES.items():
+        if getattr(policy, name) not in words:
+            raise ModelFolderError(f"{what}.{name} is {getattr(policy, name)!r}: upgrade")
+    for name, value in dataclasses.asdict(policy).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if name not in ("size", *CHOICES):
+                least = 1e-6 if name in ("scale", "ratio") else 0
+                number(one, f"{what}.{name}", least, 1e3)
 
 
 def write_manifest(folder: Path, parity: dict[str, float] | None = None) -> None:

@@ -38,6 +38,7 @@ from augself_hub.folder import (
     read_spec,
     verify,
 )
+from augself_hub.results import read_evaluation
 
 EMBEDDED = Path(__file__).parent / "pretrained"
 TAG = "augself"
@@ -413,8 +414,9 @@ def _listing(name: str, folder: Path) -> Listing:
     # A snapshot of a newer version is still there, and not every model was measured.
     with contextlib.suppress(ModelFolderError):
         terms = str(read_spec(folder).provenance.get("license", ""))
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        measured = f"{len(json.loads((folder / EVALUATION).read_text())['results'])} results"
+    with contextlib.suppress(ModelFolderError):
+        if results := read_evaluation(folder)["results"]:
+            measured = f"{len(results)} results"
     return Listing(name, "cache", str(folder), terms, measured)
 
 

@@ -20,6 +20,8 @@ from typing import Any, Literal
 from augself_hub.errors import ModelFolderError, UsageError
 
 FORMAT = 2
+MAX_DIMENSIONS = 64  # of a head; heads of a model
+MAX_WORDS = 200  # letters of a name or a unit
 CHOICES = {"saturate": ("luma", "hsv"), "order": ("sample", "batch")}  # of a policy's words
 HeadType = Literal["regression", "binary", "classes"]
 Range = tuple[float, float]
@@ -305,6 +307,8 @@ class Spec:
                     f"augself/config.json is not of format 1 or {FORMAT}: upgrade augself-hub"
                 )
             policy = _build(Policy, data.pop("policy"))
+            if len(data["heads"]) > MAX_DIMENSIONS:
+                raise ModelFolderError(f"augself/config.json has {len(data['heads'])} heads")
             heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
             match = data.pop("match", None)
             match = None if match is None else _build_match(match)
@@ -351,12 +355,36 @@ def _known(spec: Spec) -> Spec:
 
 
 def _build(record: Any, data: dict[str, Any]) -> Any:
-    known = {f.name for f in dataclasses.fields(record)}
-    if unknown := sorted(set(data) - known):
+    known = {f.name: str(f.type) for f in dataclasses.fields(record)}
+    if unknown := sorted(set(data) - set(known)):
         raise ModelFolderError(
-            f"augself/config.json has an unknown field {unknown[0]!r}: upgrade augself-hub"
+            f"augself/config.json has an unknown field {unknown[0][:80]!r}: upgrade augself-hub"
         )
-    return record(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    for name, value in given.items():
+        if not _is(known[name], value):
+            raise ModelFolderError(
+                f"augself/config.json cannot be read: {record.__name__}.{name} is "
+                f"{repr(value)[:40]}, no {known[name]}"
+            )
+    return record(**given)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
+}  # fmt: skip
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether a value is one of a field's annotation; records inside are built by themselves."""
+    kind, _, none = kind.partition(" | ")
+    if value is None:
+        return none == "None"
+    if kind == "Range":
+        return isinstance(value, tuple) and len(value) == 2 and all(_is("float", v) for v in value)
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= MAX_WORDS):
+        return False  # it is shown on terminals, in cards and on pages
+    return kind not in _TYPES or type(value) in _TYPES[kind]
 
 
 def _build_match(data: dict[str, Any]) -> Match:
@@ -365,5 +393,10 @@ def _build_match(data: dict[str, Any]) -> Match:
 
 
 def _build_head(data: dict[str, Any]) -> Head:
+    if not 1 <= len(data["dimensions"]) <= MAX_DIMENSIONS:
+        raise ModelFolderError(
+            f"augself/config.json has a head of {len(data['dimensions'])} dimensions, "
+            f"not 1 to {MAX_DIMENSIONS}"
+        )
     dimensions = tuple(_build(Dimension, d) for d in data["dimensions"])
     return _build(Head, {**data, "dimensions": dimensions})

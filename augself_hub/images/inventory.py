@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from augself_hub.terminal import shown
+
+LONGEST = 100  # letters of a name in the few lines
 SHOWN = 6  # classes, splits and reasons in the few lines; --json and the manifests have all
 
 
@@ -53,9 +56,9 @@ class Inventory:
     def text(self) -> str:
         """A few lines."""
         if self.images is None:
-            lines = [f"{self.source} ({self.kind}): images are counted as they are read"]
+            lines = [f"{shown(self.source)} ({self.kind}): images are counted as they are read"]
         else:
-            lines = [f"{self.source} ({self.kind}): {_count(self.images, 'image')}"]
+            lines = [f"{shown(self.source)} ({self.kind}): {_count(self.images, 'image')}"]
         if self.classes:
             lines.append(f"  {_count(len(self.classes), 'class')}: {_most(self.classes)}")
             if self.unlabelled:
@@ -66,7 +69,7 @@ class Inventory:
             lines.append(f"  splits: {_most(self.splits)}")
         if self.left_out:
             lines.append(f"  left out: {_most(self.left_out, self.examples)}")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  note: {shown(note)}" for note in self.notes)])
 
 
 def _count(number: int, word: str) -> str:
@@ -75,12 +78,13 @@ def _count(number: int, word: str) -> str:
 
 
 def _most(counts: Mapping[str, int], examples: Mapping[str, str] | None = None) -> str:
-    shown = [
-        f"{name} {number}" + (f" ({examples[name]})" if examples and name in examples else "")
+    told = [
+        f"{shown(name[:LONGEST])} {number}"
+        + (f" ({shown(examples[name])})" if examples and name in examples else "")
         for name, number in list(counts.items())[:SHOWN]
     ]
-    more = len(counts) - len(shown)
-    return ", ".join([*shown, *([f"{more} more"] if more else [])])
+    more = len(counts) - len(told)
+    return ", ".join([*told, *([f"{more} more"] if more else [])])
 
 
 class Tally:

@@ -305,7 +305,8 @@ class AugSelfModel(nn.Module):
             subfolder=subfolder,
         )
         spec = _spec_of_what_is_there(folder)
-        heads = AugSelfHeads(spec)
+        with torch.device("meta"):  # whatever widths augself/config.json claims
+            heads = AugSelfHeads(spec)
         if spec.heads:
             _load_heads(heads, folder / HEADS)
         encoder = open_network(folder, dtype, strict=True)
@@ -390,7 +391,7 @@ def _spec_of_what_is_there(folder: Path) -> Spec:
 
 def _load_heads(heads: AugSelfHeads, path: Path) -> None:
     try:
-        heads.load_state_dict(load_file(path))
+        heads.load_state_dict(load_file(path), assign=True)
         refuse_not_finite(heads, str(path))
     except ModelFolderError:
         raise

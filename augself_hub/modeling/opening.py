@@ -154,7 +154,7 @@ def _weight_files(folder: Path) -> list[Path]:
         raise ModelFolderError(f"{folder / _INDEX}: weight_map is no object")
     files = sorted({str(name) for name in named.values()})
     for name in files:
-        if not re.fullmatch(r"[\w.-]+\.safetensors", name) or not (folder / name).is_file():
+        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name) or not (folder / name).is_file():
             raise ModelFolderError(
                 f"{folder / _INDEX} names {name!r}, no safetensors of the folder"
             )

@@ -23,7 +23,9 @@ dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
 """
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _TITLE = re.compile(r"^# .*\n", re.MULTILINE)  # the page has a title of its own
-_IMAGE = re.compile(r"!\[([^\]]*)\]\(([^)]*)\)")
+# Inside there is no second beginning of one, so that no text is looked through twice.
+_IMAGE = re.compile(r"!\[([^\[\]]*)\]\(([^()]*)\)")
+CARD_BYTES, CURVES_BYTES = 2**20, 2**23
 
 
 def tab(models: Models, picker: gr.Dropdown) -> None:
@@ -61,17 +63,30 @@ def facts(model: Local) -> str:
 def card(model: Local) -> str:
     """README.md of the model's folder, without its metadata and without pictures from elsewhere.
 
-    Its curves are put into the text; any other picture becomes its description.
+    Its curves are put into the text, once; any other picture becomes its description.
     """
     path = model.folder / "README.md"
-    text = path.read_text() if path.is_file() else "This model has no card."
+    if not path.is_file():
+        return "This model has no card."
+    if path.stat().st_size > CARD_BYTES:
+        return f"This model's card has more than {CARD_BYTES} bytes and is not shown."
+    text = path.read_text("utf-8", errors="replace")
     text = _TITLE.sub("", _FRONT_MATTER.sub("", text), count=1)
-    return _IMAGE.sub(lambda image: _picture(model, image[1], image[2]), text)
+    curves = _curves(model)
+
+    def picture(found: re.Match[str]) -> str:
+        nonlocal curves
+        if found[2] != CURVES.as_posix() or not curves:
+            return found[1]
+        url, curves = curves, ""
+        return f"![{found[1]}]({url})"
+
+    return _IMAGE.sub(picture, text)
 
 
-def _picture(model: Local, description: str, place: str) -> str:
+def _curves(model: Local) -> str:
+    """The training curves as a data: URL; nothing where there are none."""
     path = model.folder / CURVES
-    if place != CURVES.as_posix() or not path.is_file():
-        return description
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f"![{description}](data:image/png;base64,{data})"
+    if not path.is_file() or path.stat().st_size > CURVES_BYTES:
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

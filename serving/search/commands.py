@@ -11,6 +11,7 @@ import click
 
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.lazy import needs
+from augself_hub.terminal import shown
 from serving.options import DEVICES
 
 if TYPE_CHECKING:
@@ -96,6 +97,6 @@ def _listing(matches: list[Match], as_json: bool) -> str:
     width = len(str(len(matches)))
     lines = []
     for rank, match in enumerate(matches, 1):
-        label = f"  ({match.label})" if match.label else ""
-        lines.append(f"{rank:{width}}  {match.cosine:6.3f}  {match.id}{label}")
+        label = f"  ({shown(match.label)})" if match.label else ""
+        lines.append(f"{rank:{width}}  {match.cosine:6.3f}  {shown(match.id)}{label}")
     return "\n".join(lines)

@@ -102,6 +102,28 @@ def test_a_module_of_sentence_transformers_is_its_own(spoilt):
         refuse_code(spoilt)
 
 
+@pytest.mark.parametrize("place", [".hidden", "../elsewhere", "/tmp/x", "a/b", ".."])
+def test_a_module_lies_where_it_was_verified(spoilt, place):
+    """Names that begin with a dot are no part of the manifest: kernels could be named there."""
+    kind = "sentence_transformers.models.Transformer"
+    (spoilt / "modules.json").write_text(json.dumps([{"path": place, "type": kind}]))
+    with pytest.raises(ModelFolderError, match=r"modules\.json: path is .*nobody has verified"):
+        refuse_code(spoilt)
+
+
+@pytest.mark.parametrize("kind", ["models.Router", "models.Dense", "util.import_from_string"])
+def test_modules_that_import_what_their_files_name_are_refused(spoilt, kind):
+    modules = [{"path": "", "type": f"sentence_transformers.{kind}"}]
+    (spoilt / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(ModelFolderError, match=rf"modules\.json: type is .*{kind}"):
+        refuse_code(spoilt)
+    (spoilt / "modules.json").unlink()
+    (spoilt / "sub").mkdir()
+    (spoilt / "sub/router_config.json").write_text('{"types": {"query": "os.system"}}')
+    with pytest.raises(ModelFolderError, match=r"router_config\.json: .*import the classes"):
+        refuse_code(spoilt)
+
+
 def test_stock_values_are_harmless(spoilt):
     edit(
         spoilt / "config.json",

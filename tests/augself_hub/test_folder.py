@@ -372,3 +372,86 @@ def test_killed_while_making_a_new_folder(tmp_path, setup, inside, expected):
             fill(stage, "2")
     assert version(folder) == "2"
     assert names(tmp_path) == ["model"]
+
+
+# -- Folders of strangers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "./", "onnx//x.onnx", "/x.onnx", "onnx/../x.onnx", "onnx/a\0.onnx", "onnx/a\\b.onnx",
+     "C:x.onnx", f"onnx/{'é' * 200}.onnx", "a/" * 20 + "x.onnx"],
+)  # fmt: skip
+def test_a_manifest_names_files_of_a_folder_alone(folder, name):
+    manifest = json.loads((folder / "augself/manifest.json").read_text())
+    manifest["files"][name] = "0" * 64
+    (folder / "augself/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ModelFolderError, match=r"names '.*', which is not in the folder"):
+        model_folder.verify(folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["sub/config.json", "modules.json", "onnx/config.json"])
+def test_what_never_ends_is_not_waited_for(folder, name):
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelFolderError, match=f"{name} cannot be read: it is no regular file"):
+        model_folder.verify(folder)
+
+
+@pytest.mark.parametrize("target", [".", "onnx", "link", "nowhere"])
+def test_a_link_leads_to_a_file(folder, target, tmp_path):
+    (folder / "link").symlink_to(target)
+    with pytest.raises(ModelFolderError, match=r"link is a link to no file"):
+        hub.pull(folder, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+SPECS = {
+    "a side that no memory holds": ({"policy": {"size": 10**9}}, r"policy\.size is 1000000000"),
+    "a side in words": ({"policy": {"size": "large"}}, r"Policy\.size is 'large', no int"),
+    "a range of one": ({"policy": {"scale": [0.5]}}, r"Policy\.scale is \(0\.5,\), no Range"),
+    "a shape without width": ({"policy": {"ratio": [0, 0]}}, r"policy\.ratio is 0"),
+    "a factor without end": ({"policy": {"sigma": [0, 1e9]}}, r"policy\.sigma is 1000000000"),
+    "another saturation": ({"policy": {"saturate": "lab"}}, r"policy\.saturate is 'lab'"),
+}
+
+
+@pytest.mark.parametrize("case", SPECS)
+def test_a_policy_that_no_view_can_be_made_by(folder, case):
+    change, message = SPECS[case]
+    content = json.loads((folder / "augself/config.json").read_text())
+    content["policy"] |= change["policy"]
+    (folder / "augself/config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match=message):
+        model_folder.read_spec(folder)
+
+
+DIMENSIONS = {
+    "name": ("y\n# pwned\x1b[2J", r"Dimension\.name is 'y\\n"),
+    "unit": ("x" * 1000, r"Dimension\.unit"),
+    "interval": ("abc", r"Dimension\.interval is 'abc'"),
+    "score": ("good", r"Dimension\.score is 'good'"),
+    "learned": ("yes", r"Dimension\.learned is 'yes'"),
+    "antisymmetric": (1, r"Dimension\.antisymmetric is 1"),
+}
+
+
+@pytest.mark.parametrize("field", DIMENSIONS)
+def test_a_dimension_that_cannot_be_shown(folder, field):
+    value, message = DIMENSIONS[field]
+    content = json.loads((folder / "augself/config.json").read_text())
+    content["heads"]["crop"]["dimensions"][0][field] = value
+    (folder / "augself/config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match=message):
+        model_folder.read_spec(folder)
+
+
+@pytest.mark.parametrize("count", [0, 65, 100_000])
+def test_heads_have_a_few_dimensions(folder, count):
+    content = json.loads((folder / "augself/config.json").read_text())
+    crop = content["heads"]["crop"]
+    crop["dimensions"] = crop["dimensions"][:1] * count
+    (folder / "augself/config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match=rf"a head of {count} dimensions"):
+        model_folder.read_spec(folder)

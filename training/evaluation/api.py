@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from augself_hub.errors import UsageError
 from augself_hub.folder import EVALUATION
+from augself_hub.results import read_evaluation
 from training.evaluation.cache import Model, Tables
 from training.evaluation.evaluate import Plan
 from training.evaluation.evaluate import evaluate as measure
@@ -77,9 +77,7 @@ def evaluate(
         return found
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    path = output / EVALUATION
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    write_json(path, merged(before, records))
+    write_json(output / EVALUATION, merged(read_evaluation(output), records))
     tradeoff_chart({tables.model.title: found}, output / "awareness")
     return found
 

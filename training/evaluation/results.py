@@ -13,6 +13,7 @@ import numpy as np
 
 from augself_hub import card
 from augself_hub.folder import EVALUATION, changed_folder, versions, write_manifest
+from augself_hub.results import read_evaluation
 
 Record = dict[str, Any]
 
@@ -85,9 +86,7 @@ def _key(record: Record) -> tuple[Any, ...]:
 def write_into(folder: Path, records: Sequence[Record]) -> None:
     """Add records to a model folder and its card, in one exchange of the folder."""
     with changed_folder(folder) as stage:
-        path = stage / EVALUATION
-        before = json.loads(path.read_text()) if path.is_file() else {}
-        write_json(path, merged(before, records))
+        write_json(stage / EVALUATION, merged(read_evaluation(stage), records))
         card.write(stage)
         write_manifest(stage)
 

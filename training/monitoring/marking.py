@@ -8,7 +8,6 @@ For folders of version 0.1, which have no marks, and for other held-out images. 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from augself_hub.augmentations.spec import Head, Spec
 from augself_hub.errors import AugSelfError
 from augself_hub.folder import CONFIG, EVALUATION, changed_folder, verify, write_manifest
 from augself_hub.modeling.model import AugSelfModel
+from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.monitoring.awareness import PAIRS, TASK, held_out_pairs, with_results
@@ -43,10 +43,9 @@ def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
     spec = with_results(_with_largest(model.spec), results)
     with changed_folder(folder) as stage:
         (stage / CONFIG).write_text(spec.to_json())
-        path = stage / EVALUATION
-        evaluation = json.loads(path.read_text()) if path.is_file() else {"protocol": PROTOCOL}
-        others = [r for r in evaluation.get("results", ()) if r["task"] != TASK]
-        write_json(path, {**evaluation, "results": [*results, *others]})
+        evaluation = {"protocol": PROTOCOL, **read_evaluation(stage)}
+        others = [r for r in evaluation["results"] if r["task"] != TASK]
+        write_json(stage / EVALUATION, {**evaluation, "results": [*results, *others]})
         card.write(stage, name)
         write_manifest(stage)
     return spec

@@ -92,6 +92,29 @@ def test_the_card_asks_nobody_for_pictures(tmp_path):
     assert card(SimpleNamespace(folder=tmp_path)) == "This model has no card."
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["![" * 300_000, "![](" * 200_000, "![a](" + "b" * 900_000])
+def test_a_card_is_looked_through_once(tmp_path, text):
+    """400 KB of beginnings of pictures took minutes, at each pick of the model."""
+    (tmp_path / "README.md").write_text(text)
+    started = time.process_time()
+    assert len(card(SimpleNamespace(folder=tmp_path))) > 300_000
+    assert time.process_time() - started < 2
+
+
+def test_a_strangers_card_is_bounded(tmp_path):
+    model = SimpleNamespace(folder=tmp_path)
+    (tmp_path / "README.md").write_bytes(b"caf\xe9 \xff")
+    assert card(model).startswith("caf")
+    (tmp_path / "README.md").write_text("![c](curves.png)" * 1000)
+    (tmp_path / "curves.png").write_bytes(bytes(3000))
+    assert card(model) == f"![c](data:image/png;base64,{'A' * 4000})" + "c" * 999
+    (tmp_path / "curves.png").write_bytes(bytes(2**23 + 1))
+    assert card(model) == "c" * 1000
+    (tmp_path / "README.md").write_bytes(bytes(2**20 + 1))
+    assert card(model) == "This model's card has more than 1048576 bytes and is not shown."
+
+
 def test_the_page_fetches_nothing_from_elsewhere(page):
     html = httpx.get(page.src).text
     theme = httpx.get(f"{page.src}theme.css").text

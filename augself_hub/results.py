@@ -1,0 +1,68 @@
+"""evaluation.json of a model folder, read as a stranger's: every record can be shown.
+
+A record names its task, number and metric; `docs/evaluate.md` has the fields of ours. Others may
+stand beside them: they are kept, and shown nowhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from augself_hub.configs import number, read_json
+from augself_hub.errors import ModelFolderError
+from augself_hub.folder import EVALUATION
+
+_LONGEST = 2000  # letters of a protocol
+_MOST = 10_000
+_TEXTS = ("task", "name", "metric")  # in every record
+_NUMBERS = ("trivial", "interval")
+
+
+def read_evaluation(folder: Path) -> dict[str, Any]:
+    """{"protocol": ..., "results": [record, ...]}; no results where there is no file.
+
+    Raises:
+        ModelFolderError: names the record and the field that cannot be shown.
+    """
+    path = folder / EVALUATION
+    if not path.is_file():
+        return {"results": []}
+    evaluation = read_json(path)
+    results = evaluation.get("results")
+    if not isinstance(results, list) or len(results) > _MOST:
+        raise ModelFolderError(f"{path} cannot be read: results is no list of at most {_MOST}")
+    for place, record in enumerate(results):
+        what = f"{path}: results[{place}]"
+        if not isinstance(record, dict):
+            raise ModelFolderError(f"{what} is no object")
+        for field in (*_TEXTS, *(f for f in ("dataset", "unit", "protocol") if f in record)):
+            _text(record.get(field), f"{what}.{field}")
+        if "protocol" not in record:
+            _text(evaluation.get("protocol"), f"{path}: protocol")
+        number(record.get("value"), f"{what}.value", -1e12, 1e12)
+        for field in _NUMBERS:
+            if record.get(field) is not None:
+                number(record[field], f"{what}.{field}", -1e12, 1e12)
+        _check_beside(record.get("beside", {}), f"{what}.beside")
+    return evaluation
+
+
+def _text(value: Any, what: str) -> None:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+        raise ModelFolderError(f"{what} is {repr(value)[:40]}, no text of one line")
+
+
+def _check_beside(beside: Any, what: str) -> None:
+    """{another model: its value, the difference, and that one's 95% interval or None}."""
+    if not isinstance(beside, dict):
+        raise ModelFolderError(f"{what} is no object")
+    for label, other in beside.items():
+        _text(label, f"{what}: a name")
+        if not isinstance(other, dict):
+            raise ModelFolderError(f"{what}.{label} is no object")
+        interval = other.get("interval") or []
+        if not isinstance(interval, list) or len(interval) not in (0, 2):
+            raise ModelFolderError(f"{what}.{label}.interval is no list of two")
+        for value in (other.get("value"), other.get("difference"), *interval):
+            number(value, f"{what}.{label}", -1e12, 1e12)
