@@ -51,6 +51,7 @@ class MatcherShape:
     groups: int = 2
     width: int = 32
     hidden: int = 256
+    content: int = 64
 
     @property
     def ways(self) -> list[tuple[int, int]]:
@@ -87,57 +88,44 @@ class Match:
 class Vote(nn.Module):
     """Maps of a and b -> evidence for every way and every pair of hypotheses."""
 
-    mean: Tensor  # (1, C, 1, 1)
-    std: Tensor
-
     def __init__(self, shape: MatcherShape) -> None:
         super().__init__()
         self.shape = shape
-        self.register_buffer("mean", torch.zeros(1, shape.channels, 1, 1))
-        self.register_buffer("std", torch.ones(1, shape.channels, 1, 1))
         projected = shape.groups * shape.width
         # Mirrored and turned matches need other features than straight ones: how edges lie changes.
-        self.straight = nn.Conv2d(shape.channels, projected, 1, bias=False)
-        self.of_a = nn.Conv2d(shape.channels, projected, 1, bias=False)
-        self.of_b = nn.Conv2d(shape.channels, projected, 1, bias=False)
-        for conv in (self.straight, self.of_a):
-            nn.init.orthogonal_(conv.weight.view(projected, shape.channels))
+        self.straight, self.of_a, self.of_b = (
+            nn.Linear(shape.channels, projected, bias=False) for _ in range(3)
+        )
+        for projection in (self.straight, self.of_a):
+            nn.init.orthogonal_(projection.weight)
         self.of_b.load_state_dict(self.of_a.state_dict())
         self.A, self.B = (nn.Parameter(ridges(shape)) for _ in range(2))  # (H, S^2)
         ways, hypotheses = len(shape.ways), len(shape.hypotheses)
-        self.weight = nn.Parameter(torch.full((ways, shape.groups), 1.5 / shape.groups))
+        self.weight = nn.Parameter(torch.full((ways, shape.groups, 1), 1.5 / shape.groups))
         self.bias_y = nn.Parameter(torch.zeros(ways, hypotheses, 1))
         self.bias_x = nn.Parameter(torch.zeros(ways, 1, hypotheses))
 
-    @torch.no_grad()
-    def standardise(self, maps: Tensor) -> None:
-        """Take the channels' mean and deviation from (N, C, S, S) maps of the data at hand."""
-        self.mean.copy_(maps.mean((0, 2, 3))[None, :, None, None])
-        self.std.copy_(maps.std((0, 2, 3)).clamp(min=1e-6)[None, :, None, None])
-
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(N, C, S, S) twice -> (N, ways, H, H) scores, hypotheses in y before those in x."""
-        s, k = self.shape.cells, self.shape.groups
-        a, b = ((m - self.mean) / self.std for m in (a, b))
-        a, b = (m - m.mean((2, 3), keepdim=True) for m in (a, b))  # (N, C, S, S)
-        straight_a, turned_a = self._cells(self.straight(a)), self._cells(self.of_a(a))
-        straight_b, turned_b = self.straight(b), self.of_b(b)
+        """(N, S, S, C) twice -> (N, ways, H, H) scores, hypotheses in y before those in x."""
+        s, ways = self.shape.cells, self.shape.ways
+        a, b = (m - m.mean((1, 2), keepdim=True) for m in (a, b))
+        straight_a, straight_b = (self._unit(self.straight(m)) for m in (a, b))
+        turned_a, turned_b = self._unit(self.of_a(a)), self._unit(self.of_b(b))  # (N, S, S, K, d)
+        # The groups are weighed before their cosines are added: one volume for all of them.
         volumes = [
-            straight_a @ self._cells(straight_b).mT
+            _cells(straight_a * weight) @ _cells(straight_b).mT
             if way == (0, 0)
-            else turned_a @ self._cells(laid(turned_b, *way)).mT
-            for way in self.shape.ways
+            else _cells(turned_a * weight) @ _cells(laid(turned_b, *way)).mT
+            for way, weight in zip(ways, self.weight, strict=True)
         ]
-        v = torch.stack(volumes, 1)  # (N, ways, K, S^2, S^2): (iy, ix), (ky, kx)
-        v = v.view(-1, len(volumes), k, s, s, s, s).permute(0, 1, 2, 3, 5, 4, 6)
-        v = v.reshape(-1, len(volumes), k, s * s, s * s)  # (iy, ky), (ix, kx)
-        score = (self.A @ v @ self.B.T * self.weight[None, :, :, None, None]).sum(2)
-        return score + self.bias_y + self.bias_x  # (N, ways, H, H)
+        v = torch.stack(volumes, 1)  # (N, ways, S^2, S^2): (iy, ix), (ky, kx)
+        v = v.unflatten(3, (s, s)).unflatten(2, (s, s)).transpose(3, 4)
+        v = v.reshape(-1, len(ways), s * s, s * s)  # (iy, ky), (ix, kx)
+        return self.A @ v @ self.B.T + self.bias_y + self.bias_x  # (N, ways, H, H)
 
-    def _cells(self, m: Tensor) -> Tensor:
-        """(N, K d, S, S) -> (N, K, S^2, d), every cell of length 1."""
-        m = m.reshape(-1, self.shape.groups, self.shape.width, self.shape.cells**2)
-        return F.normalize(m, dim=2, eps=1e-4).mT
+    def _unit(self, m: Tensor) -> Tensor:
+        """(N, S, S, K d) -> (N, S, S, K, d), every group of a cell of length 1."""
+        return F.normalize(m.unflatten(3, (self.shape.groups, -1)), dim=4, eps=1e-4)
 
 
 class Matcher(nn.Module):
@@ -148,14 +136,20 @@ class Matcher(nn.Module):
         std: of crop's four targets, as in the spec: hypotheses are in sides of a, targets are not.
     """
 
+    mean: Tensor  # (C,) of the maps
+    deviation: Tensor
     std: Tensor  # (4,)
+    shift: Tensor  # (4,) of log variances, so that they hold for pictures not trained on
     mirrored: Tensor  # (ways,) of each: whether it is a mirrored one
     turns: Tensor  # (ways,) of each: its quarter turns
 
     def __init__(self, shape: MatcherShape, std: tuple[float, ...], dropout: float = 0.2) -> None:
         super().__init__()
         self.shape, self.vote = shape, Vote(shape)
+        self.register_buffer("mean", torch.zeros(shape.channels))
+        self.register_buffer("deviation", torch.ones(shape.channels))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.register_buffer("shift", torch.zeros(4))
         self.register_buffer(
             "mirrored", torch.tensor([m == 1 for m, _ in shape.ways]), persistent=False
         )
@@ -166,15 +160,28 @@ class Matcher(nn.Module):
         last = nn.Linear(shape.hidden, outputs)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        seen = 8 * shape.channels
+        self.content = (
+            nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, shape.content), nn.ReLU())
+            if shape.content
+            else None
+        )
         self.network = nn.Sequential(
-            *_block(2 * ways * h + ways + 1 + 8, shape.hidden, dropout),
+            *_block(2 * ways * h + ways + 1 + 8 + shape.content, shape.hidden, dropout),
             *_block(shape.hidden, shape.hidden, dropout),
             last,
         )
         self.scale = nn.Parameter(torch.ones(4))
 
+    @torch.no_grad()
+    def standardise(self, maps: Tensor) -> None:
+        """Take the channels' mean and deviation from (N, C, S, S) maps of the data at hand."""
+        self.mean.copy_(maps.mean((0, 2, 3)))
+        self.deviation.copy_(maps.std((0, 2, 3)).clamp(min=1e-6))
+
     def forward(self, a: Tensor, b: Tensor) -> Match:
         """Maps (N, C, S, S) of views a and b -> what takes a to b."""
+        a, b = ((m.permute(0, 2, 3, 1) - self.mean) / self.deviation for m in (a, b))
         score = self.vote(a, b)  # (N, ways, H, H)
         in_y, in_x = score.logsumexp(3), score.logsumexp(2)  # (N, ways, H)
         way = in_y.logsumexp(2)  # (N, ways)
@@ -187,11 +194,13 @@ class Matcher(nn.Module):
         total = way.logsumexp(1, keepdim=True) - math.log(score[0].numel())
         shapes = [((m - m.mean((1, 2), keepdim=True)) * 0.3).flatten(1) for m in (in_y, in_x)]
         known = [*shapes, way - way.mean(1, keepdim=True), total, expected, spread_y, spread_x]
+        if self.content is not None:
+            known.append(self.content(torch.cat([_quarters(a), _quarters(b)], 1)))
         out = self.network(torch.cat(known, 1))
         crop, log_variance, flip, rot, match = out.split([4, 4, 1, out.shape[1] - 10, 1], 1)
         return Match(
             crop + expected * self.scale,
-            log_variance.clamp(*LOG_VARIANCE),
+            log_variance.clamp(*LOG_VARIANCE) + self.shift,
             flip + self._flip(way),
             rot + self._rot(way) if self.shape.turns else rot,
             match,
@@ -226,14 +235,30 @@ def ridges(shape: MatcherShape) -> Tensor:
 
 
 def laid(m: Tensor, mirrored: int, turns: int) -> Tensor:
-    """b's (N, C, S, S) map laid as a's is, if `mirrored` and `turns` are the pair's flip and rot.
+    """b's map (N, S, S, ...) laid as a's is, if `mirrored` and `turns` are the pair's flip and rot.
 
     A view is mirrored first and turned after it. So what takes b back to a is a turn by -rot where
     neither or both are mirrored, and else a mirror followed by a turn by rot.
     """
     if mirrored:
-        return m.flip(3).rot90(turns, (2, 3))
-    return m.rot90(-turns, (2, 3))
+        return m.flip(2).rot90(turns, (1, 2))
+    return m.rot90(-turns, (1, 2))
+
+
+def _cells(m: Tensor) -> Tensor:
+    """(N, S, S, K, d) -> (N, S^2, K d)."""
+    return m.flatten(3).flatten(1, 2)
+
+
+def _quarters(m: Tensor) -> Tensor:
+    """(N, S, S, C) -> (N, 4 C), means of the quarters; the middle of an odd side counts in both."""
+    end, begin = (m.shape[1] + 1) // 2, m.shape[1] // 2
+    halves = (
+        half
+        for rows in (m[:, :end], m[:, begin:])
+        for half in (rows[:, :, :end], rows[:, :, begin:])
+    )
+    return torch.cat([half.mean((1, 2)) for half in halves], 1)
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

@@ -1,12 +1,13 @@
 """Fits a matcher on a frozen encoder (see `augself_hub.modeling.matcher` for what it is).
 
-Pairs of views are drawn as the encoder's own heads had them, encoded once, and kept as maps in half
-precision while several passes are made over them:
+Several views of every picture are drawn as the encoder's own heads had them, encoded once, and kept
+as maps in half precision. In every pass over them the views of a picture are paired anew:
 
     L = 4 * beta-NLL(crop) + BCE(flip) [+ CE(rot)] + BCE(match)
 
 in both orders. Views of two pictures, and blank pictures, are what does not match: for these only
-the last term counts. The encoder never sees a gradient, so its features transfer as before.
+the last term counts. The encoder never sees a gradient, so its features transfer as before. Some
+pictures are not trained on: by them the stated errors are made to cover what they say.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.matching import combined
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError
@@ -35,6 +37,7 @@ from training.data.batches import ViewsDataset, collate
 log = logging.getLogger(__name__)
 BLANKS = 16  # pictures of one colour
 SAY_EVERY = 8.0  # seconds
+KEPT_OUT = 20  # one picture of so many says how far errors reach; of fewer none is spared
 
 
 @dataclass(frozen=True)
@@ -42,42 +45,71 @@ class MatcherSettings:
     """How a matcher is fitted.
 
     Args:
-        pairs: of views that are drawn in all.
-        passes: how often each is used.
+        pairs: half as many views as are drawn in all.
+        views: of one picture at a time, where there are enough pictures; an even number.
+        passes: how often each view is used, every time in another pair.
         batch: pairs of a step, each in both orders.
         rate: largest learning rate of a one-cycle schedule (AdamW).
         decay: weight decay.
         memory: bytes of maps that are kept at once.
+        spared: pairs of pictures not trained on, which say how far errors reach.
     """
 
     pairs: int = 36_000
+    views: int = 8
     passes: int = 5
     batch: int = 128
     rate: float = 3e-3
     decay: float = 0.02
     memory: int = 1 << 30
+    spared: int = 2000
 
 
+@dataclass(frozen=True)
 class Pairs:
     """Encoded pairs: maps of a and b, their parameters, and which picture each is of."""
 
-    def __init__(self, a: Tensor, b: Tensor, wa: Parameters, wb: Parameters, image: Tensor) -> None:
-        self.a, self.b, self.wa, self.wb, self.image = a, b, wa, wb, image
+    a: Tensor  # (N, C, S, S)
+    b: Tensor
+    wa: Parameters
+    wb: Parameters
+    picture: Tensor  # (N,)
 
     def __len__(self) -> int:
-        return len(self.image)
-
-    def at(self, rows: Tensor, device: torch.device) -> Pairs:
-        """Some of them, in single precision, where the matcher is."""
-        wa, wb = ({n: v[rows].to(device) for n, v in w.items()} for w in (self.wa, self.wb))
-        a, b = (m[rows].to(device).float() for m in (self.a, self.b))
-        return Pairs(a, b, wa, wb, self.image[rows].to(device))
+        return len(self.picture)
 
     def both_orders(self) -> Pairs:
         wa, wb = self.wa, self.wb
         ab, ba = ({n: torch.cat([u[n], v[n]]) for n in u} for u, v in ((wa, wb), (wb, wa)))
         a, b = torch.cat([self.a, self.b]), torch.cat([self.b, self.a])
-        return Pairs(a, b, ab, ba, torch.cat([self.image, self.image]))
+        return Pairs(a, b, ab, ba, torch.cat([self.picture, self.picture]))
+
+
+@dataclass(frozen=True)
+class EncodedViews:
+    """Maps of views in half precision, their parameters, and the picture of each.
+
+    Of every picture there is an even number.
+    """
+
+    maps: Tensor  # (V, C, S, S)
+    parameters: Parameters
+    picture: Tensor  # (V,)
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+    def paired(self) -> Tensor:
+        """(V / 2, 2) rows of views that show one picture: each once, in other pairs every time."""
+        order = (self.picture + torch.rand(len(self), dtype=torch.float64)).argsort()
+        pairs = order.view(-1, 2)
+        return pairs[torch.randperm(len(pairs))]
+
+    def at(self, pairs: Tensor, device: torch.device) -> Pairs:
+        """The pairs of these rows (N, 2), in single precision."""
+        a, b = (self.maps[rows].to(device).float() for rows in pairs.T)
+        wa, wb = ({n: v[rows].to(device) for n, v in self.parameters.items()} for rows in pairs.T)
+        return Pairs(a, b, wa, wb, self.picture[pairs[:, 0]].to(device))
 
 
 def fit_matcher(
@@ -132,22 +164,26 @@ def _train(
     place: MapPlace,
     settings: MatcherSettings,
 ) -> None:
-    pair_bytes = 2 * 2 * place.channels * place.cells**2
-    kept = max(settings.batch, min(settings.pairs, settings.memory // pair_bytes))
-    rounds = math.ceil(settings.pairs / kept)
-    steps = rounds * settings.passes * max(1, kept // settings.batch)
+    spared = range(0, len(images), KEPT_OUT) if len(images) >= KEPT_OUT else range(0)
+    used = [i for i in range(len(images)) if i not in spared]
+    kept = min(settings.pairs, settings.memory // (4 * place.channels * place.cells**2))
+    together = min(len(used), max(2, 2 * kept // settings.views))  # pictures of a round
+    each = max(1, kept // together)  # pairs of a picture
+    rounds = math.ceil(settings.pairs / (together * each))
+    steps = rounds * settings.passes * max(1, together * each // settings.batch)
     optimizer = torch.optim.AdamW(matcher.parameters(), settings.rate, weight_decay=settings.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.rate, steps, pct_start=0.15)
     blanks = blank_maps(network, preprocessing, place)
     began = said = time.monotonic()
-    keys = drawn_keys(len(images))
     for number in range(rounds):
-        pairs = encoded(network, images, spec, preprocessing, place, keys, kept)
+        chosen = (used[i % len(used)] for i in range(number * together, (number + 1) * together))
+        keys = [(number * each + e, index) for index in chosen for e in range(each)]
+        views = encoded(network, images, spec, preprocessing, place, keys)
         if number == 0:
-            matcher.vote.standardise(pairs.a[:2000].float())
+            matcher.standardise(views.maps[: 4000 * each : each].float())
         matcher.train()
-        for step, rows in enumerate(_batches(len(pairs), settings.batch, settings.passes)):
-            loss = matcher_loss(matcher, pairs.at(rows, network.device), spec, blanks)
+        for step, rows in enumerate(_batches(views, settings)):
+            loss = matcher_loss(matcher, views.at(rows, network.device), spec, blanks)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(matcher.parameters(), 5.0)
@@ -160,6 +196,33 @@ def _train(
                     "matcher: step %d of %d, loss %.3f, %.0f s",
                     done, steps, loss.item(), said - began,
                 )  # fmt: skip
+    if spared:
+        each = max(1, settings.spared // len(spared))
+        keys = [(e, index) for index in spared for e in range(each)]
+        calibrate(matcher, encoded(network, images, spec, preprocessing, place, keys), spec)
+
+
+@torch.no_grad()
+def calibrate(matcher: Matcher, views: EncodedViews, spec: Spec) -> None:
+    """Widen or narrow the stated errors so that 95% of these new pairs lie within 1.96 of them."""
+    matcher.eval()
+    matcher.shift.zero_()
+    ratios = []
+    for rows in views.paired().split(256):
+        pairs = views.at(rows, matcher.std.device)
+        ab, ba = matcher(pairs.a, pairs.b), matcher(pairs.b, pairs.a)
+        answer = combined(vars(ab), vars(ba), matcher.std, matcher.shape.turns)
+        error = (answer["crop"] - _target("crop", pairs, spec)).abs()
+        ratios.append(error / answer["standard_error"])
+    reach = torch.cat(ratios).quantile(0.95, dim=0) / 1.96
+    matcher.shift.copy_(2 * reach.log())
+
+
+def _batches(views: EncodedViews, settings: MatcherSettings) -> Iterator[Tensor]:
+    for _ in range(settings.passes):
+        pairs = views.paired()
+        whole = max(1, len(pairs) // settings.batch)
+        yield from pairs[: whole * settings.batch].split(settings.batch)
 
 
 def matcher_loss(matcher: Matcher, pairs: Pairs, spec: Spec, blanks: Tensor) -> Tensor:
@@ -188,8 +251,8 @@ def strangers(pairs: Pairs, blanks: Tensor) -> tuple[Tensor, Tensor]:
 
     Views of different images; every sixteenth a is blank, and every thirty-second b as well.
     """
-    other = torch.roll(torch.arange(len(pairs), device=pairs.image.device), 1)
-    different = pairs.image != pairs.image[other]
+    other = torch.roll(torch.arange(len(pairs), device=pairs.picture.device), 1)
+    different = pairs.picture != pairs.picture[other]
     a, b = pairs.a[different].clone(), pairs.b[other][different].clone()
     for m, every in ((a, 16), (b, 32)):
         rows = torch.arange(0, len(m), every)
@@ -207,15 +270,6 @@ def blank_maps(network: PreTrainedModel, preprocessing: Preprocessing, place: Ma
     return features_and_map(network, x, place)[1]
 
 
-def drawn_keys(images: int) -> Iterator[tuple[int, int]]:
-    """(epoch, index) without end: every image once an epoch, in an order of its own."""
-    epoch = 0
-    while True:
-        order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch))
-        yield from ((epoch, index) for index in order.tolist())
-        epoch += 1
-
-
 @torch.no_grad()
 def encoded(
     network: PreTrainedModel,
@@ -223,45 +277,35 @@ def encoded(
     spec: Spec,
     preprocessing: Preprocessing,
     place: MapPlace,
-    keys: Iterable[tuple[int, int]],
-    count: int,
+    keys: Sequence[tuple[int, int]],
     chunk: int = 64,
-) -> Pairs:
-    """The next `count` pairs of views, as maps of the encoder, which is in evaluation mode."""
-    keys = iter(keys)
-    maps = torch.empty(2, count, place.channels, place.cells, place.cells, dtype=torch.float16)
-    image = torch.empty(count, dtype=torch.long)
-    parameters: list[tuple[Parameters, Parameters]] = []
-    for start in range(0, count, chunk):
-        wanted = [next(keys) for _ in range(min(chunk, count - start))]
+) -> EncodedViews:
+    """Both views of each key (epoch, index), as maps of the encoder, which is in evaluation mode."""
+    shape = (2, len(keys), place.channels, place.cells, place.cells)
+    maps = torch.empty(shape, dtype=torch.float16)
+    parameters: list[Parameters] = []
+    for start in range(0, len(keys), chunk):
+        wanted = keys[start : start + chunk]
         batch = collate(images.__getitems__(wanted))
         both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]) for n in batch["w1"]}
-        both = {n: value.to(network.device) for n, value in both.items()}
         views = finish_views(
             batch["crops"].to(network.device),
-            both,
+            {n: value.to(network.device) for n, value in both.items()},
             spec.policy,
             preprocessing.mean,
             preprocessing.std,
         )
         m = features_and_map(network, views, place)[1].half().cpu()
-        end = start + len(wanted)
-        maps[0, start:end], maps[1, start:end] = m.chunk(2)
-        image[start:end] = torch.tensor([index for _, index in wanted])
-        parameters.append((batch["w1"], batch["w2"]))
+        maps[0, start : start + chunk], maps[1, start : start + chunk] = m.chunk(2)
+        parameters += [batch["w1"], batch["w2"]]
     wa, wb = (
-        {name: torch.cat([pair[side][name] for pair in parameters]) for name in parameters[0][0]}
+        {name: torch.cat([w[name] for w in parameters[side::2]]) for name in parameters[0]}
         for side in (0, 1)
     )
-    return Pairs(maps[0], maps[1], wa, wb, image)
+    joined = {name: torch.cat([wa[name], wb[name]]) for name in wa}
+    picture = torch.tensor([index for _, index in keys])
+    return EncodedViews(maps.flatten(0, 1), joined, torch.cat([picture, picture]))
 
 
 def _target(kind: str, pairs: Pairs, spec: Spec) -> Tensor:
     return targets(kind, pairs.wa, pairs.wb, spec.policy, spec.convention)[0].float()
-
-
-def _batches(count: int, batch: int, passes: int) -> Iterator[Tensor]:
-    for _ in range(passes):
-        order = torch.randperm(count)
-        whole = max(1, count // batch)
-        yield from order[: whole * batch].split(batch)

@@ -42,7 +42,7 @@ def test_a_view_is_laid_as_the_other_by_what_flip_and_rot_say(flip_a, rot_a, fli
     a, b = (augment(source, w, POLICY) for w in (wa, wb))
     mirrored = int(targets("flip", wa, wb, POLICY, "relative")[0])
     turns = int(targets("rot", wa, wb, POLICY, "relative")[0])
-    assert torch.equal(laid(b, mirrored, turns), a)
+    assert torch.equal(laid(b.permute(0, 2, 3, 1), mirrored, turns), a.permute(0, 2, 3, 1))
 
 
 def texture(y, x):
@@ -54,19 +54,19 @@ def texture(y, x):
 
 
 def painted(box, cells=8, mirrored=False, turns=0):
-    """The (1, 16, S, S) map a perfect encoder gives of a box (top, left, height, width)."""
+    """The (1, S, S, 16) map a perfect encoder gives of a box (top, left, height, width)."""
     u = (np.arange(cells) + 0.5) / cells
     y, x = np.meshgrid(box[0] + box[2] * u, box[1] + box[3] * u, indexing="ij")
-    m = torch.from_numpy(texture(y, x)).permute(2, 0, 1)[None].float()
-    m = m.flip(3) if mirrored else m
-    return m.rot90(turns, (2, 3))
+    m = torch.from_numpy(texture(y, x))[None].float()
+    m = m.flip(2) if mirrored else m
+    return m.rot90(turns, (1, 2))
 
 
 def untrained(cells=8, **shape):
     """A vote that compares the maps as they are."""
     vote = Vote(MatcherShape(16, cells, groups=1, width=16, **shape))
-    for conv in (vote.straight, vote.of_a, vote.of_b):
-        conv.weight.data.copy_(torch.eye(16)[:, :, None, None])
+    for projection in (vote.straight, vote.of_a, vote.of_b):
+        projection.weight.data.copy_(torch.eye(16))
     return vote.requires_grad_(False)
 
 

@@ -1,0 +1,304 @@
+"""How well a matcher reads place, size and mirroring off photographs it was not trained on.
+
+    python -m research.matching photographs PACKAGES CORPUS OUTPUT     whole ones, for table B
+    python -m research.matching fit MODEL CORPUS PHOTOGRAPHS OUTPUT    a matcher and its tables
+    python -m research.matching measure MODEL CORPUS PHOTOGRAPHS       of a model that has one
+
+CORPUS is what `python -m research.corpora` builds of the unpacked PACKAGES (docs/data.md). A is of
+its held-out tiles, with pairs of views as in training; B of boxes of whole held-out photographs,
+whose short side is 40 to 100% of the photograph's, as users' pairs have it. docs/matcher.md has what
+came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.matching import combined
+from augself_hub.augmentations.sampling import Parameters, draw, pixel_box
+from augself_hub.augmentations.spec import Policy, Spec
+from augself_hub.folder import new_folder
+from augself_hub.modeling.maps import MapPlace
+from augself_hub.modeling.matcher import Matcher
+from augself_hub.modeling.model import AugSelfModel
+from augself_hub.preprocess import crop_resized
+from research.corpora.building import HELD_OUT, JPEG_QUALITY, MANIFEST, PRETRAIN
+from research.corpora.pictures import file_name, find
+from training.data.batches import ViewsDataset
+from training.data.sources import Images, open_images
+from training.methods.matcher import EncodedViews, encoded
+
+log = logging.getLogger(__name__)
+SHORT_SIDE = 480  # of whole photographs as they are kept; 40% of it is three times a view
+SHORTEST = 0.4  # side of a box of table B, in short sides of the photograph
+PAIRS = 3000  # of a table
+OVERLAP = 0.3  # intersection over union, of the second half of a table
+NAMES = ("y", "x", "height", "width")
+Answer = dict[str, Tensor]
+
+
+class Boxes(ViewsDataset):
+    """Views whose boxes, or more, are drawn in another way than the policy has it.
+
+    Args:
+        redraw: (parameters of both views, height and width of the image, generator) -> None;
+            changes the parameters, two rows each, in place.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        policy: Policy,
+        seed: int,
+        redraw: Callable[[Parameters, int, int, np.random.Generator], None],
+    ) -> None:
+        super().__init__(images, policy, seed)
+        self.redraw = redraw
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        items = []
+        for epoch, index in keys:
+            image = self.read((epoch, index)).image
+            w = draw(self.policy, (self.seed, epoch, index, [0, 1]), image.height, image.width)
+            self.redraw(
+                w, image.height, image.width, np.random.default_rng((self.seed, epoch, index))
+            )
+            crops = [
+                crop_resized(image, pixel_box(box, *image.size[::-1]), self.policy.size)
+                for box in w["crop"]
+            ]
+            w1, w2 = ({n: v[[side]] for n, v in w.items()} for side in (0, 1))
+            items.append({"crops": crops, "w1": w1, "w2": w2, "label": 0, "skipped": []})
+        return items
+
+
+def large(w: Parameters, height: int, width: int, random: np.random.Generator) -> None:
+    """Boxes of 40 to 100% of the short side, up to a third longer one way, anywhere."""
+    for box in w["crop"]:
+        short = random.uniform(SHORTEST, 1) * min(height, width)
+        long = short * np.exp(random.uniform(0, np.log(4 / 3)))
+        h, w_ = (short, long) if random.random() < 0.5 else (long, short)
+        h, w_ = min(h, height) / height, min(w_, width) / width
+        box[:] = random.uniform(0, 1 - h), random.uniform(0, 1 - w_), h, w_
+
+
+def identical(w: Parameters, *_: Any) -> None:
+    for values in w.values():
+        values[1] = values[0]
+
+
+def mirror_image(w: Parameters, *_: Any) -> None:
+    identical(w)
+    w["flip"][1] = ~w["flip"][0]
+
+
+def overlap(a: Parameters, b: Parameters) -> Tensor:
+    """(N,) intersection over union of the views' boxes."""
+    (top_a, left_a, h_a, w_a), (top_b, left_b, h_b, w_b) = a["crop"].T, b["crop"].T
+    rows = torch.minimum(top_a + h_a, top_b + h_b) - torch.maximum(top_a, top_b)
+    columns = torch.minimum(left_a + w_a, left_b + w_b) - torch.maximum(left_a, left_b)
+    common = rows.clamp(min=0) * columns.clamp(min=0)
+    return common / (h_a * w_a + h_b * w_b - common)
+
+
+@torch.no_grad()
+def answered(matcher: Matcher, a: Tensor, b: Tensor) -> Answer:
+    """What is served: both orders as one answer; maps (N, C, S, S) twice, in any precision."""
+    parts = []
+    for x, y in zip(a.split(256), b.split(256), strict=True):
+        ab, ba = (vars(matcher(u.float(), v.float())) for u, v in ((x, y), (y, x)))
+        parts.append(combined(ab, ba, matcher.std, matcher.shape.turns))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+class Pairs:
+    """Encoded pairs, what is true of them and what a matcher says."""
+
+    def __init__(self, views: EncodedViews, spec: Spec, photographs: Sequence[str]) -> None:
+        self.a, self.b = views.maps.chunk(2)
+        self.wa, self.wb = (
+            {n: v.chunk(2)[side] for n, v in views.parameters.items()} for side in (0, 1)
+        )
+        self.crop, self.flip = (
+            targets(kind, self.wa, self.wb, spec.policy, spec.convention)[0].float()
+            for kind in ("crop", "flip")
+        )
+        self.overlap = overlap(self.wa, self.wb)
+        names = [photographs[i] for i in views.picture.chunk(2)[0].tolist()]
+        self.names = torch.tensor(np.unique(names, return_inverse=True)[1])
+
+    def strangers(self) -> Tensor:
+        """(N,) for every view a the row of a view b of another photograph."""
+        random = torch.Generator().manual_seed(0)
+        other = torch.arange(len(self.names))
+        while (same := self.names[other] == self.names).any():
+            other[same] = torch.randint(len(other), (int(same.sum()),), generator=random)
+        return other
+
+
+def measured(matcher: Matcher, pairs: Pairs) -> dict[str, Any]:
+    """One of the tables: R^2 and accuracy, coverage of the stated errors, strangers."""
+    said = answered(matcher, pairs.a, pairs.b)
+    error = said["crop"] - pairs.crop
+    mirrored = ((said["flip"] > 0.5) == (pairs.flip > 0.5)).float()
+    found: dict[str, Any] = {}
+    for name, rows in (("all", pairs.overlap >= 0), ("overlap", pairs.overlap > OVERLAP)):
+        values = [error[rows] ** 2, pairs.crop[rows] ** 2, mirrored[rows]]
+        found[name] = _with_intervals(torch.cat(values, 1).double(), pairs.names[rows])
+        found[name]["pairs"] = int(rows.sum())
+    within = (error.abs() <= 1.96 * said["standard_error"]).double()
+    quarter = torch.bucketize(
+        pairs.overlap, pairs.overlap.quantile(torch.tensor([0.25, 0.5, 0.75]))
+    )
+    size = pairs.crop.abs()
+    largest = size >= size.quantile(0.9, dim=0)
+    found["coverage"] = {
+        "all": within.mean(0).tolist(),
+        **{f"quarter {q + 1}": within[quarter == q].mean(0).tolist() for q in range(4)},
+        "largest tenth": ((within * largest).sum(0) / largest.sum(0)).tolist(),
+    }
+    found["standard_error"] = said["standard_error"].square().mean(0).sqrt().tolist()
+    found["rmse"] = error.square().mean(0).sqrt().tolist()
+    sure = said["standard_error"] <= said["standard_error"].median(0).values
+    found["r2 of the surer half"] = [
+        float(1 - (error[m, k] ** 2).sum() / (pairs.crop[m, k] ** 2).sum())
+        for k, m in enumerate(sure.T)
+    ]
+    two = answered(matcher, pairs.a, pairs.b[pairs.strangers()])["match"][:, 0]
+    one = said["match"][:, 0]
+    found["strangers"] = {
+        "auc": float((one[:, None] > two).double().mean()),
+        "found at 5% false alarms": float((two < one.quantile(0.05)).double().mean()),
+        "called one": float((two > 0.5).double().mean()),
+        "pairs called two": float((one < 0.5).double().mean()),
+    }
+    return found
+
+
+def _with_intervals(rows: Tensor, names: Tensor, resamples: int = 1000) -> dict[str, Any]:
+    """Squared errors, squared targets and right answers (N, 9) -> values and 95% intervals.
+
+    The intervals are the bootstrap's over photographs, whose pairs are alike.
+    """
+    sums = rows.new_zeros(int(names.max()) + 1, 10)
+    sums.index_add_(0, names, torch.cat([rows, torch.ones_like(rows[:, :1])], 1))
+    draws = torch.randint(
+        len(sums), (resamples, len(sums)), generator=torch.Generator().manual_seed(0)
+    )
+    drawn = torch.stack([sums.sum(0), *(sums[d].sum(0) for d in draws)])
+    values = torch.cat([1 - drawn[:, :4] / drawn[:, 4:8], drawn[:, 8:9] / drawn[:, 9:]], 1)
+    bounds = values[1:].quantile(torch.tensor([0.025, 0.975], dtype=values.dtype), dim=0)
+    return {
+        name: {"value": float(values[0, i]), "interval": bounds[:, i].tolist()}
+        for i, name in enumerate((*NAMES, "mirrored"))
+    }
+
+
+def copies(matcher: Matcher, same: Pairs, mirror: Pairs) -> dict[str, float]:
+    """Pictures with themselves, and with their mirror images."""
+    said = answered(matcher, same.a, same.b)
+    off = (said["crop"].abs() / said["standard_error"]).max(dim=1).values
+    turned = answered(matcher, mirror.a, mirror.b)
+    return {
+        "identical: 0 within a tenth of the error": float((off < 0.1).double().mean()),
+        "identical: called mirrored": float((said["flip"] > 0.5).double().mean()),
+        "identical: called two": float((said["match"] < 0.5).double().mean()),
+        "mirror image: called mirrored": float((turned["flip"] > 0.5).double().mean()),
+        "mirror image: rms of x": float(turned["crop"][:, 1].square().mean().sqrt()),
+    }
+
+
+class Bench:
+    """The pairs that matchers of one encoder are measured on, encoded once.
+
+    Args:
+        model: its encoder and spec are taken.
+        place: where its maps are.
+        tiles, photographs: folders of held-out images.
+    """
+
+    def __init__(self, model: AugSelfModel, place: MapPlace, tiles: Path, photographs: Path):
+        spec, policy = model.spec, model.spec.policy
+        few, whole = open_images(str(tiles)), open_images(str(photographs))
+        keep = np.random.default_rng(0).permutation(len(few))[:PAIRS]
+        few = few.at(sorted(keep.tolist()))
+        each = -(-PAIRS // len(whole))
+
+        def pairs(views: ViewsDataset, epochs: int) -> Pairs:
+            keys = [(e, i) for i in range(len(views)) for e in range(epochs)]
+            maps = encoded(model.encoder, views, spec, model.preprocessing, place, keys)
+            return Pairs(maps, spec, [photograph(n) for n in views.images.names])
+
+        self.tables = {
+            "A": pairs(ViewsDataset(few, policy, 7), 1),
+            "B": pairs(Boxes(whole, policy, 7, large), each),
+        }
+        half = few.at(range(0, len(few), 3))
+        self.same, self.mirror = (
+            pairs(Boxes(half, policy, 8, change), 1) for change in (identical, mirror_image)
+        )
+
+    def measure(self, matcher: Matcher) -> dict[str, Any]:
+        tables = {name: measured(matcher, pairs) for name, pairs in self.tables.items()}
+        return {**tables, "copies": copies(matcher, self.same, self.mirror)}
+
+
+def photograph(name: str) -> str:
+    """The photograph a tile is of: its name ends with short side, row and column."""
+    return re.sub(r"(-\d+){3}$", "", Path(name).stem)
+
+
+def table(found: dict[str, Any]) -> str:
+    """What `Bench.measure` found, as Markdown."""
+    lines = ["| | pairs | y | x | height | width | mirrored |", "|---|---|---|---|---|---|---|"]
+    for name in ("A", "B"):
+        for part, text in (("all", "all pairs"), ("overlap", f"IoU > {OVERLAP}")):
+            row = found[name][part]
+            cells = [_cell(row[n], 2) for n in NAMES] + [_cell(row["mirrored"], 3)]
+            lines.append(f"| {name}, {text} | {row['pairs']:,} | {' | '.join(cells)} |")
+    lines += ["", "| covered by 1.96 errors | y | x | height | width |", "|---|---|---|---|---|"]
+    for name in ("A", "B"):
+        for part, values in found[name]["coverage"].items():
+            lines.append(f"| {name}, {part} | {' | '.join(f'{100 * v:.1f}%' for v in values)} |")
+        half = " | ".join(f"{v:.2f}" for v in found[name]["r2 of the surer half"])
+        lines.append(f"| {name}, R² of the surer half | {half} |")
+    lines += ["", "| | |", "|---|---|"]
+    for name in ("A", "B"):
+        lines += [
+            f"| {name}, strangers: {k} | {v:.3f} |" for k, v in found[name]["strangers"].items()
+        ]
+    lines += [f"| {k} | {v:.3f} |" for k, v in found["copies"].items()]
+    return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any], digits: int) -> str:
+    low, high = entry["interval"]
+    return f"{entry['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def write_photographs(packages: Path, corpus: Path, output: Path) -> None:
+    """The whole photographs whose tiles are in a corpus, below output/pretrain and held-out."""
+    files = json.loads((corpus / MANIFEST).read_text())["files"]
+    pictures = {picture.name: picture for picture in find(packages)}
+    with new_folder(output) as stage:
+        for part in (PRETRAIN, HELD_OUT):
+            (stage / part).mkdir()
+            tiles = (n for n in files if n.startswith(f"{part}/") and n.endswith(".jpg"))
+            for name in sorted({files[n]["source"] for n in tiles}):
+                image = pictures[name].image()
+                scale = SHORT_SIDE / min(image.size)
+                size = (round(image.width * scale), round(image.height * scale))
+                image = image.resize(size, Image.Resampling.LANCZOS)
+                image.save(stage / part / f"{file_name(pictures[name])}.jpg", quality=JPEG_QUALITY)
