@@ -1,21 +1,22 @@
 """How well a matcher reads place, size and mirroring off photographs it was not trained on.
 
-    python -m research.matching photographs PACKAGES CORPUS OUTPUT     whole ones, for table B
-    python -m research.matching fit MODEL CORPUS PHOTOGRAPHS OUTPUT    a matcher and its tables
-    python -m research.matching measure MODEL CORPUS PHOTOGRAPHS       of a model that has one
+    python -m research.matching photographs PACKAGES CORPUS PHOTOGRAPHS   whole ones, for table B
+    python -m research.matching fit CORPUS PHOTOGRAPHS MODEL [NAME=VALUE ...]
+    python -m research.matching measure CORPUS PHOTOGRAPHS [MODEL]        the tables, as Markdown
 
-CORPUS is what `python -m research.corpora` builds of the unpacked PACKAGES (docs/data.md). A is of
-its held-out tiles, with pairs of views as in training; B of boxes of whole held-out photographs,
-whose short side is 40 to 100% of the photograph's, as users' pairs have it. docs/matcher.md has what
-came out.
+CORPUS is what `python -m research.corpora` builds of the unpacked PACKAGES (docs/data.md). `fit`
+writes a matcher into the folder MODEL, fitted on the corpus's tiles and drawings and on boxes of
+whole photographs; NAME is a field of MatcherSettings, or seed. `measure` reads a folder with a
+matcher, the embedded model by default. Table A is of held-out tiles, with pairs of views as in
+training; B of boxes of whole held-out photographs, with a short side of 40 to 100% of the
+photograph's, as users' pairs have it. docs/matcher.md has what came out.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.matching import combined
 from augself_hub.augmentations.sampling import Parameters, draw, pixel_box
 from augself_hub.augmentations.spec import Policy, Spec
+from augself_hub.errors import AugSelfError
 from augself_hub.folder import new_folder
 from augself_hub.modeling.maps import MapPlace
 from augself_hub.modeling.matcher import Matcher
@@ -40,11 +42,11 @@ from training.data.batches import ViewsDataset
 from training.data.sources import Images, open_images
 from training.methods.matcher import EncodedViews, encoded
 
-log = logging.getLogger(__name__)
 SHORT_SIDE = 480  # of whole photographs as they are kept; 40% of it is three times a view
 SHORTEST = 0.4  # side of a box of table B, in short sides of the photograph
 PAIRS = 3000  # of a table
 OVERLAP = 0.3  # intersection over union, of the second half of a table
+TILES_SEED, BOXES_SEED, BOXES_TIMES = 7, 9, 25  # of what is fitted on
 NAMES = ("y", "x", "height", "width")
 Answer = dict[str, Tensor]
 
@@ -92,6 +94,29 @@ def large(w: Parameters, height: int, width: int, random: np.random.Generator) -
         h, w_ = (short, long) if random.random() < 0.5 else (long, short)
         h, w_ = min(h, height) / height, min(w_, width) / width
         box[:] = random.uniform(0, 1 - h), random.uniform(0, 1 - w_), h, w_
+
+
+class TilesAndBoxes(ViewsDataset):
+    """Tiles by the policy, then large boxes of whole photographs, each so many times."""
+
+    def __init__(self, tiles: ViewsDataset, boxes: Boxes, times: int) -> None:
+        super().__init__(tiles.images, tiles.policy, tiles.seed)
+        self.tiles, self.boxes, self.times = tiles, boxes, times
+
+    def __len__(self) -> int:
+        return len(self.tiles) + self.times * len(self.boxes)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        items = []
+        for epoch, index in keys:
+            time, place = divmod(index - len(self.tiles), len(self.boxes))
+            whole = [(epoch * self.times + time, place)]
+            items += (
+                self.tiles.__getitems__([(epoch, index)])
+                if index < len(self.tiles)
+                else self.boxes.__getitems__(whole)
+            )
+        return items
 
 
 def identical(w: Parameters, *_: Any) -> None:
@@ -302,3 +327,33 @@ def write_photographs(packages: Path, corpus: Path, output: Path) -> None:
                 size = (round(image.width * scale), round(image.height * scale))
                 image = image.resize(size, Image.Resampling.LANCZOS)
                 image.save(stage / part / f"{file_name(pictures[name])}.jpg", quality=JPEG_QUALITY)
+
+
+def training_views(policy: Policy, corpus: Path, photographs: Path) -> TilesAndBoxes:
+    """What a matcher is fitted on here: nine tenths tiles and drawings, the rest large boxes."""
+    tiles, whole = (open_images(str(folder / PRETRAIN)) for folder in (corpus, photographs))
+    boxes = Boxes(whole, policy, BOXES_SEED, large)
+    return TilesAndBoxes(ViewsDataset(tiles, policy, TILES_SEED), boxes, BOXES_TIMES)
+
+
+def main(arguments: list[str]) -> None:
+    match arguments:
+        case ["photographs", packages, corpus, output]:
+            write_photographs(Path(packages), Path(corpus), Path(output))
+        case ["measure", corpus, photographs, *model] if len(model) < 2:
+            loaded = AugSelfModel.from_pretrained(*model)
+            if loaded.matcher is None or loaded.spec.matcher is None:
+                sys.exit("error: the model has no matcher: augself fit-heads adds one")
+            channels, cells, _ = loaded.spec.matcher.maps
+            place = MapPlace(loaded.spec.matcher.level, channels, cells)
+            bench = Bench(loaded, place, Path(corpus) / HELD_OUT, Path(photographs) / HELD_OUT)
+            print(table(bench.measure(loaded.matcher)))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (AugSelfError, OSError) as error:
+        sys.exit(f"error: {error}")

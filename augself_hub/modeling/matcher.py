@@ -12,8 +12,8 @@ those of the picture, so matches are counted by a vote that takes the two axes a
 A hypothesis h is (offset, log size) of b along one axis, in sides of a. A[h] weighs pairs of rows,
 B[h] pairs of columns: both begin as a ridge along i = offset + size * k and are learned. So a box
 is scored by two small matrix products, not by a search over four numbers. What the scores say,
-and how sure they are of it, a small network turns into the difference, its variance, and whether
-the two views show one picture at all.
+how sure they are of it, and what either view shows as a whole (sky is above), a small network turns
+into the difference, its variance, and whether the two views show one picture at all.
 
 The all-pairs cost volume is that of Rocco et al. (arXiv:1703.05593); the separable vote is ours.
 The variance is learned by beta-NLL (Seitzer et al., arXiv:2203.09168).
@@ -42,6 +42,7 @@ class MatcherShape:
         flips, turns: whether b may be mirrored against a, and turned by quarters.
         groups, width: cosines are taken in `groups` projections of `width` channels each.
         hidden: width of the last layers.
+        content: width of what they are told of both views beside the votes.
     """
 
     channels: int
@@ -139,9 +140,8 @@ class Matcher(nn.Module):
     mean: Tensor  # (C,) of the maps
     deviation: Tensor
     std: Tensor  # (4,)
-    shift: Tensor  # (4,) of log variances, so that they hold for pictures not trained on
-    mirrored: Tensor  # (ways,) of each: whether it is a mirrored one
-    turns: Tensor  # (ways,) of each: its quarter turns
+    slope: Tensor  # (4,) and
+    shift: Tensor  # of log variances: what makes them hold for pictures not trained on
 
     def __init__(self, shape: MatcherShape, std: tuple[float, ...], dropout: float = 0.2) -> None:
         super().__init__()
@@ -149,22 +149,17 @@ class Matcher(nn.Module):
         self.register_buffer("mean", torch.zeros(shape.channels))
         self.register_buffer("deviation", torch.ones(shape.channels))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.register_buffer("slope", torch.ones(4))
         self.register_buffer("shift", torch.zeros(4))
-        self.register_buffer(
-            "mirrored", torch.tensor([m == 1 for m, _ in shape.ways]), persistent=False
-        )
-        self.register_buffer("turns", torch.tensor([r for _, r in shape.ways]), persistent=False)
         self.grid = nn.Parameter(torch.tensor(shape.hypotheses))  # (H, 2)
         ways, h = len(shape.ways), len(shape.hypotheses)
         outputs = 4 + 4 + 1 + (4 if shape.turns else 1) + 1
         last = nn.Linear(shape.hidden, outputs)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        seen = 8 * shape.channels
-        self.content = (
-            nn.Sequential(nn.LayerNorm(seen), nn.Linear(seen, shape.content), nn.ReLU())
-            if shape.content
-            else None
+        quarters = 2 * 4 * shape.channels
+        self.content = nn.Sequential(
+            nn.LayerNorm(quarters), nn.Linear(quarters, shape.content), nn.ReLU()
         )
         self.network = nn.Sequential(
             *_block(2 * ways * h + ways + 1 + 8 + shape.content, shape.hidden, dropout),
@@ -186,35 +181,38 @@ class Matcher(nn.Module):
         in_y, in_x = score.logsumexp(3), score.logsumexp(2)  # (N, ways, H)
         way = in_y.logsumexp(2)  # (N, ways)
         p_y, p_x = (m.logsumexp(1).softmax(1) for m in (in_y, in_x))  # (N, H)
-        e_y, e_x = p_y @ self.grid, p_x @ self.grid  # (N, 2) expected offset, log size
-        spread_y, spread_x = (
-            p @ self.grid.square() - e.square() for p, e in ((p_y, e_y), (p_x, e_x))
-        )
+        (e_y, spread_y), (e_x, spread_x) = (self._moments(p) for p in (p_y, p_x))  # (N, 2) each
         expected = torch.stack([e_y[:, 0], e_x[:, 0], e_y[:, 1], e_x[:, 1]], 1) / self.std
         total = way.logsumexp(1, keepdim=True) - math.log(score[0].numel())
         shapes = [((m - m.mean((1, 2), keepdim=True)) * 0.3).flatten(1) for m in (in_y, in_x)]
-        known = [*shapes, way - way.mean(1, keepdim=True), total, expected, spread_y, spread_x]
-        if self.content is not None:
-            known.append(self.content(torch.cat([_quarters(a), _quarters(b)], 1)))
-        out = self.network(torch.cat(known, 1))
+        content = self.content(torch.cat([_quarters(a), _quarters(b)], 1))
+        way_shape = way - way.mean(1, keepdim=True)
+        known = [*shapes, way_shape, total, expected, spread_y, spread_x, content]
+        out = self.network(torch.cat(known, 1)).float()
         crop, log_variance, flip, rot, match = out.split([4, 4, 1, out.shape[1] - 10, 1], 1)
         return Match(
             crop + expected * self.scale,
-            log_variance.clamp(*LOG_VARIANCE) + self.shift,
+            log_variance.clamp(*LOG_VARIANCE) * self.slope + self.shift,
             flip + self._flip(way),
             rot + self._rot(way) if self.shape.turns else rot,
             match,
         )
 
+    def _moments(self, p: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of offset and log size, (N, 2) each, of weights (N, H)."""
+        mean = (p[:, :, None] * self.grid).sum(1)
+        return mean, (p[:, :, None] * (self.grid - mean[:, None]).square()).sum(1)
+
     def _flip(self, way: Tensor) -> Tensor:
         """Evidence for mirrored against not, (N, 1)."""
         if not self.shape.flips:
             return way.new_zeros(len(way), 1)
-        return (way[:, self.mirrored].logsumexp(1) - way[:, ~self.mirrored].logsumexp(1))[:, None]
+        straight, mirrored = way.unflatten(1, (2, -1)).logsumexp(2).unbind(1)  # the order of ways
+        return (mirrored - straight)[:, None]
 
     def _rot(self, way: Tensor) -> Tensor:
         """Evidence for each number of quarter turns, (N, 4)."""
-        return torch.stack([way[:, self.turns == r].logsumexp(1) for r in range(4)], 1)
+        return way.unflatten(1, (-1, 4)).logsumexp(1)
 
 
 def ridges(shape: MatcherShape) -> Tensor:
@@ -253,12 +251,9 @@ def _cells(m: Tensor) -> Tensor:
 def _quarters(m: Tensor) -> Tensor:
     """(N, S, S, C) -> (N, 4 C), means of the quarters; the middle of an odd side counts in both."""
     end, begin = (m.shape[1] + 1) // 2, m.shape[1] // 2
-    halves = (
-        half
-        for rows in (m[:, :end], m[:, begin:])
-        for half in (rows[:, :, :end], rows[:, :, begin:])
-    )
-    return torch.cat([half.mean((1, 2)) for half in halves], 1)
+    rows = (m[:, :end], m[:, begin:])
+    quarters = [q for half in rows for q in (half[:, :, :end], half[:, :, begin:])]
+    return torch.cat([q.mean((1, 2)) for q in quarters], 1)
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

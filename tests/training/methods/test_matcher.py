@@ -152,7 +152,7 @@ def test_views_are_paired_within_their_picture_and_anew_every_time():
 
 def test_stated_errors_are_made_to_cover_new_pairs():
     """A matcher that always says no difference, give or take a hundredth: its errors grow."""
-    shape = MatcherShape(3, 8, width=4, hidden=8, content=0)
+    shape = MatcherShape(3, 8, width=4, hidden=8, content=4)
     matcher = Matcher(shape, (0.2, 0.2, 0.3, 0.3)).eval()
     for parameter in (*matcher.network[-1].parameters(), matcher.scale):
         parameter.data.zero_()

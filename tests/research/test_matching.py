@@ -1,0 +1,168 @@
+"""The tables of a matcher, by matchers that know the truth, or a part of it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from augself_hub.modeling.matcher import Match
+from research.matching import (
+    Boxes,
+    Pairs,
+    TilesAndBoxes,
+    copies,
+    identical,
+    large,
+    measured,
+    mirror_image,
+    overlap,
+    photograph,
+    table,
+)
+from training.data.batches import ViewsDataset, collate
+from training.data.sources import open_images
+from training.methods.matcher import EncodedViews
+
+POLICY = Policy(size=8)
+SPEC = Spec("relative", POLICY, heads_for(("crop", "flip"), POLICY), features=4)
+
+
+def parameters(count, seed):
+    random = np.random.default_rng(seed)
+    boxes = random.uniform((0, 0, 0.4, 0.4), (0.4, 0.4, 0.6, 0.6), (count, 4))
+    return {
+        "crop": torch.from_numpy(boxes).float(),
+        "flip": torch.from_numpy(random.random(count) < 0.5),
+        "rot": torch.zeros(count, dtype=torch.long),
+    }
+
+
+def pairs_of(a, b, names=("p", "q", "r", "s")):
+    """Pairs whose maps are the parameters themselves, and the number of the photograph."""
+    both = {name: torch.cat([a[name], b[name]]) for name in a}
+    picture = (torch.arange(len(a["rot"])) % len(names)).repeat(2)
+    maps = torch.cat([both["crop"], both["flip"][:, None], picture[:, None]], 1)[:, :, None, None]
+    return Pairs(EncodedViews(maps.float(), both, picture), SPEC, names)
+
+
+class Knowing:
+    """A matcher that reads the truth off such maps, and is wrong by `error` in its own unit."""
+
+    std, shape = torch.tensor([0.2, 0.2, 0.3, 0.3]), SimpleNamespace(turns=False)
+
+    def __init__(self, error=0.0, stated=0.1):
+        self.error, self.stated = error, stated
+
+    def __call__(self, a, b):
+        a, b = a[:, :, 0, 0], b[:, :, 0, 0]
+        wa, wb = (
+            {"crop": m[:, :4], "flip": m[:, 4] > 0.5, "rot": torch.zeros(len(m)).long()}
+            for m in (a, b)
+        )
+        crop, flip = (targets(k, wa, wb, POLICY, "relative")[0].float() for k in ("crop", "flip"))
+        one = (a[:, 5:] == b[:, 5:]).float()
+        crop = crop / self.std + self.error * torch.randn(crop.shape)
+        variance = torch.full_like(crop, self.stated).square().log()
+        return Match(crop, variance, 20 * flip - 10, 0 * flip, 20 * one - 10)
+
+
+def test_who_knows_the_truth_reaches_every_bar():
+    found = measured(Knowing(), pairs_of(parameters(400, 0), parameters(400, 1)))
+    for part in ("all", "overlap"):
+        assert all(found[part][n]["value"] == pytest.approx(1, abs=1e-5) for n in ("y", "width"))
+        assert found[part]["mirrored"]["value"] == 1
+    assert found["all"]["pairs"] == 400 > found["overlap"]["pairs"] > 0
+    assert found["strangers"] == {
+        "auc": 1.0,
+        "found at 5% false alarms": 1.0,
+        "called one": 0.0,
+        "pairs called two": 0.0,
+    }
+
+
+def test_errors_are_measured_against_what_is_stated():
+    """By hand: 95% lie within 1.96 of an error as large as stated; R^2 is 1 - its square / mean."""
+    torch.manual_seed(0)
+    pairs = pairs_of(parameters(4000, 0), parameters(4000, 1))
+    # Both orders are averaged, and count as one: a half of the variance of each would be too sure.
+    found = measured(Knowing(error=0.5, stated=0.5 / 2**0.5), pairs)
+    assert found["coverage"]["all"] == pytest.approx([0.95] * 4, abs=0.02)
+    assert found["standard_error"] == pytest.approx(found["rmse"], rel=0.1)
+    expected = 1 - found["rmse"][2] ** 2 / float(pairs.crop[:, 2].square().mean())
+    assert found["all"]["height"]["value"] == pytest.approx(expected, abs=1e-6)
+    low, high = found["all"]["height"]["interval"]
+    assert low < expected < high
+
+
+def test_a_table_says_every_figure():
+    pairs = pairs_of(parameters(200, 0), parameters(200, 1))
+    a = parameters(200, 2)
+    flipped = {**a, "flip": ~a["flip"]}
+    found = {name: measured(Knowing(), pairs) for name in "AB"}
+    found["copies"] = copies(Knowing(), pairs_of(a, a), pairs_of(a, flipped))
+    assert found["copies"]["identical: 0 within a tenth of the error"] == 1
+    assert found["copies"]["identical: called mirrored"] == 0
+    assert found["copies"]["mirror image: called mirrored"] == 1
+    text = table(found)
+    assert text.count("1.00 (1.00 to 1.00)") == 16
+    assert "| B, largest tenth | 100.0% | 100.0% | 100.0% | 100.0% |" in text
+
+
+def test_overlap_by_hand():
+    """Two squares of 0.4, one 0.2 further right: 0.08 in common of 0.24. And two that are apart."""
+    a = {"crop": torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.0, 0.0, 0.2, 0.2]])}
+    b = {"crop": torch.tensor([[0.0, 0.2, 0.4, 0.4], [0.5, 0.5, 0.2, 0.2]])}
+    assert overlap(a, b).tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_large_boxes_are_within_the_picture_and_as_large_as_said():
+    w = {"crop": np.zeros((5000, 4))}
+    large(w, 480, 720, np.random.default_rng(0))
+    top, left, height, width = (w["crop"] * [480, 720, 480, 720]).T
+    assert (w["crop"] >= 0).all()
+    assert (top + height).max() <= 480 + 1e-6 and (left + width).max() <= 720 + 1e-6
+    short = np.minimum(height, width)
+    assert 190 < short.min() < 200 and 470 < short.max() <= 480 + 1e-6
+    assert (np.maximum(height, width) / short).max() <= 4 / 3 + 1e-6
+
+
+def test_tiles_come_by_the_policy_and_photographs_by_large_boxes_each_time_others(tmp_path):
+    random = np.random.default_rng(0)
+    for name, count in (("tiles", 3), ("whole", 2)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            pixels = random.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    tiles, whole = (open_images(str(tmp_path / name)) for name in ("tiles", "whole"))
+    boxes = Boxes(whole, POLICY, 1, large)
+    views = TilesAndBoxes(ViewsDataset(tiles, POLICY, 0), boxes, times=4)
+    assert len(views) == 3 + 4 * 2
+    keys = [(epoch, index) for epoch in range(2) for index in range(len(views))]
+    crops = [tuple(item["w1"]["crop"][0]) for item in views.__getitems__(keys)]
+    assert len(set(crops)) == len(keys)
+    again = ViewsDataset(tiles, POLICY, 0)[1, 2]["w1"]["crop"][0]
+    assert crops[keys.index((1, 2))] == tuple(again)
+    batch = collate(views.__getitems__(keys))
+    assert batch["crops"].shape == (2 * len(keys), 8, 8, 3)
+    assert batch["w2"]["crop"].shape == (len(keys), 4)
+
+
+def test_copies_have_all_but_the_mirror_in_common():
+    w = {"crop": np.random.default_rng(0).random((2, 4)), "flip": np.array([True, False])}
+    identical(w)
+    assert (w["crop"][0] == w["crop"][1]).all() and w["flip"].tolist() == [True, True]
+    mirror_image(w)
+    assert w["flip"].tolist() == [True, False]
+
+
+def test_tiles_are_of_the_photograph_they_are_named_after():
+    assert photograph("wallpapers-Kay-contents-images-1440x900-960-3-11.jpg") == (
+        "wallpapers-Kay-contents-images-1440x900"
+    )
+    assert photograph("held-out/backgrounds-Aqua.jpg") == "backgrounds-Aqua"
