@@ -1,6 +1,6 @@
 """Batch extraction side by side with its peers, and its memory as the number of images grows.
 
-    taskset -c 0,1 python benchmarks/extraction.py [--work DIR] [--quick]
+    taskset -c 0,1 python benchmarks/extraction.py [--work DIR] [--openvino PYTHON] [--quick]
 
 Images are 500 x 375 JPEGs cut from the demo's photographs; the models are untrained exports at
 224 px, made in DIR once. Every measurement runs in a process of its own, after a warm-up; the
@@ -12,6 +12,8 @@ rounds go through all rows in turn, and a row's figure is its median.
     pipeline     transformers' image-feature-extraction, batch 16, 2 workers
     timm         timm's network, a DataLoader with 2 workers
     ... int8     the same from the int8 graph, which was calibrated on the images
+    openvino ... ours on OpenVINO, in an environment of its own: --openvino is its python, where
+                 `pip install -e '.[extract,openvino]'` was done
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ WORK = ROOT / "bench"
 PHOTOGRAPHS = ROOT / "serving/demo/examples"
 SPEEDS = ("ready", "ready/core", "ours", "pipeline", "timm")
 SPEEDS += ("ready int8", "ready/core int8", "ours int8")
+ON_OPENVINO = ("openvino fp32", "openvino bf16", "openvino int8")
 SIDE, BATCH, WORKERS, UNIT = 224, 32, 2, "images a second"
 
 
@@ -66,6 +69,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encoders", nargs="*", default=["resnet18", "resnet50"])
     parser.add_argument("--memory", type=int, nargs="*", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--rows", nargs="*", help="only these, by name; the default is all")
+    parser.add_argument("--openvino", help="python of an environment with OpenVINO")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # what a measuring process is asked for
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
@@ -118,20 +123,24 @@ def export(options: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def measured(options: argparse.Namespace, folder: Path, images: Path) -> dict[str, list[float]]:
-    """Row -> images a second in each round."""
-    speeds: dict[str, list[float]] = {row: [] for row in SPEEDS}
+def measured(
+    options: argparse.Namespace, folder: Path, images: Path
+) -> dict[str, list[dict[str, float]]]:
+    """Row -> what `timed` found in each round."""
+    rows = options.rows or SPEEDS + (ON_OPENVINO if options.openvino else ())
+    found: dict[str, list[dict[str, float]]] = {row: [] for row in rows}
     for _ in range(options.rounds):
-        for row in SPEEDS:
+        for row in rows:
             name, _, precision = row.partition(" ")
             arguments = ["--model", str(folder), "--work", str(images.parent)]
             arguments += ["--images", str(options.images), "--precision", precision or "fp32"]
-            speeds[row].append(child(name, arguments)["speed"])
-    return speeds
+            python = options.openvino if row in ON_OPENVINO else sys.executable
+            found[row].append(child(name, arguments, python))
+    return found
 
 
-def child(row: str, arguments: list[str]) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--row", row, *arguments]
+def child(row: str, arguments: list[str], python: str = sys.executable) -> dict[str, Any]:
+    command = [python, __file__, "--row", row, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -141,11 +150,12 @@ def paths(options: argparse.Namespace) -> list[Path]:
 
 
 def timed(run: Callable[[int], Any], images: int) -> dict[str, float]:
-    """Images a second of run(images), after a warm-up."""
+    """Images a second of run(images) after a warm-up, and a second of a core, all processes."""
     run(min(images, 2 * BATCH))
-    began = time.perf_counter()
+    began, before = time.perf_counter(), sum(os.times()[:4])
     run(images)
-    return {"speed": images / (time.perf_counter() - began)}
+    seconds, busy = time.perf_counter() - began, sum(os.times()[:4]) - before
+    return {"speed": images / seconds, "core": images / busy}
 
 
 def ready(options: argparse.Namespace) -> dict[str, float]:
@@ -178,17 +188,21 @@ def tensors(options: argparse.Namespace, threads: int, at_once: int) -> dict[str
     return timed(run, options.images)
 
 
-def ours(options: argparse.Namespace) -> dict[str, float]:
+def ours(options: argparse.Namespace, device: str = "cpu") -> dict[str, float]:
     from serving.extraction.pipeline import extract
     from serving.inference.engine import load
 
-    engine, files = load(str(options.model), "cpu", 1, options.precision), paths(options)
+    engine, files = load(str(options.model), device, 1, options.precision), paths(options)
 
     def run(count: int) -> None:
         with tempfile.TemporaryDirectory(dir=options.work) as folder:
             extract(files[:count], Path(folder) / "out", engine)
 
     return timed(run, options.images)
+
+
+def on_openvino(options: argparse.Namespace) -> dict[str, float]:
+    return ours(options, "openvino")
 
 
 def pipeline(options: argparse.Namespace) -> dict[str, float]:
@@ -242,15 +256,29 @@ def megabytes(process: int | str, field: str) -> float:
     return int(line.split()[1]) / 1024
 
 
-def show_speed(found: Findings, encoder: str, speeds: dict[str, list[float]]) -> None:
+def show_speed(found: Findings, encoder: str, rounds: dict[str, list[dict[str, float]]]) -> None:
+    """Also of a core's second, which other load on the machine changes less."""
+    speeds = {row: [each["speed"] for each in some] for row, some in rounds.items()}
+    cores = {row: [each["core"] for each in some] for row, some in rounds.items()}
     cells = []
-    for row, rounds in speeds.items():
-        mine = statistics.median(speeds["ours int8" if row.endswith("int8") else "ours"])
-        cells.append((row, *spread(rounds), f"{mine / statistics.median(rounds):.2f}"))
-    found.table([encoder, UNIT, "quartiles", "ours to it"], cells)
-    found.chart({f"{encoder}, {row}": rounds for row, rounds in speeds.items()})
-    factor = statistics.median(speeds["ours int8"]) / statistics.median(speeds["pipeline"])
-    found.say(f"ours int8 is {factor:.2f} times the pipeline")
+    for row in rounds:
+        mine = "ours int8" if row.endswith("int8") else "ours"
+        ratios = [statistics.median(x[mine]) / statistics.median(x[row]) for x in (speeds, cores)]
+        cells.append(
+            (
+                row,
+                *spread(speeds[row]),
+                f"{ratios[0]:.2f}",
+                *spread(cores[row])[:1],
+                f"{ratios[1]:.2f}",
+            )
+        )
+    heads = [encoder, UNIT, "quartiles", "ours to it", "a second of a core", "ours to it"]
+    found.table(heads, cells)
+    found.chart({f"{encoder}, {row}": values for row, values in speeds.items()})
+    if {"ours int8", "pipeline"} <= set(speeds):
+        factor = statistics.median(speeds["ours int8"]) / statistics.median(speeds["pipeline"])
+        found.say(f"ours int8 is {factor:.2f} times the pipeline")
 
 
 def show_memory(found: Findings, options: argparse.Namespace, images: Path) -> None:
@@ -268,6 +296,7 @@ ROWS = {
     "ready": ready,
     "ready/core": ready_a_core,
     "ours": ours,
+    "openvino": on_openvino,
     "pipeline": pipeline,
     "timm": with_timm,
     "grow": grow,

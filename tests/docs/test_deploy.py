@@ -16,6 +16,7 @@ import yaml
 
 from serving.commands import serve
 from serving.limits import Limits
+from serving.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs/deploy"
@@ -33,6 +34,11 @@ def manifests() -> dict[str, dict]:
     """Kind -> what kubernetes.yaml says of it."""
     documents = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
     return {document["kind"]: document for document in documents}
+
+
+def by_queue() -> dict:
+    """The autoscaler that takes the place of the one in kubernetes.yaml."""
+    return yaml.safe_load((DEPLOY / "kubernetes-queue.yaml").read_text())
 
 
 def pod() -> dict:
@@ -164,6 +170,27 @@ def test_a_manifest_is_what_kubernetes_reads(kind, version):
         kubernetes.validate(broken, version, strict=True)
 
 
+@pytest.mark.parametrize("version", ["1.30", "1.35"])
+def test_the_autoscaler_by_queue_is_what_kubernetes_reads(version):
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="no schemas here")
+    kubernetes.validate(by_queue(), version, strict=True)
+
+
+def test_the_autoscaler_by_queue_takes_the_others_place_and_asks_for_what_there_is():
+    other = manifests()["HorizontalPodAutoscaler"]
+    assert by_queue()["metadata"] == other["metadata"]
+    for name in ("scaleTargetRef", "minReplicas", "maxReplicas"):
+        assert by_queue()["spec"][name] == other["spec"][name]
+    pods = [m["pods"] for m in by_queue()["spec"]["metrics"] if m["type"] == "Pods"]
+    asked = {pod["metric"]["name"]: int(pod["target"]["averageValue"]) for pod in pods}
+    served = set(re.findall(r"^# TYPE (\w+) gauge$", Metrics().text().decode(), re.M))
+    assert len(asked) == 2 and set(asked) <= served
+    assert max(asked.values()) < Limits().waiting_images / 2  # long before anybody gets a 429
+    (rule,) = yaml.safe_load((DEPLOY / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    pattern = re.findall(r'__name__=~"([^"]+)"', rule["seriesQuery"])[0]
+    assert {name for name in served if re.fullmatch(pattern, name)} == set(asked)
+
+
 def test_the_manifests_belong_together():
     found = manifests()
     labels = pod()["metadata"]["labels"]
@@ -231,6 +258,20 @@ def test_ray_reads_its_file():
     module, _, name = application.import_path.partition(":")
     assert callable(getattr(importlib.import_module(module), name))
     assert Arguments.model_validate(application.args).min_replicas == 2
+
+
+def test_the_sizes_are_the_measured_rates_and_their_quotients():
+    measured = (ROOT / "docs/performance.md").read_text()
+    rows = re.findall(r"^\| ResNet-18, (\w+) \| ([\d.]+) \| ([\d.]+) \|$", _readme(), re.M)
+    assert [row[0] for row in rows] == ["fp32", "int8"]
+    for precision, rate, cores in rows:
+        table = measured.partition(f"| {precision}, 8 clients |")[2]
+        assert re.findall(r"^\| ours \| ([\d.]+) \|", table, re.M)[0] == rate
+        assert float(cores) == pytest.approx(2 * 100 / float(rate), abs=0.05)
+
+
+def _readme() -> str:
+    return (DEPLOY / "README.md").read_text()
 
 
 def test_the_arithmetic_of_cores_is_the_measured_figure_times_the_rate():

@@ -1,0 +1,182 @@
+"""docs/deploy's nginx.conf and Caddyfile in the real nginx and Caddy, before a real server.
+
+Only addresses and folders are others. With a prefix they are changed as docs/deploy/README.md says.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from serving.limits import Limits
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "docs/deploy"
+PREFIX = "/images"
+WAYS = ("root", "handed on", "taken off")  # no prefix, or what the proxy does with it
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def changed(text: str, *changes: tuple[str, str]) -> str:
+    for old, new in changes:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
+def nginx(folder: Path, port: int, server: int, way: str) -> tuple[list[str], str]:
+    """The command, and the configuration it reads."""
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    temporary = "".join(f"    {kind}_temp_path {folder}/{kind};\n" for kind in kinds)
+    text = changed(
+        (DEPLOY / "nginx.conf").read_text(),
+        ("http {\n", f"http {{\n{temporary}    access_log off;\n"),
+        ("server augself:7860;", f"server 127.0.0.1:{server};"),
+        ("listen 80;", f"listen 127.0.0.1:{port};"),
+        ("location / {", "location / {" if way == "root" else f"location {PREFIX}/ {{"),
+        ("proxy_pass http://augself;", f"proxy_pass http://augself{'/' * (way == 'taken off')};"),
+    )
+    alone = f"daemon off; pid {folder}/pid; error_log {folder}/errors;"
+    if os.getuid() == 0:  # its workers would be another user, who may not read here
+        alone += " user root;"
+    return ["nginx", "-p", str(folder), "-c", str(folder / "configuration"), "-g", alone], text
+
+
+def caddy(folder: Path, port: int, server: int, way: str) -> tuple[list[str], str]:
+    there = f"127.0.0.1:{server} {{"
+    forms = {
+        "root": f"reverse_proxy {there}",
+        "handed on": f"reverse_proxy {PREFIX}/* {there}",
+        "taken off": f"uri strip_prefix {PREFIX}\n\treverse_proxy {there}",
+    }
+    text = changed(
+        (DEPLOY / "Caddyfile").read_text(),
+        ("{\n\tservers {", "{\n\tadmin off\n\tservers {"),
+        ("images.example.org {", f"http://127.0.0.1:{port} {{"),
+        ("reverse_proxy 127.0.0.1:7860 {", forms[way]),
+    )
+    command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "configuration")]
+    return command, text
+
+
+@pytest.fixture(scope="module")
+def behind(tmp_path_factory) -> Iterator[Callable[[str, int, str], str]]:
+    """A proxy in front of the server on a port -> its address."""
+    running: list[subprocess.Popen] = []
+
+    def start(name: str, server: int, way: str) -> str:
+        if shutil.which(name) is None:
+            pytest.skip(f"{name} is not installed: apt-get install {name}")
+        folder, port = tmp_path_factory.mktemp(name), free_port()
+        command, text = {"nginx": nginx, "caddy": caddy}[name](folder, port, server, way)
+        (folder / "configuration").write_text(text)
+        home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
+        with (folder / "log").open("w") as log:
+            running.append(subprocess.Popen(command, env=os.environ | home, stdout=log, stderr=log))
+        for _ in range(200):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return f"http://127.0.0.1:{port}{'' if way == 'root' else PREFIX}"
+            assert running[-1].poll() is None, (folder / "log").read_text()
+            time.sleep(0.05)
+        raise AssertionError((folder / "log").read_text())
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def servers(tiny_model, server_process) -> Iterator[dict[str, int]]:
+    """The port of one at the root, and of one below the prefix, with the demo."""
+    model = ("--model", str(tiny_model))
+    started = [server_process(*model), server_process(*model, "--demo", "--root-path", PREFIX)]
+    yield {prefix: each.port for prefix, each in zip(("", PREFIX), started, strict=True)}
+    for server in started:
+        server.process.kill()
+        server.process.wait(20)
+
+
+@pytest.fixture(scope="module", params=[(p, w) for p in ("nginx", "caddy") for w in WAYS], ids=str)
+def site(request, behind, servers) -> Iterator[httpx.Client]:
+    """Clients of a proxy, relative to where the server is on it."""
+    name, way = request.param
+    server = servers["" if way == "root" else PREFIX]
+    with httpx.Client(base_url=behind(name, server, way), timeout=60) as client:
+        yield client
+
+
+def test_an_image_is_answered(site, pixels, encoded, expected):
+    answer = site.post("/v1/embeddings", files={"image": encoded(pixels(1))})
+    assert answer.status_code == 200, answer.text
+    found = np.array(answer.json()["data"][0]["embedding"], np.float32)
+    np.testing.assert_allclose(found, expected(pixels(1)), rtol=1e-4, atol=1e-5)
+    assert len(answer.headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.parametrize(("more", "whose"), [(-2000, "server"), (1000, "server"), (2 * 2**20, "")])
+def test_a_body_is_bounded_by_the_server_in_json_and_far_beyond_by_the_proxy(site, more, whose):
+    """At the limit it is read (and is no image); beyond it the answer is still the server's."""
+    body = bytes(Limits().body_bytes + more)
+    try:
+        answer = site.post("/v1/embeddings", content=body, headers={"Content-Type": "image/png"})
+    except httpx.WriteError:  # the proxy closed while we sent what it had refused
+        assert whose == ""
+        return
+    if whose:
+        assert answer.json()["error"]["code"] == (
+            "body_too_large" if more > 0 else "undecodable_image"
+        )
+    assert answer.status_code == (413 if more > 0 else 400)
+
+
+def test_a_body_of_no_stated_length_is_bounded_too(site):
+    parts = (bytes(2**20) for _ in range(36))
+    try:
+        answer = site.post("/v1/embeddings", content=parts, headers={"Content-Type": "image/png"})
+    except (httpx.WriteError, httpx.RemoteProtocolError):
+        return
+    assert answer.status_code == 413
+
+
+def test_pages_and_what_they_load_are_below_the_prefix(site):
+    """/docs and the demo, followed as a browser would."""
+    prefix = site.base_url.path.rstrip("/")
+    for page in ("/docs", *["/"] * bool(prefix)):
+        answer = site.get(page, follow_redirects=True)
+        while answer.status_code == 503:  # the demo is built after the start
+            time.sleep(0.2)
+            answer = site.get(page, follow_redirects=True)
+        assert answer.status_code == 200, answer.text
+        found = re.findall(r"""(?:src|href)="([^"]+)"|url: '([^']+)'""", answer.text)
+        links = [link for pair in found for link in pair if link and not link.startswith("data:")]
+        # Gradio's pages name a manifest that it only has as an app of the desktop.
+        links = [link for link in links if "fonts." not in link and link != "/manifest.json"]
+        assert links
+        for link in links:
+            url = answer.url.join(link)
+            assert url.path.startswith(f"{prefix}/"), link
+            if url.host == site.base_url.host:
+                assert site.get(url).status_code == 200, link
+    assert site.get("/openapi.json").status_code == 200
+
+
+def test_metrics_are_closed_and_health_is_open(site):
+    assert site.get("/metrics").status_code == 403
+    assert site.get("/health/ready").status_code == 200
