@@ -2,10 +2,12 @@
 
 POST /v1/embeddings        images -> features, in OpenAI's shape
 POST /v1/augmentations     pairs of images -> how their augmentations differ
-GET  /v1/models            what is served
+GET  /v1/models, /v1/models/{id}   what is served
 /v2/...                    the open inference protocol, see `kserve`
-GET  /health/live, /health/ready, /metrics, /docs
-/                          the demo, where it was asked for
+GET  /health, /health/live, /health/ready, /version, /metrics, /docs
+/                          the demo where it was asked for, else /docs
+
+HEAD is answered wherever GET is, OPTIONS with what is allowed.
 """
 
 from __future__ import annotations
@@ -13,13 +15,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
+import re
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
@@ -32,9 +37,9 @@ from augself_hub import __version__
 from augself_hub.differences import describe, is_gray, matching
 from serving.http import kserve
 from serving.http.access_log import AccessLog, note
-from serving.http.bodies import Item, read_embeddings, read_pairs
+from serving.http.bodies import Item, read_embeddings, read_pairs, refuse_query
 from serving.http.callers import Callers
-from serving.http.gate import Gate, inner_path
+from serving.http.gate import OURS, Gate, inner_path
 from serving.http.keys import Keys
 from serving.http.late_demo import LateDemo
 from serving.http.negotiation import JSON, NPY, negotiated
@@ -61,6 +66,8 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorAnswer},
     "5XX": {"model": ErrorAnswer},
 }
+_MOST_IGNORED = 8  # fields are named in the answer
+_PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _CLIENT_LEFT = 499  # nobody reads it; it is what the metrics count
 
 
@@ -106,6 +113,8 @@ def _application(service: Service, demo: LateDemo | None) -> FastAPI:
     _add_routes(app)
     if demo is not None:
         app.mount("/", demo)
+    else:
+        app.router.routes.append(Route("/", documentation, include_in_schema=False))
     return app
 
 
@@ -130,14 +139,26 @@ def _add_routes(app: FastAPI) -> None:
         responses=_ERRORS,
         openapi_extra=pairs,
     )(augmentations)
-    app.get("/v1/models", response_model=ModelList)(models)
+    plain: dict[str, Any] = {"dependencies": [Depends(refuse_query)], "responses": _ERRORS}
+    app.get("/v1/models", response_model=ModelList, **plain)(models)
+    app.get("/v1/models/{id:path}", response_model=ModelRecord, **plain)(model)
+    app.get("/health", responses={503: {"model": ErrorAnswer}})(health)
     app.get("/health/live")(live)
     app.get("/health/ready", responses={503: {"model": ErrorAnswer}})(ready)
+    app.get("/version")(version)
     app.get("/metrics", response_class=PlainTextResponse)(metrics)
     kserve.add_routes(app)
+    for route in [r for r in app.routes if isinstance(r, APIRoute) and "GET" in r.methods]:
+        app.head(
+            route.path,
+            dependencies=route.dependencies,
+            response_model=None,
+            include_in_schema=False,
+        )(route.endpoint)
     # Before the demo, which would answer every path.
-    for rest in ("/v1", "/v1/{rest:path}", "/v2", "/v2/{rest:path}"):
-        app.router.routes.append(Route(rest, Unrouted(), include_in_schema=False))
+    for first in OURS:
+        for rest in ("", "/{rest:path}"):
+            app.router.routes.append(Route(f"/{first}{rest}", Unrouted(), include_in_schema=False))
 
 
 async def embeddings(request: Request) -> Response:
@@ -147,7 +168,9 @@ async def embeddings(request: Request) -> Response:
     with service.metrics.stage("read"):
         options, items = await read_embeddings(request, service.limits)
     model = service.models.named(options.model)
+    _refuse_other_dimensions(options.dimensions, model)
     note(request.scope, model=model.name, images=len(items))
+    headers = _ignored(options)
     features = await service.answered(request, model, _features(service, model, items))
     with service.metrics.stage("encode"):
         if options.normalize:
@@ -155,10 +178,10 @@ async def embeddings(request: Request) -> Response:
         if not np.isfinite(features).all():
             raise ValueError(f"features of {model.name} are not finite")
         if media_type == NPY:
-            return Response(_npy(features), media_type=NPY)
+            return Response(_npy(features), media_type=NPY, headers=headers)
         # Not JSONResponse: the standard library takes 66 ms for 64 rows of 2,048 numbers.
         answer = _embedding_answer(model.name, features, options)
-        return Response(to_json(answer), media_type=JSON)
+        return Response(to_json(answer), media_type=JSON, headers=headers)
 
 
 async def augmentations(request: Request) -> Response:
@@ -181,6 +204,27 @@ async def models(request: Request) -> JSONResponse:
     return JSONResponse(ModelList(data=records).model_dump())
 
 
+async def model(request: Request, id: str) -> JSONResponse:
+    """One of them."""
+    service: Service = request.app.state.service
+    return JSONResponse(_record(service.models.named(id), service.limits).model_dump())
+
+
+async def health(request: Request) -> dict[str, str]:
+    """As /health/ready."""
+    return await ready(request)
+
+
+async def version() -> dict[str, str]:
+    """Of this server."""
+    return {"version": __version__}
+
+
+async def documentation(request: Request) -> RedirectResponse:
+    """Where there is no demo, / leads to /docs."""
+    return RedirectResponse(f"{request.scope.get('root_path', '')}/docs", 307)
+
+
 async def live() -> dict[str, str]:
     """The process answers."""
     return {"status": "live"}
@@ -199,15 +243,21 @@ async def metrics(request: Request) -> Response:
 
 
 class Unrouted:
-    """Whatever else is under /v1 or /v2: 405 where another method would do, else 404."""
+    """Whatever else is under our paths: 405 where another method would do, else 404."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = sorted(
+        allowed = {
             method
             for route in scope["app"].routes
             if route.matches(scope)[0] is Match.PARTIAL
             for method in route.methods
-        )
+        }
+        allowed = sorted({*allowed, "OPTIONS"} if allowed else ())
+        if allowed and scope["method"] == "OPTIONS":
+            await Response(status_code=204, headers={"Allow": ", ".join(allowed)})(
+                scope, receive, send
+            )
+            return
         if allowed:
             raise HTTPException(405, headers={"Allow": ", ".join(allowed)})
         raise HTTPException(404)
@@ -255,6 +305,21 @@ def _embedding_answer(
     ]
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     return {"object": "list", "model": model, "data": data, "usage": usage}
+
+
+def _refuse_other_dimensions(wanted: int | None, model: Model) -> None:
+    """Features are not trained so that their first ones would do alone."""
+    width = model.source.spec.features
+    if wanted is not None and wanted != width:
+        message = f"embeddings of this model have {width} dimensions and are not cut: ask for "
+        raise Problem(400, "unsupported_dimensions", f"{message}{width} or for none", "dimensions")
+
+
+def _ignored(options: EmbeddingOptions) -> dict[str, str]:
+    """The header that names the fields of the JSON that are not known, the first of them."""
+    names = (name for name in options.model_extra or () if _PLAIN.fullmatch(name))
+    named = ", ".join(itertools.islice(names, _MOST_IGNORED))
+    return {"X-Ignored-Fields": named} if named else {}
 
 
 def _base64(row: np.ndarray) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from serving.http.problems import Problem
 from serving.http.schemas import (
     AugmentationOptions,
     AugmentationRequest,
+    EmbeddingFields,
     EmbeddingOptions,
     EmbeddingRequest,
 )
@@ -57,7 +58,9 @@ class Item:
         """
         if isinstance(self.content, bytes):
             return self.content
-        text, begin = self.content, self.content.find(",", 0, _LONGEST_HEAD) + 1
+        # Line breaks, which MIME's base64 has after 76 characters, are no part of the data.
+        text = self.content.replace("\n", "").replace("\r", "")
+        begin = text.find(",", 0, _LONGEST_HEAD) + 1
         if not (text.startswith("data:") and text[:begin].endswith(";base64,")):
             message = "not a data: URL (data:image/jpeg;base64,...), and no other is read here"
             raise Problem(400, "bad_data_url", message, self.param)
@@ -82,13 +85,17 @@ def _embeddings(
     if kind == "application/json":
         asked = _validated(EmbeddingRequest, body, limits)
         items = [Item(f"input[{i}]", url) for i, url in enumerate(asked.input)]
-        return asked, _counted(items, limits, "input")
+        return _with_query(asked, EmbeddingFields, request), _counted(items, limits, "input")
     if kind == "multipart/form-data":
         form = _Form(limits.items + _OPTION_FIELDS).parse(request, body)
         items = [Item(f"image[{i}]", data) for i, data in enumerate(form.take("image"))]
-        return form.options(EmbeddingOptions), _counted(items, limits, "image")
+        if not items:
+            message = "there is no image: a form has its images in fields called image"
+            raise Problem(400, "no_images", message, "image")
+        return form.options(EmbeddingFields, request), _counted(items, limits, "image")
     if kind.startswith("image/") or kind in _UNNAMED:
-        return _from_strings(EmbeddingOptions, dict(request.query_params)), [Item("image", body)]
+        options = _from_strings(EmbeddingFields, request.query_params.multi_items())
+        return options, [Item("image", body)]
     raise _unsupported()
 
 
@@ -109,11 +116,11 @@ def _pairs(
             (Item(f"pairs[{i}].a", pair.a), Item(f"pairs[{i}].b", pair.b))
             for i, pair in enumerate(asked.pairs)
         ]
-        return asked, _counted(pairs, limits, "pairs")
+        return _with_query(asked, AugmentationOptions, request), _counted(pairs, limits, "pairs")
     if kind == "multipart/form-data":
         form = _Form(2 + _OPTION_FIELDS).parse(request, body)
         pair = (form.one("image_a"), form.one("image_b"))
-        return form.options(AugmentationOptions), [pair]
+        return form.options(AugmentationOptions, request), [pair]
     raise _unsupported()
 
 
@@ -188,11 +195,39 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
         raise Problem(400, "bad_json", "the body is not JSON") from None
 
 
-def _from_strings(record: type[Record], fields: dict[str, str]) -> Record:
+def _from_strings(record: type[Record], pairs: Iterable[tuple[str, str]]) -> Record:
+    """Of a query, a form or both: every name once."""
+    fields: dict[str, str] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise _twice(name)
+        if name not in record.model_fields:
+            message = f"this is not known here: there are {', '.join(record.model_fields)}"
+            raise Problem(422, "extra_forbidden", message, name[:100])
+        fields[name] = value
     try:
         return record.model_validate_strings(fields)
     except ValidationError as error:
         raise schema_problem(error) from None
+
+
+def _with_query(asked: Record, options: type[BaseModel], request: Request) -> Record:
+    """What the JSON asks for, and what the query adds to it."""
+    given = _from_strings(options, request.query_params.multi_items())
+    if twice := given.model_fields_set & asked.model_fields_set:
+        raise _twice(min(twice))
+    return asked.model_copy(update=given.model_dump(exclude_unset=True))
+
+
+def _twice(name: str) -> Problem:
+    return Problem(422, "given_twice", "this is given more than once", name[:100])
+
+
+def refuse_query(request: Request) -> None:
+    """For routes that have no options. Raises the 422 that names the first."""
+    if given := [name for name, _ in request.query_params.multi_items()]:
+        message = "this route has no options: leave the query out"
+        raise Problem(422, "extra_forbidden", message, given[0][:100])
 
 
 def schema_problem(error: ValidationError, status: int = 422) -> Problem:
@@ -240,10 +275,14 @@ class _Form:
             raise Problem(422, "bad_pair", f"{len(found)} fields {name}, 1 is wanted", name)
         return Item(name, found[0])
 
-    def options(self, record: type[Record]) -> Record:
-        """The fields that are left, the last of each name."""
-        named = {k[:100]: v[-1][:1000].decode(errors="replace") for k, v in self.parts.items()}
-        return _from_strings(record, named)
+    def options(self, record: type[Record], request: Request) -> Record:
+        """The fields that are left, and the query's."""
+        fields = [
+            (name[:100], part[:1000].decode(errors="replace"))
+            for name, parts in self.parts.items()
+            for part in parts
+        ]
+        return _from_strings(record, [*fields, *request.query_params.multi_items()])
 
     def _callbacks(self) -> Any:
         return {

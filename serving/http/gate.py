@@ -26,8 +26,15 @@ _WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
 _QUERY_BYTES = 4096  # a thousand options take longer to read than any image's head
 _LINGER_SECONDS, _PAUSE_SECONDS = 5.0, 1.0
-_HEALTH = ("/health/", "/v2/health/")
-_READABLE = ["Inference-Header-Content-Length", "Retry-After", "X-Request-Id", "traceresponse"]
+OURS = ("v1", "v2", "health", "version", "metrics", "docs", "openapi.json")  # first parts of paths
+_HEALTH = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+_READABLE = [
+    "Inference-Header-Content-Length",
+    "Retry-After",
+    "X-Ignored-Fields",
+    "X-Request-Id",
+    "traceresponse",
+]
 logger = logging.getLogger(__name__)
 
 
@@ -74,9 +81,12 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # nothing here speaks it
-        elif scope["type"] != "http":
+            return
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
-        elif _is_api(inner_path(scope)) and self.callers.named(Headers(scope=scope).get("origin")):
+            return
+        scope = _without_last_slash(scope)
+        if _is_api(inner_path(scope)) and self.callers.named(Headers(scope=scope).get("origin")):
             await self._shared(scope, receive, send)
         else:
             await self._visited(scope, receive, send)
@@ -119,7 +129,7 @@ class Gate:
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         """What is known before the body is read."""
         path = inner_path(scope)
-        problem = self.callers.refusal(headers, path.startswith(_HEALTH))
+        problem = self.callers.refusal(headers, path in _HEALTH)
         if problem is not None:
             return problem
         if len(scope.get("query_string", b"")) > _QUERY_BYTES:
@@ -135,7 +145,8 @@ class Gate:
             return Problem(400, "bad_length", message)
         if length > self.limits.body_bytes:
             return _too_large(self.limits)
-        if self.draining and (path.endswith("/ready") or scope["method"] not in _WITHOUT_SLOT):
+        asks_ready = path == "/health" or path.endswith("/ready")
+        if self.draining and (asks_ready or scope["method"] not in _WITHOUT_SLOT):
             return Problem(503, "draining", "the server is shutting down: try again later")
         if scope["method"] in _WITHOUT_SLOT:
             return None
@@ -246,19 +257,28 @@ def inner_path(scope: Scope) -> str:
     return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
+def _without_last_slash(scope: Scope) -> Scope:
+    """Clients write our paths with one as well as without."""
+    path = scope["path"]
+    ours = inner_path(scope)[1:].partition("/")[0] in OURS
+    return {**scope, "path": path[:-1]} if ours and path.endswith("/") else scope
+
+
 def _is_api(path: str) -> bool:
     return path.startswith(("/v1", "/v2"))
 
 
 def _kept(path: str) -> bool:
     """Whether a key opens it. Probes have none."""
-    return _is_api(path) and not path.startswith(_HEALTH)
+    return _is_api(path) and path not in _HEALTH
 
 
 def _label(path: str) -> str:
     """What it is counted as: a name of ours."""
     if path.startswith("/v2/models/") and path.endswith("/infer"):
         return "/v2/infer"
+    if path.startswith("/v1/models/"):
+        return "/v1/models"
     return path if path in _COUNTED else "other"
 
 

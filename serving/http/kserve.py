@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
 from augself_hub import __version__
 from augself_hub.errors import UsageError
 from serving.http.access_log import note
-from serving.http.bodies import apart, read_body
+from serving.http.bodies import apart, read_body, refuse_query
 from serving.http.problems import Problem
 from serving.http.schemas import (
     GraphRecord,
@@ -70,15 +70,19 @@ def add_routes(app: FastAPI) -> None:
     body = {"application/json": {"schema": inlined(InferRequest)}, BINARY: _OCTETS}
     asked = {"requestBody": {"required": True, "content": body}}
     given: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {}}}}
-    app.get("/v2", response_model=ServerRecord)(server)
-    app.get("/v2/", include_in_schema=False)(server)
+    plain: dict[str, Any] = {"dependencies": [Depends(refuse_query)], "responses": _ERRORS}
+    app.get("/v2", response_model=ServerRecord, **plain)(server)
     app.get("/v2/health/live")(live)
     app.get("/v2/health/ready", responses=_ERRORS)(ready)
     app.post(
-        f"{one}/infer", response_model=InferAnswer, responses=_ERRORS | given, openapi_extra=asked
+        f"{one}/infer",
+        response_model=InferAnswer,
+        responses=_ERRORS | given,
+        openapi_extra=asked,
+        dependencies=plain["dependencies"],
     )(infer)
-    app.get(f"{one}/ready", responses=_ERRORS)(model_ready)
-    app.get(one, response_model=GraphRecord, responses=_ERRORS)(metadata)
+    app.get(f"{one}/ready", **plain)(model_ready)
+    app.get(one, response_model=GraphRecord, **plain)(metadata)
 
 
 def refuse_shared_names(models: Models) -> None:

@@ -1,8 +1,10 @@
 """The bodies of requests and answers, as /docs shows them and as they are checked.
 
-/v1/embeddings has OpenAI's shape and ignores fields it does not know, as clients of that API send
-some; /v1/augmentations is ours and refuses them; /v2 is the open inference protocol, whose clients
+/v1/embeddings has OpenAI's shape. Fields of its JSON that are not known are ignored, as clients of
+that API send some, and the answer's header X-Ignored-Fields names them. Forms, queries and
+/v1/augmentations are ours and refuse them; /v2 is the open inference protocol, whose clients
 may add fields, but no parameters of a tensor that we do not know: they say what its data mean.
+An optional field that is null is one that was left out.
 """
 
 from __future__ import annotations
@@ -15,18 +17,35 @@ DATA_URL = "data:image/<type>;base64,<bytes>"
 
 
 class EmbeddingOptions(BaseModel):
-    """How embeddings are wanted: fields of the JSON or the form, or the query of a raw body."""
+    """How embeddings are wanted: fields of the JSON or the form, or the query of any body."""
 
     model: str | None = Field(
         default=None, max_length=256, description="Absent: the first model served."
     )
-    encoding_format: Literal["float", "base64"] = Field(
-        default="float", description="base64: little-endian float32."
+    encoding_format: Literal["float", "base64"] | None = Field(
+        default=None, description="base64: little-endian float32. Absent: float."
     )
-    normalize: bool = Field(default=False, description="Divide every vector by its length.")
+    dimensions: int | None = Field(
+        default=None, description="No other than the model's: embeddings are never cut."
+    )
+    normalize: bool | None = Field(
+        default=None, description="Divide every vector by its length. Absent: no."
+    )
+    modality: Literal["image"] | None = Field(
+        default=None, description="Sent by clients of servers that also embed texts."
+    )
+    user: str | None = Field(default=None, description="Part of OpenAI's shape; has no effect.")
+
+
+class EmbeddingFields(EmbeddingOptions):
+    """The same of a form or a query, where nothing else may stand."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class EmbeddingRequest(EmbeddingOptions):
+    model_config = ConfigDict(extra="allow")  # ignored, and said so
+
     input: Annotated[list[str], FailFast()] = Field(
         description=f"Images, each {DATA_URL}; a single one needs no list."
     )
@@ -154,8 +173,8 @@ class InferInput(BaseModel):
     name: str
     datatype: str
     shape: Annotated[list[int], FailFast()]
-    parameters: dict[str, Any] = Field(
-        default={}, description="binary_data_size: bytes of this input that follow the JSON."
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="binary_data_size: bytes of this input that follow the JSON."
     )
     data: list[Any] | None = Field(
         default=None, description="Numbers, flat or nested like the shape, or binary_data_size."
@@ -166,20 +185,23 @@ class InferOutput(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: str
-    parameters: dict[str, Any] = Field(default={}, description="binary_data: true or false.")
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="binary_data: true or false."
+    )
+
+
+_Outputs = Annotated[list[InferOutput], Field(fail_fast=True, max_length=MOST_TENSORS)]
 
 
 class InferRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     id: str | None = Field(default=None, description="Comes back in the answer.")
-    parameters: dict[str, Any] = Field(
-        default={}, description="binary_data_output: what outputs are that do not say it."
+    parameters: dict[str, Any] | None = Field(
+        default=None, description="binary_data_output: what outputs are that do not say it."
     )
     inputs: Annotated[list[InferInput], FailFast()] = Field(max_length=MOST_TENSORS)
-    outputs: Annotated[list[InferOutput], FailFast()] = Field(
-        default=[], max_length=MOST_TENSORS, description="None: all of them."
-    )
+    outputs: _Outputs | None = Field(default=None, description="None: all of them.")
 
 
 class InferredOutput(BaseModel):

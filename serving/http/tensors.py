@@ -159,8 +159,9 @@ def _binary_parts(inputs: Sequence[InferInput], rest: memoryview) -> list[memory
 
 def _parameter(given: InferInput | InferOutput, name: str, kind: type, param: str) -> Any:
     """The one parameter a tensor may have. Others would change what is meant: refused."""
-    value = given.parameters.get(name)
-    if given.parameters.keys() - {name} or not (value is None or type(value) is kind):
+    parameters = given.parameters or {}
+    value = parameters.get(name)
+    if parameters.keys() - {name} or not (value is None or type(value) is kind):
         message = f"the only parameter known here is {name}, of type {kind.__name__}"
         raise Problem(400, "bad_parameter", message, f"{param}.parameters")
     return value
@@ -233,14 +234,14 @@ def _flat(data: list[Any], shape: list[int]) -> list[Any]:
 
 def _wanted_outputs(request: InferRequest, known: Sequence[str]) -> dict[str, bool]:
     """Name -> as binary data? All of them where none is asked for."""
-    default = request.parameters.get("binary_data_output", False)
-    if type(default) is not bool:
+    default = (request.parameters or {}).get("binary_data_output")
+    if type(default) not in (bool, type(None)):
         raise Problem(400, "bad_parameter", "binary_data_output is true or false", "parameters")
     wanted: dict[str, bool] = {}
-    for i, output in enumerate(request.outputs):
+    for i, output in enumerate(request.outputs or []):
         binary = _parameter(output, "binary_data", bool, f"outputs[{i}]")
         if output.name not in known or output.name in wanted:
             message = f"the outputs are {', '.join(known)}, each at most once"
             raise Problem(400, "bad_outputs", message, f"outputs[{i}]")
-        wanted[output.name] = default if binary is None else binary
-    return wanted or dict.fromkeys(known, default)
+        wanted[output.name] = bool(default) if binary is None else binary
+    return wanted or dict.fromkeys(known, bool(default))

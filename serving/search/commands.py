@@ -37,7 +37,7 @@ def index(table: Path, output: Path) -> None:
 @click.command()
 @click.argument("index", type=_FOLDER)
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--output", required=True, type=click.Path(path_type=Path), help="A PNG to write.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also a contact sheet: a PNG.")
 @click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="Matches.")
 @click.option("--model", help="What TABLE was extracted with. Default: the embedded model.")
 @click.option("--source", help="Where the table's images are now. Default: where they were.")
@@ -46,7 +46,7 @@ def index(table: Path, output: Path) -> None:
 def search(
     index: Path,
     image: Path,
-    output: Path,
+    output: Path | None,
     count: int,
     model: str | None,
     source: str | None,
@@ -58,11 +58,16 @@ def search(
         from augself_hub.preprocess import decode
         from serving.search import sheet
         from serving.search.index import FeatureIndex
-    if output.suffix.lower() != ".png":
+    if output is not None and output.suffix.lower() != ".png":
         raise UsageError(f"--output {output}: the contact sheet is a PNG, give a name in .png")
+    if output is None and source is not None:
+        raise UsageError("--source is where the contact sheet's pictures are: give --output too")
     opened = FeatureIndex(index)
     data = image.read_bytes()
     matches = _matches(opened, image, data, count, model, device)
+    if output is None:
+        click.echo(_listing(matches, as_json))
+        return
     found = sheet.pictures(opened.table_manifest, matches, source)
     sheet.save(sheet.draw(decode(data, least=sheet.SIDE), matches, found), output)
     click.echo(_listing(matches, as_json))

@@ -152,6 +152,132 @@ def test_the_api_page_asks_nothing_of_other_hosts(client):
     assert all(client.get(link).status_code == 200 for link in links)
 
 
+def test_one_model_is_told_by_its_name_whatever_slashes_it_has(client, problem):
+    (listed,) = client.get("/v1/models").json()["data"]
+    assert client.get("/v1/models/tiny").json() == listed
+    assert problem(client.get("/v1/models/org/tiny")) == (404, "model_not_found", "model")
+
+
+GOT = ["/v1/models", "/v1/models/tiny", "/health", "/health/live", "/health/ready", "/version"]
+GOT += ["/metrics", "/docs", "/openapi.json", "/v2", "/v2/models/tiny", "/v2/models/tiny/ready"]
+
+
+@pytest.mark.parametrize("path", GOT)
+def test_head_and_a_last_slash_wherever_get_is(client, path):
+    got, asked, slash = client.get(path), client.head(path), client.get(f"{path}/")
+    assert got.status_code == asked.status_code == slash.status_code == 200
+    assert asked.content == b"" and asked.headers["content-type"] == got.headers["content-type"]
+    if path != "/metrics":  # it counts these very requests
+        assert asked.headers["content-length"] == str(len(got.content))
+        assert slash.content == got.content
+
+
+def test_a_last_slash_of_a_post(client, pixels, encoded, vectors):
+    data = encoded(pixels(1))
+    without = vectors(client.post("/v1/embeddings", content=data))
+    np.testing.assert_array_equal(vectors(client.post("/v1/embeddings/", content=data)), without)
+
+
+def test_options_says_what_is_allowed(client):
+    answer = client.options("/v1/models")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
+    assert client.options("/v1/embeddings").headers["allow"] == "OPTIONS, POST"
+
+
+def test_the_version_and_the_way_to_the_documentation(client):
+    from importlib.metadata import version
+
+    assert client.get("/version").json() == {"version": version("augself-hub")}
+    home = client.get("/")
+    assert (home.status_code, home.headers["location"]) == (307, "/docs")
+    assert client.get("/health").json() == client.get("/health/ready").json()
+
+
+OPTIONS = ("model", "encoding_format", "dimensions", "normalize", "modality", "user")
+
+
+def test_null_is_as_if_it_were_left_out(client, pixels, encoded, vectors):
+    data = data_url(encoded(pixels(1)))
+    plain = client.post("/v1/embeddings", json={"input": data})
+    null = client.post("/v1/embeddings", json={"input": data} | dict.fromkeys(OPTIONS))
+    np.testing.assert_array_equal(vectors(null), vectors(plain))
+    pairs = {"pairs": [{"a": data, "b": data}], "model": None}
+    assert client.post("/v1/augmentations", json=pairs).status_code == 200
+
+
+def test_dimensions_are_the_models_or_refused(client, pixels, encoded, vectors, problem):
+    data = encoded(pixels(1))
+    width = vectors(client.post("/v1/embeddings", content=data)).shape[1]
+    asked = {"input": data_url(data), "dimensions": width}
+    assert vectors(client.post("/v1/embeddings", json=asked)).shape == (1, width)
+    wanted = (400, "unsupported_dimensions", "dimensions")
+    for n in (64, 0, -1, width + 1):
+        answer = client.post("/v1/embeddings", json=asked | {"dimensions": n})
+        assert problem(answer) == wanted and str(width) in answer.json()["error"]["message"]
+    assert problem(client.post("/v1/embeddings?dimensions=64", content=data)) == wanted
+    form = client.post("/v1/embeddings", files={"image": data}, data={"dimensions": "64"})
+    assert problem(form) == wanted
+
+
+def test_the_query_counts_whatever_the_body_is(client, pixels, encoded, vectors, problem):
+    data = encoded(pixels(2))
+    bodies = ({"content": data}, {"files": {"image": data}}, {"json": {"input": data_url(data)}})
+    for body in bodies:
+        unit = vectors(client.post("/v1/embeddings?normalize=true", **body))
+        assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-6)
+        for query, found in (
+            ("normalise=true", (422, "extra_forbidden", "normalise")),
+            ("normalize=true&normalize=false", (422, "given_twice", "normalize")),
+            ("encoding_format=hex", (422, "literal_error", "encoding_format")),
+            ("model=nobody", (404, "model_not_found", "model")),
+        ):
+            assert problem(client.post(f"/v1/embeddings?{query}", **body)) == found
+    twice = {"input": data_url(data), "normalize": True}
+    answer = client.post("/v1/embeddings?normalize=true", json=twice)
+    assert problem(answer) == (422, "given_twice", "normalize")
+    pair = {"pairs": [{"a": data_url(data), "b": data_url(data)}]}
+    assert client.post("/v1/augmentations?model=tiny", json=pair).json()["model"] == "tiny"
+    answer = client.post("/v1/augmentations?x=1", json=pair)
+    assert problem(answer) == (422, "extra_forbidden", "x")
+    for route in ("/v1/models", "/v1/models/tiny"):
+        assert problem(client.get(f"{route}?limit=1")) == (422, "extra_forbidden", "limit")
+    assert client.get("/v2/models/tiny?x=1").status_code == 422
+
+
+def test_a_form_says_what_its_fields_are_called(client, pixels, encoded, problem):
+    data = encoded(pixels(2))
+    answer = client.post("/v1/embeddings", files={"file": data})
+    assert problem(answer) == (400, "no_images", "image")
+    assert "fields called image" in answer.json()["error"]["message"]
+    both = client.post("/v1/embeddings", files={"image": data, "file": data})
+    assert problem(both) == (422, "extra_forbidden", "file")
+    pair = client.post("/v1/augmentations", files={"a": data, "b": data})
+    assert problem(pair) == (422, "bad_pair", "image_a")
+
+
+def test_fields_that_are_ignored_are_named(client, pixels, encoded):
+    asked = {"input": data_url(encoded(pixels(1)))}
+    assert "x-ignored-fields" not in client.post("/v1/embeddings", json=asked).headers
+    many = {"output_dtype": "int8", "no header\n": 1} | {f"f{n}": n for n in range(20)}
+    answer = client.post("/v1/embeddings", json=asked | many)
+    wanted = ["output_dtype", *(f"f{n}" for n in range(7))]
+    assert answer.headers["x-ignored-fields"] == ", ".join(wanted)
+
+
+def test_base64_with_line_breaks(client, pixels, encoded, vectors):
+    data = encoded(np.tile(pixels(1), (3, 3, 1)))
+    plain = vectors(client.post("/v1/embeddings", content=data))
+    lines = base64.encodebytes(data).decode()  # a line break after 76 characters
+    assert lines.count("\n") > 10
+    for text in (lines, lines.replace("\n", "\r\n"), f"\n{lines}\n"):
+        answer = client.post("/v1/embeddings", json={"input": f"data:image/png;base64,{text}"})
+        np.testing.assert_array_equal(vectors(answer), plain)
+    for text in (lines.replace("\n", " "), lines.replace("\n", "\t"), lines[:-2] + "\n=x"):
+        answer = client.post("/v1/embeddings", json={"input": f"data:image/png;base64,{text}"})
+        assert answer.json()["error"]["code"] == "bad_base64"
+
+
 def test_metrics_count_requests_and_images(client, pixels, encoded):
     def value(line_start: str) -> float:
         lines = client.get("/metrics").text.splitlines()
@@ -177,7 +303,9 @@ def test_the_demo_stands_behind_the_routes_and_the_limits(
         assert vectors(client.post("/v1/embeddings", files={"image": encoded(pixels(1))})).size
         assert problem(client.get("/v1/nothing"))[0] == 404
         assert problem(client.get("/v1"))[0] == 404
-        assert client.head("/v1/models").status_code == 405
+        assert client.head("/v1/models").status_code == 200
+        assert client.post("/health/live").status_code == 405  # not the demo's 404
+        assert "text/html" in client.get("/docs").headers["content-type"]
         upload = client.post("/gradio_api/upload", files={"files": bytes(200_000)})
         assert problem(upload)[:2] == (413, "body_too_large")
     assert server.stop() == 0

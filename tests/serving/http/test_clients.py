@@ -43,6 +43,31 @@ def test_openai_lists_the_models(client):
     assert model.id == "tiny" and model.model_extra["dimension"] > 0
 
 
+def test_openai_retrieves_a_model(client):
+    model = client.models.retrieve("tiny")
+    assert model == client.models.list().data[0]
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("org/nobody")
+
+
+def test_openai_asks_for_dimensions(client, pixels, encoded):
+    image = data_url(encoded(pixels(1)))
+    width = client.models.retrieve("tiny").model_extra["dimension"]
+    answer = client.embeddings.create(model="tiny", input=image, dimensions=width, user="u")
+    assert len(answer.data[0].embedding) == width
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.embeddings.create(model="tiny", input=image, dimensions=64)
+    assert refused.value.param == "dimensions"
+
+
+def test_openai_sends_null(client, pixels, encoded):
+    null = {"encoding_format": None, "dimensions": None, "user": None}
+    answer = client.embeddings.create(
+        model="tiny", input=data_url(encoded(pixels(1))), extra_body=null
+    )
+    assert isinstance(answer.data[0].embedding[0], float)
+
+
 def test_openai_understands_the_errors(client, pixels, encoded):
     good = data_url(encoded(pixels(1)))
     with pytest.raises(openai.BadRequestError) as bad:
@@ -91,6 +116,14 @@ def test_curl_as_the_documentation_shows_it(server, files, pixels, expected):
         np.testing.assert_allclose(found, rows, rtol=1e-4, atol=1e-5)
     pair = curl(f"{server.url}/v1/augmentations", "-F", f"image_a=@{a}", "-F", f"image_b=@{b}")
     assert set(pair["data"][0]["differences"]) == {"crop", "color", "flip"}
+
+
+@needs_curl
+def test_curl_is_told_the_field_and_reads_the_query(server, files):
+    url = f"{server.url}/v1/embeddings"
+    assert "image" in curl(url, "-F", f"file=@{files[0]}")["error"]["message"]
+    unit = curl(f"{url}?normalize=true", "-F", f"image=@{files[0]}")["data"][0]["embedding"]
+    assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-6)
 
 
 @needs_curl

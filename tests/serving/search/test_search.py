@@ -157,6 +157,19 @@ def test_the_commands_list_and_show(table, source, tiny_model, tmp_path, augself
     assert list(printed[0]) == ["id", "label", "part", "cosine"]
 
 
+def test_without_output_it_is_a_list(table, source, tiny_model, tmp_path, augself):
+    index = tmp_path / "index"
+    augself("index", table, "--output", index)
+    command = ("search", index, source / "a/04.png", "--model", tiny_model, "-k", 7)
+    done = augself(*command)
+    shown = augself(*command, "--output", tmp_path / "sheet.png")
+    assert (done.status, done.err, done.out) == (0, "", shown.out)
+    before = set(tmp_path.rglob("*"))
+    refused = augself(*command, "--source", source)
+    assert refused.status == 2 and "--output" in refused.err
+    assert set(tmp_path.rglob("*")) == before
+
+
 def tile(shown: Image.Image, number: int) -> tuple[int, ...]:
     """The colour in the middle of a tile."""
     row, column = divmod(number, sheet.COLUMNS)
