@@ -1,7 +1,7 @@
 """The `augself` command: a table of lazily imported sub-commands.
 
 Exit status: 0 done, 1 failed, 2 wrong usage. An error is one line that names the mend; `--debug`
-adds the traceback.
+adds the traceback. Options also come from the environment and a file, see `configuration`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from augself_hub import __version__
+from augself_hub.configuration import configurable, origin
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.lazy import explained, load
 from augself_hub.terminal import PlainFormatter, shown
@@ -50,6 +51,9 @@ EXTRAS = {  # what a command is installed with; the others need nothing more
 }
 
 
+_DEBUG = "AUGSELF_DEBUG"
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
 
@@ -59,7 +63,7 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return _imported(COMMANDS[name], _extra([name]))
+        return configurable(name, _imported(COMMANDS[name], _extra([name])), COMMANDS)
 
 
 def _imported(place: str, extra: str) -> Any:
@@ -70,7 +74,13 @@ def _imported(place: str, extra: str) -> Any:
 
 @click.group(cls=LazyGroup)
 @click.version_option(__version__, prog_name="augself")
-@click.option("--debug", is_flag=True, expose_value=False, help="Print an error's traceback.")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    envvar=_DEBUG,
+    help=f"Print an error's traceback. Also {_DEBUG}=1.",
+)
 def augself() -> None:
     """Train, publish and serve augmentation-aware image features."""
     handler = logging.StreamHandler()
@@ -87,6 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         augself.main(arguments, prog_name="augself", standalone_mode=False)
     except click.ClickException as error:
+        if isinstance(error, click.BadParameter) and error.ctx and error.param:
+            where = origin(error.ctx, error.param)
+            error.message += f" ({where})" if where else ""
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
@@ -95,10 +108,19 @@ def main(arguments: list[str] | None = None) -> None:
         told = explained(error, _extra(arguments))
         if told is error:
             raise
-        _fail(str(told), 1, "--debug" in arguments)
+        _fail(str(told), 1, _debugs(arguments))
     except (AugSelfError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
-        _fail(str(error), status, "--debug" in arguments)
+        _fail(str(error), status, _debugs(arguments))
+
+
+def _debugs(arguments: list[str]) -> bool:
+    return "--debug" in arguments or os.environ.get(_DEBUG, "0").lower() in (
+        "1",
+        "true",
+        "yes",
+        "on",
+    )
 
 
 def _extra(arguments: list[str]) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from augself_hub.configuration import printed
+from augself_hub.errors import UsageError
 from augself_hub.images import Columns, Options
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
 from augself_hub.lazy import needs
@@ -33,6 +36,7 @@ _MODELS, _LIMITS, _SPEED, _SECURITY, _LOGS = (
     grouped(heading) for heading in ("Models", "Limits", "Performance", "Security", "Logs")
 )
 _SERVED_DEVICE, _SERVED_PRECISION, _SERVED_DECODE = running(_MODELS)
+_TOKENS = ("AUGSELF_TOKEN", "AUGSELF_SERVE_TOKEN")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
@@ -163,7 +167,7 @@ def extract(
     "--token",
     "tokens",
     multiple=True,
-    envvar="AUGSELF_TOKEN",
+    envvar=_TOKENS[0],
     help="Repeatable: clients of /v1 must send one. In AUGSELF_TOKEN: several, blanks between.",
 )
 @_SECURITY("--tokens-file", type=_FILE, help="More of them, one a line.")
@@ -190,7 +194,10 @@ def extract(
     help="Repeatable: images may be given as URLs of this host.",
 )
 @_LOGS("--access-log", metavar="FILE|-", help="A JSON line about each request; - prints them.")
-def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None:
+@click.option("--print-config", is_flag=True, help="Print all options as a --config file, and end.")
+def serve(
+    models: tuple[str, ...], host: str, port: int, print_config: bool, **options: Any
+) -> None:
     """Answer over HTTP: /v1/embeddings, /v1/augmentations, /v2; /docs describes them."""
     with needs("serve"):
         from serving.http.api import create_app
@@ -198,6 +205,10 @@ def serve(models: tuple[str, ...], host: str, port: int, **options: Any) -> None
         from serving.inference.models import Source
         from serving.inference.names import named
     run_as, settings = told(host=host, **options)
+    if print_config:
+        context = click.get_current_context()
+        click.echo(printed("serve", context, secret=("token",), meta="print-config"))
+        return
     sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), host, port)
 
@@ -218,6 +229,9 @@ def told(
     from serving.limits import Limits
     from serving.settings import Settings
 
+    for variable in _TOKENS:
+        if not os.environ.get(variable, "set").strip():
+            raise UsageError(f"{variable} is empty: give it tokens, or unset it to serve everybody")
     run_as = [options.pop(name) for name in ("device", "threads", "precision", "decode")]
     settings = Settings(
         Limits.parse(limits),

@@ -18,7 +18,7 @@ from training.run.settings import FIXED, HEADS, PAIRS, Settings, flag
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
 NEEDED = ("data", "output")
-GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 
 
 def _weights(context: click.Context, option: click.Parameter, text: str) -> dict[str, float]:

@@ -13,11 +13,13 @@ import shlex
 import time
 from typing import Any
 
+import click
 from click.core import ParameterSource
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from augself_hub.cli import augself
 from augself_hub.errors import AugSelfError, UsageError
 from serving import commands
 from serving.http.api import create_app
@@ -81,12 +83,14 @@ def build(arguments: dict[str, Any]) -> Application:
 
 def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
     """Models, how they are run, and the settings, as `augself serve` reads them."""
-    context = commands.serve.make_context("augself serve", shlex.split(asked.options))
+    serve_command = augself.get_command(click.Context(augself), "serve")
+    assert serve_command is not None
+    context = serve_command.make_context("augself serve", shlex.split(asked.options))
     for name in ("host", "port"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             raise UsageError(f"--{name} is Ray's to say: serve start --http-{name}")
     options = dict(context.params)
-    del options["host"], options["port"]
+    del options["host"], options["port"], options["print_config"]
     models = options.pop("models")
     (device, threads, *rest), settings = commands.told(**options)
     if settings.demo:
