@@ -93,13 +93,16 @@ def augself() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
+    _open_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         augself.main(arguments, prog_name="augself", standalone_mode=False)
     except click.ClickException as error:
         if isinstance(error, click.BadParameter) and error.ctx and error.param:
             where = origin(error.ctx, error.param)
-            error.message += f" ({where})" if where else ""
+            if where:
+                said = f"{error.message} ({where})"
+                error = click.BadParameter(said, error.ctx, error.param, error.param_hint)
         error.show()
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
@@ -112,6 +115,17 @@ def main(arguments: list[str] | None = None) -> None:
     except (AugSelfError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
         _fail(str(error), status, _debugs(arguments))
+
+
+def _open_streams() -> None:
+    """A service may be started with closed ones: what is opened next would take their place."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
 
 
 def _debugs(arguments: list[str]) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from augself_hub.configuration import printed
 from augself_hub.errors import UsageError
@@ -16,6 +17,7 @@ from augself_hub.images import Columns, Options
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
 from augself_hub.lazy import needs
 from augself_hub.options import GroupedCommand, grouped
+from serving.logs import FORMS, LEVELS, configure
 from serving.options import running
 
 if TYPE_CHECKING:
@@ -32,12 +34,14 @@ _WORKERS = click.option(
 _MODEL = click.option(
     "--model", help="A model folder or a Hub id (org/name@revision). Default: the embedded model."
 )
-_MODELS, _LIMITS, _SPEED, _SECURITY, _LOGS = (
-    grouped(heading) for heading in ("Models", "Limits", "Performance", "Security", "Logs")
+_MODELS, _ADDRESS, _LIMITS, _SPEED, _SECURITY, _LOGS = (
+    grouped(heading)
+    for heading in ("Models", "Address", "Limits", "Performance", "Security", "Logs")
 )
 _SERVED_DEVICE, _SERVED_PRECISION, _SERVED_DECODE = running(_MODELS)
 _TOKENS = ("AUGSELF_TOKEN", "AUGSELF_SERVE_TOKEN")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEW = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command()
@@ -147,6 +151,17 @@ def extract(
     type=click.Path(exists=True, file_okay=False),
     help="Show the demo, its neighbours those of a table that augself extract has written.",
 )
+@_ADDRESS("--host", default="127.0.0.1", show_default=True, help=":: is every address there is.")
+@_ADDRESS("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
+@_ADDRESS("--uds", type=_NEW, metavar="FILE", help="A Unix socket, instead of both.")
+@_ADDRESS(
+    "--root-path",
+    default="",
+    metavar="/PATH",
+    help="What stands before all paths, where a proxy gives this server a part of a site.",
+)
+@_ADDRESS("--tls-certificate", "certificate", type=_FILE, help="PEM, with its chain: speak TLS.")
+@_ADDRESS("--tls-key", "key", type=_FILE, help="PEM, without a password.")
 @_LIMITS(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change one (see /v1/models)."
 )
@@ -161,8 +176,6 @@ def extract(
     show_default=True,
     help="Images gathered for one run.",
 )
-@_SECURITY("--host", default="127.0.0.1", show_default=True)
-@_SECURITY("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
 @_SECURITY(
     "--token",
     "tokens",
@@ -194,23 +207,45 @@ def extract(
     help="Repeatable: images may be given as URLs of this host.",
 )
 @_LOGS("--access-log", metavar="FILE|-", help="A JSON line about each request; - prints them.")
+@_LOGS(
+    "--log-format",
+    type=click.Choice(FORMS),
+    default="text",
+    show_default=True,
+    help="Of what the server says of itself, on standard error.",
+)
+@_LOGS("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--print-config", is_flag=True, help="Print all options as a --config file, and end.")
 def serve(
-    models: tuple[str, ...], host: str, port: int, print_config: bool, **options: Any
+    models: tuple[str, ...],
+    port: int,
+    certificate: Path | None,
+    key: Path | None,
+    log_format: str,
+    log_level: str,
+    print_config: bool,
+    **options: Any,
 ) -> None:
     """Answer over HTTP: /v1/embeddings, /v1/augmentations, /v2; /docs describes them."""
     with needs("serve"):
         from serving.http.api import create_app
-        from serving.http.server import run
+        from serving.http.server import Address, run
         from serving.inference.models import Source
         from serving.inference.names import named
-    run_as, settings = told(host=host, **options)
+    host, uds = options.pop("host"), options.pop("uds")
+    source = click.get_current_context().get_parameter_source
+    if uds is not None and not source("host") is source("port") is ParameterSource.DEFAULT:
+        raise UsageError("--uds listens on a file: leave --host and --port out")
+    configure(log_format, log_level)
+    # Whoever reaches a socket is let in by its mode, whatever they call the server.
+    run_as, settings = told(host=host if uds is None else None, **options)
+    address = Address(host, port, uds, certificate, key)
     if print_config:
         context = click.get_current_context()
         click.echo(printed("serve", context, secret=("token",), meta="print-config"))
         return
     sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
-    run(create_app(sources, settings), host, port)
+    run(create_app(sources, settings), address)
 
 
 def told(

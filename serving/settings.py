@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from augself_hub.errors import UsageError
 from serving.inference.engine import MAX_BATCH
 from serving.limits import Limits
+
+_ROOT = re.compile(r"(/[\w.~-]+)+", re.ASCII)
+# First parts of the server's own paths: below a prefix of that name they would have two meanings.
+_TAKEN = ("v1", "v2", "health", "version", "metrics", "docs", "gradio_api", "assets", "static")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Settings:
         allow_origins: pages of other origins that may ask.
         url_hosts: hosts that images are fetched from; none: URLs are refused.
         access_log: a file for a line about each request, `-` for standard output; None: nowhere.
+        root_path: what stands before the server's paths, as /images; empty: nothing.
         names_requests: put X-Request-Id on answers; not where a server in front of it does.
 
     Raises:
@@ -46,6 +52,7 @@ class Settings:
     allow_origins: tuple[str, ...] = ()
     url_hosts: tuple[str, ...] = ()
     access_log: str | None = None
+    root_path: str = ""
     names_requests: bool = True
 
     def __post_init__(self) -> None:
@@ -54,6 +61,12 @@ class Settings:
             raise UsageError(
                 f"--max-batch is {self.max_batch}, but only {limits.waiting_images} images may "
                 "wait (waiting_images): no batch could be as large"
+            )
+        first = self.root_path.partition("/")[2].partition("/")[0]
+        if self.root_path and (not _ROOT.fullmatch(self.root_path) or first in _TAKEN):
+            raise UsageError(
+                f"--root-path {self.root_path}: write a path that begins with a slash and ends "
+                f"without one, as /images, and with none of {', '.join(_TAKEN)}"
             )
         if self.url_hosts and limits.fetch_seconds >= limits.deadline_seconds:
             raise UsageError(

@@ -108,18 +108,21 @@ def build(models: Models, files: Files, table: str | None = None) -> gr.Blocks:
     return page
 
 
-def mounted(models: Models, table: str | None, limits: Limits, folder: Path) -> Routes:
+def mounted(
+    models: Models, table: str | None, limits: Limits, folder: Path, root_path: str = ""
+) -> Routes:
     """The page as an ASGI application.
 
     Args:
         folder: for its files; empty, of mode 0700, and GRADIO_TEMP_DIR.
+        root_path: what stands before its paths, see `Settings`.
     """
     files = Files(folder, FOLDER_BODIES * limits.body_bytes)
     page = build(models, files, table)
     page.queue(default_concurrency_limit=AT_ONCE, max_size=WAITING)
     page.state_session_capacity = MOST
     outer = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app = gr.mount_gradio_app(outer, page, path="/", **looks(limits))
+    app = gr.mount_gradio_app(outer, page, path="/", root_path=root_path, **looks(limits))
     # Only launch() says so, and Gradio's own checks of what a path may name are off until then.
     page.has_launched = True
     return Routes(app, page, files, limits.items)

@@ -30,6 +30,7 @@ from serving.inference.names import named
 from serving.settings import Settings
 
 _START_SECONDS = 60.0
+_RAYS = ("host", "port", "uds", "certificate", "key", "log_format", "log_level", "print_config")
 _LONGER_THAN_THE_DEADLINE = 5.0
 
 
@@ -86,11 +87,11 @@ def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
     serve_command = augself.get_command(click.Context(augself), "serve")
     assert serve_command is not None
     context = serve_command.make_context("augself serve", shlex.split(asked.options))
-    for name in ("host", "port"):
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise UsageError(f"--{name} is Ray's to say: serve start --http-{name}")
     options = dict(context.params)
-    del options["host"], options["port"], options["print_config"]
+    for name in _RAYS:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"--{name.replace('_', '-')} is Ray's to say: see serve start --help")
+        del options[name]
     models = options.pop("models")
     (device, threads, *rest), settings = commands.told(**options)
     if settings.demo:

@@ -27,6 +27,7 @@ from starlette.types import Message, Scope, Send
 
 from augself_hub.errors import AugSelfError
 from serving.metrics import Metrics
+from serving.tracing import SPAN
 
 _WAITING_LINES = 10_000
 _LONGEST = 256  # characters of a path that are kept
@@ -53,8 +54,10 @@ class Visit:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
-        self.trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
-        self._span = secrets.token_hex(8)
+        trace = _TRACEPARENT.fullmatch(headers.get("traceparent", ""))
+        # Of OpenTelemetry's span where there is one, else of ours.
+        ours = trace and (trace[1], secrets.token_hex(8), trace[2])
+        self.trace: tuple[str, str, str] | None = scope.get(SPAN, ours)
         self._scope, self._started = scope, time.monotonic()
         scope["augself.visit"] = {}
 
@@ -62,7 +65,7 @@ class Visit:
         """The same `send`, with our headers on the answer, X-Request-Id where it is `named`."""
         headers = [(b"x-request-id", self.id.encode())] if named else []
         if self.trace:
-            response = f"00-{self.trace[1]}-{self._span}-{self.trace[2]}"
+            response = f"00-{'-'.join(self.trace)}"
             headers.append((b"traceresponse", response.encode()))
 
         async def sign(message: Message) -> None:
@@ -90,7 +93,7 @@ class Visit:
             "client": (scope.get("client") or [None])[0],
         }
         if self.trace:
-            record |= {"trace_id": self.trace[1], "span_id": self._span}
+            record |= {"trace_id": self.trace[0], "span_id": self.trace[1]}
         return record | scope["augself.visit"]
 
 

@@ -35,7 +35,7 @@ from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
 from augself_hub.differences import describe, is_gray, matching
-from serving.http import kserve
+from serving.http import document, kserve
 from serving.http.access_log import AccessLog, note
 from serving.http.bodies import Item, read_embeddings, read_pairs, refuse_query
 from serving.http.callers import Callers
@@ -46,14 +46,14 @@ from serving.http.negotiation import JSON, NPY, negotiated
 from serving.http.problems import Problem
 from serving.http.schemas import (
     AugmentationAnswer,
+    AugmentationOptions,
     AugmentationRequest,
     EmbeddingAnswer,
+    EmbeddingFields,
     EmbeddingOptions,
     EmbeddingRequest,
-    ErrorAnswer,
     ModelList,
     ModelRecord,
-    request_body,
 )
 from serving.http.urls import AllowedHosts, Fetcher
 from serving.inference.models import Model, Models, Source
@@ -62,10 +62,6 @@ from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.settings import Settings
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorAnswer},
-    "5XX": {"model": ErrorAnswer},
-}
 _MOST_IGNORED = 8  # fields are named in the answer
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _CLIENT_LEFT = 499  # nobody reads it; it is what the metrics count
@@ -92,12 +88,15 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     hosts = AllowedHosts.parse(settings.url_hosts)
     fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
     service = Service(models, limits, metrics, settings.decoders, fetcher)
-    demo = LateDemo(service, settings.table, keys) if settings.demo else None
+    demo = LateDemo(service, settings.table, keys, settings.root_path) if settings.demo else None
     log = AccessLog(settings.access_log, metrics) if settings.access_log else None
     if not settings.lazy:
         models.preload()
     app = _application(service, demo)
-    return Gate(app, limits, metrics, keys, callers, log, settings.names_requests)
+    document.describe(app, keyed=bool(settings.tokens))
+    described = {**service.described, "keys": len(settings.tokens), "demo": settings.demo}
+    own = (settings.names_requests, settings.root_path, described)
+    return Gate(app, limits, metrics, keys, callers, log, *own)
 
 
 def _application(service: Service, demo: LateDemo | None) -> FastAPI:
@@ -107,6 +106,7 @@ def _application(service: Service, demo: LateDemo | None) -> FastAPI:
         lifespan=partial(_lifespan, service, demo),
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=_operation,
         exception_handlers=_HANDLERS,
     )
     app.state.service = service
@@ -126,27 +126,41 @@ async def _lifespan(service: Service, demo: LateDemo | None, app: FastAPI) -> As
     await service.stop()
 
 
+def _operation(route: APIRoute) -> str:
+    """What generated clients call it."""
+    return f"v2_{route.name}" if route.path.startswith("/v2") else route.name
+
+
 def _add_routes(app: FastAPI) -> None:
-    images = request_body(EmbeddingRequest, "image", raw=True)
-    pairs = request_body(AugmentationRequest, "image_a", "image_b", raw=False)
-    either = {**_ERRORS, 200: {"content": {NPY: {}}}}
+    form = "multipart/form-data"
+    kinds = {form: "EmbeddingForm", "image/*": "binary"}
+    images = document.body(EmbeddingRequest, document.EMBEDDING, **kinds)
+    pairs = document.body(AugmentationRequest, document.PAIR, **{form: "AugmentationForm"})
+    either = {200: {"content": {JSON: {"example": document.EMBEDDINGS}, NPY: {}}}}
     app.post(
-        "/v1/embeddings", response_model=EmbeddingAnswer, responses=either, openapi_extra=images
+        "/v1/embeddings",
+        response_model=EmbeddingAnswer,
+        responses=document.errors() | either,
+        openapi_extra=images | document.query(EmbeddingFields),
+        tags=[document.IMAGES],
     )(embeddings)
     app.post(
         "/v1/augmentations",
         response_model=AugmentationAnswer,
-        responses=_ERRORS,
-        openapi_extra=pairs,
+        responses=document.errors(),
+        openapi_extra=pairs | document.query(AugmentationOptions),
+        tags=[document.IMAGES],
     )(augmentations)
-    plain: dict[str, Any] = {"dependencies": [Depends(refuse_query)], "responses": _ERRORS}
-    app.get("/v1/models", response_model=ModelList, **plain)(models)
-    app.get("/v1/models/{id:path}", response_model=ModelRecord, **plain)(model)
-    app.get("/health", responses={503: {"model": ErrorAnswer}})(health)
-    app.get("/health/live")(live)
-    app.get("/health/ready", responses={503: {"model": ErrorAnswer}})(ready)
-    app.get("/version")(version)
-    app.get("/metrics", response_class=PlainTextResponse)(metrics)
+    told: dict[str, Any] = {"responses": document.plain(), "tags": [document.MODELS]}
+    told["dependencies"] = [Depends(refuse_query)]
+    app.get("/v1/models", response_model=ModelList, **told)(models)
+    app.get("/v1/models/{id:path}", response_model=ModelRecord, **told)(model)
+    probed: dict[str, Any] = {"responses": document.open_to_all(), "tags": [document.OPERATION]}
+    app.get("/health", **probed)(health)
+    app.get("/health/live", **probed)(live)
+    app.get("/health/ready", **probed)(ready)
+    app.get("/version", **probed)(version)
+    app.get("/metrics", response_class=PlainTextResponse, **probed)(metrics)
     kserve.add_routes(app)
     for route in [r for r in app.routes if isinstance(r, APIRoute) and "GET" in r.methods]:
         app.head(

@@ -42,7 +42,7 @@ class Callers:
     ) -> None:
         self._hosts = {_named_host(text) for text in hosts}
         self.origins = {_named_origin(text) for text in origins}
-        self._bound_to_loopback = bound is not None and _leads_to_loopback(bound)
+        self._bound_to_loopback = bound is not None and leads_to_loopback(bound)
         if self._bound_to_loopback and bound is not None:
             self._hosts.add(bound.lower())
         self._any_host = ANY in self._hosts or not (self._bound_to_loopback or self._hosts)
@@ -103,7 +103,8 @@ def _is_local(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
-def _leads_to_loopback(bound: str) -> bool:
+def leads_to_loopback(bound: str) -> bool:
+    """Whether a server that listens on it can be reached from this machine alone."""
     if _is_local(bound.lower()):
         return True
     try:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.access_log import AccessLog, Visit, note
@@ -45,6 +47,8 @@ class Gate:
         callers: whose requests are answered, and which pages may read the answers.
         log: where lines about requests go; None: nowhere.
         names: whether it puts X-Request-Id on answers.
+        root_path: what stands before our paths, as /images; a proxy may hand it on or take it off.
+        described: what a server says of itself at its start.
 
     Attributes:
         active: requests that hold a slot now. held_bytes: of their bodies.
@@ -60,9 +64,12 @@ class Gate:
         callers: Callers,
         log: AccessLog | None,
         names: bool,
+        root_path: str = "",
+        described: dict[str, Any] | None = None,
     ) -> None:
         self.app, self.limits, self.metrics, self.keys, self.log = app, limits, metrics, keys, log
         self.callers, self.names = callers, names
+        self.root_path, self.described = root_path, described or {}
         # For origins that are allowed. What a page sends is its own affair, so all headers; it
         # never sends the browser's cookies for us.
         self._shared = CORSMiddleware(
@@ -85,11 +92,23 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        scope = _without_last_slash(scope)
+        scope = _without_last_slash(self._placed(scope))
         if _is_api(inner_path(scope)) and self.callers.named(Headers(scope=scope).get("origin")):
             await self._shared(scope, receive, send)
         else:
             await self._visited(scope, receive, send)
+
+    def name_of(self, scope: Scope) -> str:
+        """What a request's path is counted as: a name of ours."""
+        return _label(inner_path(self._placed(scope)))
+
+    def _placed(self, scope: Scope) -> Scope:
+        """The path with what stands before ours, unless the application was mounted there."""
+        root, path = self.root_path, scope["path"]
+        if not root or scope.get("root_path"):
+            return scope
+        inside = path == root or path.startswith(f"{root}/")
+        return {**scope, "root_path": root, "path": path if inside else root + path}
 
     async def _visited(self, scope: Scope, receive: Receive, send: Send) -> None:
         visit = Visit(scope)
@@ -115,6 +134,9 @@ class Gate:
         problem = self._refusal(scope, headers)
         if problem is not None:
             await exchange.refuse(scope, problem)
+            return
+        if self.root_path and scope["path"] == self.root_path:  # its links are relative to a slash
+            await RedirectResponse(f"{self.root_path}/")(scope, exchange.receive, exchange.send)
             return
         slots = int(scope["method"] not in _WITHOUT_SLOT)
         self.active += slots
@@ -178,7 +200,7 @@ class _Exchange:
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
-            await app(scope, self._guarded_receive, self._guarded_send)
+            await app(scope, self.receive, self.send)
         except Exception:
             if self._problem is None:
                 raise
@@ -207,7 +229,7 @@ class _Exchange:
             pass
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _guarded_receive(self) -> Message:
+    async def receive(self) -> Message:
         """The next part of the body, in time and within the limits. Raises the problem if not."""
         if self._complete:
             return await self._receive()
@@ -235,7 +257,7 @@ class _Exchange:
         self.gate.held_bytes += total - self._held
         self._held = total
 
-    async def _guarded_send(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         if self._problem is not None and not self.status:
             return  # the application's own answer to its interrupted read
         self.status = message.get("status", self.status)

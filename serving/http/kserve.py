@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 
 from augself_hub import __version__
 from augself_hub.errors import UsageError
+from serving.http import document
 from serving.http.access_log import note
 from serving.http.bodies import apart, read_body, refuse_query
 from serving.http.problems import Problem
@@ -30,9 +31,7 @@ from serving.http.schemas import (
     GraphRecord,
     InferAnswer,
     InferRequest,
-    SentenceAnswer,
     ServerRecord,
-    inlined,
 )
 from serving.http.tensors import BINARY, HEADER, Tensor, answer, read_tensors
 from serving.inference.batcher import Batcher
@@ -42,11 +41,6 @@ from serving.inference.service import Service
 
 HEADS = "_heads"
 _READY_STATES = ("loaded", "unloaded")  # asking an unloaded model loads it
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": SentenceAnswer},
-    "5XX": {"model": SentenceAnswer},
-}
-_OCTETS = {"schema": {"type": "string", "format": "binary"}}
 
 
 @dataclass(frozen=True)
@@ -67,19 +61,20 @@ class Graph:
 def add_routes(app: FastAPI) -> None:
     """The routes above; the application's state holds the service."""
     one = "/v2/models/{name:path}"
-    body = {"application/json": {"schema": inlined(InferRequest)}, BINARY: _OCTETS}
-    asked = {"requestBody": {"required": True, "content": body}}
-    given: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {}}}}
-    plain: dict[str, Any] = {"dependencies": [Depends(refuse_query)], "responses": _ERRORS}
+    asked = document.body(InferRequest, document.TENSOR, **{BINARY: "binary"})
+    given: document.Responses = {200: {"content": {BINARY: {}}}}
+    common: dict[str, Any] = {"dependencies": [Depends(refuse_query)], "tags": [document.TENSORS]}
+    plain = common | {"responses": document.plain(sentence=True)}
+    probed = {"responses": document.open_to_all(sentence=True), "tags": [document.TENSORS]}
     app.get("/v2", response_model=ServerRecord, **plain)(server)
-    app.get("/v2/health/live")(live)
-    app.get("/v2/health/ready", responses=_ERRORS)(ready)
+    app.get("/v2/health/live", **probed)(live)
+    app.get("/v2/health/ready", **probed)(ready)
     app.post(
         f"{one}/infer",
         response_model=InferAnswer,
-        responses=_ERRORS | given,
+        responses=document.errors(sentence=True) | given,
         openapi_extra=asked,
-        dependencies=plain["dependencies"],
+        **common,
     )(infer)
     app.get(f"{one}/ready", **plain)(model_ready)
     app.get(one, response_model=GraphRecord, **plain)(metadata)

@@ -49,17 +49,20 @@ class LateDemo:
     """An ASGI application that becomes the demo.
 
     Args:
-        table: see `Settings`.
+        table, root_path: see `Settings`.
         keys: one of them opens it; a browser asks its user, and sends it of itself from then on.
 
     Raises:
         MissingExtra: Gradio is not installed.
     """
 
-    def __init__(self, service: Service, table: str | None, keys: Keys) -> None:
+    def __init__(
+        self, service: Service, table: str | None, keys: Keys, root_path: str = ""
+    ) -> None:
         if importlib.util.find_spec("gradio") is None:
             raise MissingExtra("gradio", "demo")
         self._service, self._table, self._keys = service, table, keys
+        self._root_path = root_path
         self._demo: Routes | None = None
         self._page = _STARTING
 
@@ -100,7 +103,8 @@ class LateDemo:
     def _build(self, folder: Path) -> Routes:
         from serving.demo import mounted
 
-        return mounted(self._service.locals(), self._table, self._service.limits, folder)
+        given = (self._table, self._service.limits, folder, self._root_path)
+        return mounted(self._service.locals(), *given)
 
 
 @contextlib.contextmanager

@@ -239,37 +239,3 @@ class ServerRecord(BaseModel):
 
 class SentenceAnswer(BaseModel):
     error: str
-
-
-def request_body(json_model: type[BaseModel], *fields: str, raw: bool) -> dict[str, Any]:
-    """The `openapi_extra` of a route that reads its body itself.
-
-    Args:
-        fields: the multipart fields that hold images.
-        raw: whether the body may be one image as it is.
-    """
-    image = {"type": "string", "format": "binary"}
-    form = {"type": "object", "properties": dict.fromkeys(fields, image)}
-    content: dict[str, Any] = {
-        "application/json": {"schema": inlined(json_model)},
-        "multipart/form-data": {"schema": form},
-    }
-    if raw:
-        content["image/*"] = {"schema": image}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def inlined(model: type[BaseModel]) -> dict[str, Any]:
-    """Its JSON schema without references: into a model's own $defs they mean nothing in /docs."""
-    schema = model.model_json_schema()
-    return _inlined(schema, schema.pop("$defs", {}))
-
-
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rsplit("/", 1)[1]], definitions)
-    return {key: _inlined(value, definitions) for key, value in schema.items()}

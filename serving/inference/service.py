@@ -49,12 +49,27 @@ class Service:
         fetcher: Fetcher | None = None,
     ) -> None:
         self.models, self.limits, self.metrics, self._fetcher = models, limits, metrics, fetcher
-        count = usable_cores() if decoders is None else decoders
-        self._decoders = Decoders(count, limits.deadline_seconds, metrics)
+        self._count = usable_cores() if decoders is None else decoders
+        self._decoders = Decoders(self._count, limits.deadline_seconds, metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
         DECODED.limit = limits.decoded_bytes
         metrics.decoded_bytes.set_function(lambda: DECODED.lent)
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What runs here, and how."""
+        models = [
+            {
+                "id": model.name,
+                "provider": model.provider,
+                "precision": model.source.precision,
+                "threads": model.source.threads or usable_cores(),
+                "sha256": model.source.sha256,
+            }
+            for model in self.models.all.values()
+        ]
+        return {"models": models, "decoders": self._count, "limits": vars(self.limits)}
 
     def start(self) -> None:
         """On the event loop that will answer."""

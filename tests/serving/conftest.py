@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -43,12 +44,19 @@ class ServerProcess:
 
     Args:
         program: what Python runs instead of the command.
+        authority: a certificate that clients trust.
     """
 
     def __init__(
-        self, *options: str, program: tuple[str, ...] = AUGSELF, **environment: str
+        self,
+        *options: str,
+        program: tuple[str, ...] = AUGSELF,
+        authority: Path | None = None,
+        **environment: str,
     ) -> None:
-        command = [sys.executable, *program, "serve", "--port", "0", *options]
+        port = [] if "--uds" in options else ["--port", "0"]
+        command = [sys.executable, *program, "serve", *port, *options]
+        self.authority = authority
         self.process = subprocess.Popen(
             command,
             env=os.environ | environment,
@@ -64,18 +72,26 @@ class ServerProcess:
     def _address(self) -> str:
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
+            if found := re.search(r"listening on ((?:https?|unix):[^\s\"]+)", line):
                 return found[1]
         raise AssertionError("".join(self.log))
 
     def _drain_log(self) -> None:
         self.log.extend(self.process.stderr)
 
+    def client(self, **given: Any) -> httpx.Client:
+        if self.url.startswith("unix:"):
+            transport = httpx.HTTPTransport(uds=self.url.removeprefix("unix:"))
+            return httpx.Client(transport=transport, base_url="http://server", **given)
+        context = self.authority and ssl.create_default_context(cafile=self.authority)
+        return httpx.Client(base_url=self.url, verify=context or True, **given)
+
     def wait_until_ready(self) -> None:
-        for _ in range(200):
-            if httpx.get(f"{self.url}/health/ready").status_code == 200:
-                return
-            threading.Event().wait(0.05)
+        with self.client() as client:
+            for _ in range(200):
+                if client.get("/health/ready").status_code == 200:
+                    return
+                threading.Event().wait(0.05)
         raise AssertionError("".join(self.log))
 
     @property

@@ -95,7 +95,7 @@ def test_a_taken_port_is_named(augself, tiny_model):
 
 def test_an_answers_body_does_not_wait_for_its_head():
     """Connections send at once; else a body waits until the client has acknowledged the head."""
-    listener = server._listen("127.0.0.1", 0)
+    listener = server.Address("127.0.0.1", 0).listen()
     with listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as taken:
         assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 

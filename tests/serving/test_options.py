@@ -14,11 +14,11 @@ from serving.commands import serve
 from serving.inference.engine import MAX_BATCH
 from serving.settings import Settings
 
-GROUPS = ("Models", "Limits", "Performance", "Security", "Logs")
+GROUPS = ("Models", "Address", "Limits", "Performance", "Security", "Logs")
 
 
 def started(monkeypatch, *options: str) -> dict:
-    """What the command hands on: settings, sources, host, port. Nothing is served."""
+    """What the command hands on: settings, sources, address, logs. Nothing is served."""
     seen: dict = {}
 
     def create_app(sources, settings):
@@ -28,8 +28,9 @@ def started(monkeypatch, *options: str) -> dict:
     monkeypatch.setattr("serving.http.api.create_app", create_app)
     monkeypatch.setattr(
         "serving.http.server.run",
-        lambda app, host, port: seen.update(told=app == host, host=host, port=port),
+        lambda app, address: seen.update(vars(address), bound=app, told=app == address.host),
     )
+    monkeypatch.setattr("serving.commands.configure", lambda *logs: seen.update(logs=logs))
     done = CliRunner().invoke(serve, options)
     assert done.exit_code == 0, done.exception
     return seen
@@ -52,6 +53,10 @@ EFFECTS = {
     "max-batch": ("3", lambda s: s["max_batch"] == 3),
     "host": ("127.0.0.2", lambda s: s["host"] == "127.0.0.2" and s["told"]),
     "port": ("123", lambda s: s["port"] == 123),
+    "uds": ("{folder}/s", lambda s: s["uds"] and s["host"] != s["bound"]),
+    "root-path": ("/images", lambda s: s["root_path"] == "/images"),
+    "log-format": ("json", lambda s: s["logs"] == ("json", "info")),
+    "log-level": ("error", lambda s: s["logs"] == ("text", "error")),
     "token": ("abc", lambda s: s["tokens"] == ("abc",)),
     "tokens-file": ("{tokens}", lambda s: s["tokens"] == ("one", "two")),
     "allow-host": ("a.org", lambda s: s["allow_hosts"] == ("a.org",)),
@@ -63,7 +68,8 @@ EFFECTS = {
 
 def test_no_option_is_without_its_effect():
     options = {option.opts[0].removeprefix("--") for option in serve.params}
-    assert options == {*EFFECTS, "print-config"}  # which is in tests/augself_hub
+    # Those have tests of their own: test_configuration.py, http/test_address.py.
+    assert options == {*EFFECTS, "print-config", "tls-certificate", "tls-key"}
 
 
 @pytest.mark.parametrize("option", EFFECTS)
