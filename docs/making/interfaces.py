@@ -52,15 +52,24 @@ def http() -> str:
 def _route(title: str, route: Schema) -> Iterator[str]:
     yield f"## {title}"
     yield route["description"]
+    if "parameters" in route:
+        yield "\n".join(["| parameter | in | type | |", "|---|---|---|---|", *_parameters(route)])
     for media_type, content in route.get("requestBody", {}).get("content", {}).items():
         yield f"**Body, `{media_type}`**"
         yield from _fields(content["schema"])
-    rows = [
-        f"| {status} | {', '.join(f'`{name}`' for name in answer.get('content', {}))} "
-        f"| {', '.join(_bodies(answer.get('content', {})))} |"
-        for status, answer in route["responses"].items()
-    ]
-    yield "\n".join(["| answer | type | body |", "|---|---|---|", *rows])
+    rows = []
+    for status, answer in route["responses"].items():
+        content = answer.get("content", {})
+        kinds, bodies = ", ".join(f"`{name}`" for name in content), ", ".join(_bodies(content))
+        rows.append(f"| {status} | {answer['description']} | {kinds} | {bodies} |")
+    yield "\n".join(["| answer | | type | body |", "|---|---|---|---|", *rows])
+
+
+def _parameters(route: Schema) -> Iterator[str]:
+    for given in route["parameters"]:
+        schema = given["schema"]
+        text = schema.get("description", "")
+        yield f"| `{given['name']}` | {given['in']} | {_type(schema)} | {text} |"
 
 
 def _bodies(content: Schema) -> Iterator[str]:
@@ -94,8 +103,8 @@ def _type(schema: Schema) -> str:
         return " or ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
     if schema.get("format") == "binary":
         return "an image's bytes"
-    if schema["type"] == "array":
+    if schema.get("type") == "array":
         return f"list of {_type(schema['items'])}"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"object of {_type(schema['additionalProperties'])}"
-    return str(schema["type"])
+    return str(schema.get("type", "any value"))
