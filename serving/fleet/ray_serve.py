@@ -20,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 
 from augself_hub.cli import augself
+from augself_hub.configuration import options_of
 from augself_hub.errors import AugSelfError, UsageError
 from serving import commands
 from serving.http.api import create_app
@@ -88,10 +89,13 @@ def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
     assert serve_command is not None
     context = serve_command.make_context("augself serve", shlex.split(asked.options))
     options = dict(context.params)
-    for name in _RAYS:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise UsageError(f"--{name.replace('_', '-')} is Ray's to say: see serve start --help")
-        del options[name]
+    for name, option in options_of(serve_command).items():
+        if option.name not in _RAYS:
+            continue
+        if context.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+            mend = f"serve start --http-{name}" if name in ("host", "port") else "leave it out"
+            raise UsageError(f"--{name} is Ray's to say: {mend}")
+        del options[option.name]
     models = options.pop("models")
     (device, threads, *rest), settings = commands.told(**options)
     if settings.demo:

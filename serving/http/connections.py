@@ -16,7 +16,9 @@ import asyncio
 import json
 import logging
 import resource
+import ssl
 import time
+from asyncio.sslproto import SSLProtocol
 from typing import Any
 
 import h11
@@ -78,9 +80,14 @@ class Room:
             oldest = min(waiting, key=lambda each: each.since)
             self._connections.discard(oldest)  # its end comes later than the next connection
             oldest.transport.abort()
+        elif not connection.speaks:
+            connection.transport.abort()  # it would not understand a refusal yet
         else:
             problem = Problem(503, "too_many_connections", "there are too many connections")
             connection.refuse(problem, linger=False)
+
+    def leave(self, connection: Connection) -> None:
+        self._connections.discard(connection)
 
     def sweep(self) -> None:
         """Close those that are past their time. For once a second."""
@@ -94,6 +101,7 @@ class Connection(H11Protocol):
 
     Attributes:
         since: when it began to wait: it was opened, or its last answer was complete.
+        speaks: HTTP can be written to it: it is plain, or its TLS handshake is done.
     """
 
     def __init__(self, room: Room, **given: Any) -> None:
@@ -101,6 +109,7 @@ class Connection(H11Protocol):
         self.conn: _Bounded = _Bounded(h11.SERVER, _HEAD_BYTES)
         self.room, self.since = room, time.monotonic()
         self._blocked: float | None = None  # since when the client takes nothing
+        self.speaks = False
         self._over = False  # refused: what still comes is not read
 
     @property
@@ -110,6 +119,7 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.speaks = True
         self.room.enter(self)
 
     def data_received(self, data: bytes) -> None:
@@ -177,6 +187,37 @@ class Connection(H11Protocol):
 
     def _unsupported_upgrade_warning(self) -> None:
         """No line in the log: the request is answered as if it had not asked."""
+
+
+class Handshake(SSLProtocol):
+    """TLS under a connection, which has its place and its time from the first moment on.
+
+    asyncio by itself tells the protocol when the handshake is done: until then nobody would count
+    it, and it had a minute.
+    """
+
+    def __init__(self, connection: Connection, context: ssl.SSLContext) -> None:
+        seconds = connection.room.limits.header_seconds
+        super().__init__(
+            asyncio.get_running_loop(),
+            connection,
+            context,
+            None,
+            server_side=True,
+            ssl_handshake_timeout=seconds,
+            ssl_shutdown_timeout=seconds,
+        )
+        self._connection = connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._connection.transport = transport
+        self._connection.connections.add(self._connection)
+        self._connection.room.enter(self._connection)
+        super().connection_made(transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._connection.room.leave(self._connection)
 
 
 class _Bounded(h11.Connection):

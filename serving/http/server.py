@@ -26,7 +26,7 @@ import uvicorn
 from augself_hub import __version__
 from augself_hub.errors import AugSelfError, UsageError
 from serving.http.callers import leads_to_loopback
-from serving.http.connections import Connection, Room, Seldom
+from serving.http.connections import Connection, Handshake, Room, Seldom
 from serving.http.gate import Gate
 from serving.tracing import traced
 
@@ -147,7 +147,7 @@ def run(app: Gate, address: Address) -> None:
     server = _Server(config, app, address)
     # On h11, not whatever else is installed: httptools would wait for endless headers, and answer
     # nothing to a good request that bytes of no request follow.
-    config.http = functools.partial(Connection, server.room)  # type: ignore[assignment]
+    config.http = server.protocol  # type: ignore[assignment]
     for name in ("asyncio", "uvicorn.error", "serving.http.connections"):
         logging.getLogger(name).addFilter(Seldom())
     # The loop shares the interpreter with threads that read and decode: it waits less for its turn,
@@ -155,8 +155,6 @@ def run(app: Gate, address: Address) -> None:
     sys.setswitchinterval(_TURN_SECONDS)
     gc.collect()
     gc.freeze()
-    config.load()
-    config.ssl = address.tls
     try:
         server.run(sockets=[listener])
     finally:
@@ -178,16 +176,15 @@ class _Server(uvicorn.Server):
         self._said = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop: Any = asyncio.get_running_loop()
-        if self.config.ssl:  # the library leaves handshakes a minute
-            seconds = self.gate.limits.header_seconds
-            loop.create_server = functools.partial(
-                loop.create_server, ssl_handshake_timeout=seconds, ssl_shutdown_timeout=seconds
-            )
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(_BACKLOG)  # asyncio has set it to what is taken at one go
             self._say(self.address.url(listener))
+
+    def protocol(self, **given: Any) -> asyncio.BaseProtocol:
+        """Of a new connection."""
+        connection = Connection(self.room, **given)
+        return Handshake(connection, self.address.tls) if self.address.tls else connection
 
     def _say(self, url: str) -> None:
         """Where, what and how, once it listens."""

@@ -165,6 +165,8 @@ def test_rays_limits_are_wider_than_a_replicas(build):
     [
         ("--port 80", "--http-port"),
         ("--host 0.0.0.0", "--http-host"),
+        ("--uds /tmp/s", "--uds is Ray's to say"),
+        ("--log-format json", "--log-format is Ray's to say"),
         ("--demo", "augself serve --demo"),
         ("--limit slots=0", "must be more than 0"),
     ],

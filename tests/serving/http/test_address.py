@@ -110,6 +110,27 @@ def test_tls(start_server, pem, pixels, encoded, vectors, expected):
     assert "Traceback" not in "".join(server.log)
 
 
+def test_handshakes_that_do_not_end_stop_nobody(start_server, pem):
+    """They are connections as others: counted, and the one that waits longest makes room."""
+    files = ("--tls-certificate", str(pem / "certificate"), "--tls-key", str(pem / "key"))
+    server = start_server(*files, "--limit", "connections=10", authority=pem / "certificate")
+    silent = [server.connect() for _ in range(60)]
+    silent[-1].sendall(b"GET / HTTP/1.1\r\n\r\n")  # no handshake at all
+    for _ in range(3):
+        with server.client() as client:
+            metrics = client.get("/metrics").text
+    assert float(re.findall(r"^augself_connections (\S+)", metrics, re.M)[0]) <= 10
+    assert float(re.findall(r"^augself_dropped_connections_total (\S+)", metrics, re.M)[0]) >= 50
+    for each in silent:
+        each.close()
+    time.sleep(0.3)
+    with server.client() as client:
+        metrics = client.get("/metrics").text
+    assert float(re.findall(r"^augself_connections (\S+)", metrics, re.M)[0]) <= 2
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.log)
+
+
 @pytest.mark.parametrize(
     ("certificate", "key", "said"),
     [
