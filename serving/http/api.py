@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -160,7 +160,10 @@ def _add_routes(app: FastAPI) -> None:
     app.get("/health/live", **probed)(live)
     app.get("/health/ready", **probed)(ready)
     app.get("/version", **probed)(version)
-    app.get("/metrics", response_class=PlainTextResponse, **probed)(metrics)
+    # Without a class of its own: the errors are JSON all the same.
+    text: document.Responses = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+    counted = probed | {"responses": probed["responses"] | text}
+    app.get("/metrics", response_class=Response, **counted)(metrics)
     kserve.add_routes(app)
     for route in [r for r in app.routes if isinstance(r, APIRoute) and "GET" in r.methods]:
         app.head(

@@ -25,8 +25,8 @@ from serving.http.schemas import (
 _BYTES = {"type": "string", "format": "binary"}
 IMAGES, MODELS, TENSORS, OPERATION = "Images", "Models", "Open inference protocol", "Operation"
 _PIXEL = (  # a PNG of 2 x 2 pixels
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAEklEQVR4nGP8z8DAwMDA"
-    "xAABAAkYAQFBd0WnAAAAAElFTkSuQmCC"
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAIAAAD91JpzAAAAFklEQVR42mP4z8DA"
+    "8J+BkYHh////DAAe9gT9CzF8CQAAAABJRU5ErkJggg=="
 )
 _TEXT = """Features of images, and how two views of one picture differ.
 
@@ -79,12 +79,9 @@ def errors(*only: int, sentence: bool = False) -> Responses:
     """
     model = SentenceAnswer if sentence else ErrorAnswer
     shown: Responses = {}
-    for status, (when, code, param, message) in _ERRORS.items():
+    for status, (when, *_) in _ERRORS.items():
         if not only or status in only:
-            problem = Problem(status, code, message, param)
-            error: Any = problem.sentence() if sentence else problem.body()
-            example = {"application/json": {"example": {"error": error}}}
-            shown[status] = {"model": model, "description": when, "content": example}
+            shown[status] = {"model": model, "description": when}
     others = {"model": model, "description": "Others."}
     return shown | {"4XX": others, "5XX": others}
 
@@ -185,10 +182,18 @@ def _complete(document: dict[str, Any], keyed: bool) -> None:
         },
     }
     security: list[dict[str, list[str]]] = [{"bearer": []}, {"password": []}]
-    for methods in document["paths"].values():
+    for path, methods in document["paths"].items():
         for operation in methods.values():
-            if 401 in map(int, filter(str.isdecimal, operation["responses"])):
+            answers = operation["responses"]
+            if "401" in answers:
                 operation["security"] = security if keyed else [*security, {}]
+            # Not given to FastAPI, which leaves out what is null.
+            for status, (_, code, param, message) in _ERRORS.items():
+                if str(status) in answers:
+                    problem = Problem(status, code, message, param)
+                    error: Any = problem.sentence() if path.startswith("/v2") else problem.body()
+                    shown = answers[str(status)]["content"]["application/json"]
+                    shown["example"] = {"error": error}
 
 
 def _form(record: type[BaseModel], **files: dict[str, Any]) -> dict[str, Any]:
