@@ -1,4 +1,4 @@
-"""The model card: README.md of a model folder, generated from the folder's own files.
+"""The model card: README.md of a model folder, generated from the folder's own files by `card.md`.
 
 Nothing unmeasured is filled in. A card that somebody edited is theirs and is not written again.
 """
@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from augself_hub.augmentations.spec import Cut, Dimension, Spec
+from augself_hub.augmentations.spec import Dimension, Spec
 from augself_hub.configs import read_json
 from augself_hub.folder import (
     CARD,
@@ -31,70 +31,9 @@ from augself_hub.results import read_evaluation
 from augself_hub.terminal import shown
 
 PLACEHOLDER = "your-name/your-model"
+_TEMPLATE = Path(__file__).with_name("card.md")
 
 log = logging.getLogger(__name__)
-
-_USE = """\
-## How to use it
-
-Features, with transformers alone:
-
-```python
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModel.from_pretrained("{name}")
-pixels = processor(Image.open("a.jpg"), return_tensors="pt")
-features = model(**pixels).pooler_output.flatten(1)
-```
-"""
-
-_USE_HEADS = """\
-What takes picture a to picture b, with `augself-hub`:
-
-```python
-from augself_hub import AugSelfModel
-
-augself = AugSelfModel.from_pretrained("{name}").eval()
-a = processor(Image.open("a.jpg"), return_tensors="pt")["pixel_values"]
-b = processor(Image.open("b.jpg"), return_tensors="pt")["pixel_values"]
-difference = augself.predict_difference(a, b)
-```
-"""
-
-_USE_GRAPHS = """\
-Features, and what differs between two pictures, on ONNX Runtime without torch:
-
-```python
-from augself_hub import Encoder
-
-encoder = Encoder("{name}")
-features = encoder.features(["a.jpg", "b.jpg"])
-print(encoder.difference("a.jpg", "b.jpg"))
-```
-
-Over HTTP:
-
-```sh
-augself serve --model {name} --port 7860
-curl -F image=@a.jpg localhost:7860/v1/embeddings
-```
-"""
-
-_CITATION = """\
-## Citation
-
-```bibtex
-@inproceedings{lee2021augself,
-  title     = {Improving Transferability of Representations via Augmentation-Aware
-               Self-Supervision},
-  author    = {Lee, Hankook and Lee, Kibok and Lee, Kimin and Lee, Honglak and Shin, Jinwoo},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2021}
-}
-```
-"""
 
 
 def write(folder: Path, name: str = PLACEHOLDER) -> None:
@@ -116,22 +55,39 @@ def write(folder: Path, name: str = PLACEHOLDER) -> None:
 
 def render(folder: Path, name: str = PLACEHOLDER) -> str:
     """The card's text. Raises ModelFolderError where the folder is incomplete."""
-    spec = read_spec(folder)
-    evaluation = read_evaluation(folder)
-    parts = [
-        f"---\n{_metadata(spec, name, evaluation).to_yaml()}\n---\n",
-        _introduction(folder, spec),
-        _use(folder, spec, name),
-        _augmentations(spec),
-        _training(folder, spec),
-        _results(evaluation),
-        _limits(folder, spec),
-        _CITATION,
-    ]
-    return "\n".join(part for part in parts if part)
+    spec, evaluation = read_spec(folder), read_evaluation(folder)
+    named = read_json(folder / "config.json").get("architectures") or [""]
+    architecture = shown(str(named[0])) if isinstance(named, list) and named[0] else "no name"
+    dimensions = [(kind, d) for kind, head in spec.heads.items() for d in head.dimensions]
+    cuts = spec.match and {
+        "have colours, or neither has": spec.match.alike,
+        "are one gray and one coloured": spec.match.one_gray,
+    }
+    card = ModelCard.from_template(
+        _metadata(spec, name, evaluation["results"]),
+        template_path=str(_TEMPLATE),
+        name=name,
+        spec=spec,
+        architecture=architecture,
+        size=Preprocessing.from_folder(folder).size,
+        graphs=(folder / ENCODER_GRAPH).is_file(),
+        dimensions=[
+            (kind, d.name, d.unit, _number(d.standard_error), _learned(d)) for kind, d in dimensions
+        ],
+        needs_color=any(d.needs_color for _, d in dimensions),
+        cuts=[(case, cut) for case, cut in (cuts or {}).items() if cut is not None],
+        provenance=[
+            (shown(key.replace("_", " ")), shown(str(v))) for key, v in spec.provenance.items()
+        ],
+        curves=CURVES if (folder / CURVES).is_file() else None,
+        results=list(_results(evaluation)),
+    )
+    return f"{card}\n"
 
 
-def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardData:
+def _metadata(spec: Spec, name: str, results: list[dict[str, Any]]) -> ModelCardData:
+    """The header that the Hub reads."""
+    kind, _, place = str(spec.provenance.get("data", "")).partition(":")
     measured = [
         EvalResult(
             task_type="image-feature-extraction",
@@ -141,7 +97,7 @@ def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardDat
             metric_name=f"{r['task']}: {r['name']}" if "dataset" in r else r["name"],
             metric_value=round(r["value"], 4),
         )
-        for r in evaluation["results"]
+        for r in results
     ]
     return ModelCardData(
         model_name=name,
@@ -149,63 +105,10 @@ def _metadata(spec: Spec, name: str, evaluation: dict[str, Any]) -> ModelCardDat
         pipeline_tag="image-feature-extraction",
         license=spec.provenance.get("license", "other"),
         tags=["augself", "self-supervised-learning"],
-        datasets=_hub_data(spec),
-        metrics=sorted({r["metric"] for r in evaluation["results"]}) or None,
+        # A data set of the Hub: `hf:ORG/NAME[:SPLIT]`.
+        datasets=[place.partition(":")[0]] if kind == "hf" and "/" in place else None,
+        metrics=sorted({r["metric"] for r in results}) or None,
         eval_results=measured or None,
-    )
-
-
-def _hub_data(spec: Spec) -> list[str] | None:
-    """The Hub's data set it was trained on: `hf:ORG/NAME[:SPLIT]`."""
-    kind, _, place = str(spec.provenance.get("data", "")).partition(":")
-    return [place.partition(":")[0]] if kind == "hf" and "/" in place else None
-
-
-def _introduction(folder: Path, spec: Spec) -> str:
-    named = read_json(folder / "config.json").get("architectures") or [""]
-    architecture = shown(str(named[0])) if isinstance(named, list) and named[0] else "no name"
-    size = Preprocessing.from_folder(folder).size
-    heads = (
-        " with heads of augmentation-aware self-supervision "
-        "([AugSelf](https://arxiv.org/abs/2111.09613)), which predict how two views differ: "
-        f"{', '.join(spec.heads)}"
-    )
-    return (
-        "# AugSelf image features\n\n"
-        f"An image encoder ({architecture}, {size} x {size} pixels, {spec.features}-dimensional "
-        f"features){heads if spec.heads else ''}.\n"
-    )
-
-
-def _use(folder: Path, spec: Spec, name: str) -> str:
-    size = Preprocessing.from_folder(folder).size
-    parts = [_USE, _USE_HEADS if spec.heads else "", _USE_GRAPHS if _has_graphs(folder) else ""]
-    return "\n".join(part.format(name=name, size=size) for part in parts if part)
-
-
-def _has_graphs(folder: Path) -> bool:
-    return (folder / ENCODER_GRAPH).is_file()
-
-
-_MEANING = {"relative": "what takes view a to view b", "paper": "view a minus view b"}
-
-
-def _augmentations(spec: Spec) -> str:
-    """What the heads predict, in which units."""
-    if not spec.heads:
-        return ""
-    rows = [
-        (kind, d.name, d.unit, _number(d.standard_error), _learned(d))
-        for kind, head in spec.heads.items()
-        for d in head.dimensions
-    ]
-    return (
-        "## What the heads predict\n\n"
-        f"Convention `{spec.convention}`: {_MEANING[spec.convention]}. The standard error is right "
-        "on average over held-out pairs, not for every pair; empty: not measured. What is not "
-        "learned has no answer.\n\n"
-        + _table(("augmentation", "value", "unit", "standard error", "held-out pairs"), rows)
-        + _match(spec)
     )
 
 
@@ -219,49 +122,23 @@ def _learned(dimension: Dimension) -> str:
     return f"{mark}{measure} {dimension.score:.2f} ({low:.2f} to {high:.2f})"
 
 
-def _match(spec: Spec) -> str:
-    cuts = spec.match and {
-        "have colours, or neither has": spec.match.alike,
-        "are one gray and one coloured": spec.match.one_gray,
-    }
-    return "".join(_cut(case, cut) for case, cut in (cuts or {}).items() if cut is not None)
+def _results(evaluation: dict[str, Any]) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Protocol (empty: as before), head and rows of a table for each task.
 
-
-def _cut(case: str, m: Cut) -> str:
-    return (
-        f"\nWhere both pictures {case}, a pair counts as unlike pictures, and gets no answer, "
-        f"below a probability of {m.least:.2f} of being of one thing, read off the cosine of the "
-        f"features: {m.false_alarms:.1%} of {m.pairs} held-out pairs of one picture fall below "
-        f"it, and {m.found:.0%} of about as many pairs of two (area under the ROC curve "
-        f"{m.auc:.3f}).\n"
-    )
-
-
-def _training(folder: Path, spec: Spec) -> str:
-    if not spec.provenance:
-        return ""
-    rows = [(shown(key.replace("_", " ")), shown(str(v))) for key, v in spec.provenance.items()]
-    curves = f"\n![Training curves]({CURVES})\n" if (folder / CURVES).is_file() else ""
-    return "## How it was trained\n\n" + _table(("", ""), rows) + curves
-
-
-def _results(evaluation: dict[str, Any]) -> str:
-    """A table for each task, with a column for whatever stands beside; not measured is empty."""
-    if not evaluation["results"]:
-        return ""
-    text, told = "## Evaluation\n", None
+    A column stands for whatever is beside the model; what was not measured is empty.
+    """
+    told = None
     for task, group in groupby(evaluation["results"], key=lambda r: r["task"]):
         records = list(group)
         protocol = records[0].get("protocol") or evaluation["protocol"]
         labels = list(dict.fromkeys(label for r in records for label in r.get("beside", ())))
         rows = [
-            (r["name"], _value(r), _number(r.get("trivial")), *(_beside(r, x) for x in labels))
+            [r["name"], _value(r), _number(r.get("trivial")), *(_beside(r, x) for x in labels)]
             for r in records
         ]
-        head = (task, "this model", "trivial predictor", *labels)
-        text += f"\n{protocol}\n" if protocol != told else ""
-        text, told = text + "\n" + _table(head, rows), protocol
-    return text
+        head = [task, "this model", "trivial predictor", *labels]
+        yield "" if protocol == told else protocol, head, rows
+        told = protocol
 
 
 def _value(record: dict[str, Any]) -> str:
@@ -279,25 +156,6 @@ def _beside(record: dict[str, Any], label: str) -> str:
     if other["interval"] is not None:
         more += ", {:+.3g} to {:+.3g}".format(*other["interval"])
     return f"{_number(other['value'])} ({more})"
-
-
-def _limits(folder: Path, spec: Spec) -> str:
-    size = Preprocessing.from_folder(folder).size
-    lines = [f"Pictures are seen at {size} x {size} pixels, the middle square of each."]
-    if any(d.needs_color for head in spec.heads.values() for d in head.dimensions):
-        lines.append("Nothing can be said about saturation and hue where a picture is gray.")
-    if spec.heads:
-        lines.append(
-            "The heads were trained on pairs of views of one picture; of two different pictures "
-            "their answers mean nothing, and not every such pair is recognised as one."
-        )
-    return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = (head, ("---",) * len(head), *rows)
-    escaped = ((cell.replace("|", r"\|") for cell in line) for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def _number(value: float | None) -> str:

@@ -88,6 +88,19 @@ def test_unmeasured_cells_stay_empty(measured):
     assert "| color | hue | turns |  |" in text
 
 
+def test_a_table_holds_together(measured):
+    """Names may hold bars; a blank line between rows would end the table."""
+    barred = [{**RESULTS[0], "name": "a|b"}, {**RESULTS[0], "name": "c"}]
+    (measured / EVALUATION).write_text(json.dumps({"protocol": "As told.", "results": barred}))
+    rows = (
+        "| held-out pairs | this model | trivial predictor |\n"
+        "| --- | --- | --- |\n"
+        "| a\\|b | 0.5 | 0 |\n"
+        "| c | 0.5 | 0 |\n"
+    )
+    assert f"## Evaluation\n\nAs told.\n\n{rows}\n## Limits" in card.render(measured)
+
+
 def test_metadata_is_what_the_hub_reads(measured):
     header = yaml.safe_load(card.render(measured, "me/mine").split("---")[1])
     assert header["library_name"] == "transformers"
