@@ -42,9 +42,14 @@ class Diverged(AugSelfError):
 
 
 class ImageError(AugSelfError):
-    """An image that cannot be used. `code` is stable and goes into HTTP answers."""
+    """An image that cannot be used. `code` is stable and goes into HTTP answers.
+
+    Attributes:
+        param: which of a request's images it is, e.g. `input[3]`; None: not one of several.
+    """
 
     code = "invalid_image"
+    param: str | None = None
 
 
 class EmptyImage(ImageError):

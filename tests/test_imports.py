@@ -68,6 +68,8 @@ def forbidden_to(path):
                  "serving": ["training"], "app": ["training"], "research": []}[top]  # fmt: skip
     if path.parts[:2] == ("training", "evaluation"):  # features are extracted in one way
         forbidden = [f"serving.{room}" for room in SERVING if room != "extraction"]
+    if path.parts[:2] in (("serving", "inference"), ("serving", "extraction")):
+        forbidden = [*forbidden, "serving.http", "fastapi", "starlette"]
     light = top not in ("training", "research") and not modeling
     if path == LAZY_EXPORTS:
         forbidden = []
@@ -99,6 +101,8 @@ def test_a_file_imports_only_what_it_may(path):
         ("augself_hub/modeling/model.py", "from training.run.trainer import AugSelfTrainer"),
         ("training/run/trainer.py", "if True:\n    import serving.inference.engine"),
         ("serving/inference/engine.py", "from training import data"),
+        ("serving/inference/service.py", "from serving.http.problems import Problem"),
+        ("serving/inference/service.py", "from fastapi import Request"),
         ("training/data/batches.py", "from serving.extraction import pipeline"),
         ("training/evaluation/cache.py", "from serving.inference.engine import load"),
         ("training/run/trainer.py", "from research.study import plan"),

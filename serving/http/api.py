@@ -12,13 +12,13 @@ HEAD is answered wherever GET is, OPTIONS with what is allowed.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
 import itertools
 import re
 from collections.abc import AsyncIterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,15 +35,17 @@ from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
 from augself_hub.differences import describe, is_gray, matching
+from augself_hub.errors import ImageError
 from serving.http import document, kserve
 from serving.http.access_log import AccessLog, note
 from serving.http.bodies import Item, read_embeddings, read_pairs, refuse_query
 from serving.http.callers import Callers
+from serving.http.deadline import answered
 from serving.http.gate import OURS, Gate, inner_path
 from serving.http.keys import Keys
 from serving.http.late_demo import LateDemo
 from serving.http.negotiation import JSON, NPY, negotiated
-from serving.http.problems import Problem
+from serving.http.problems import Problem, problem_of
 from serving.http.schemas import (
     AugmentationAnswer,
     AugmentationOptions,
@@ -56,6 +58,7 @@ from serving.http.schemas import (
     ModelRecord,
 )
 from serving.http.urls import AllowedHosts, Fetcher
+from serving.inference.errors import Refused
 from serving.inference.models import Model, Models, Source
 from serving.inference.service import Service
 from serving.limits import Limits
@@ -87,43 +90,44 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     kserve.refuse_shared_names(models)
     hosts = AllowedHosts.parse(settings.url_hosts)
     fetcher = Fetcher(hosts, limits, metrics) if settings.url_hosts else None
-    service = Service(models, limits, metrics, settings.decoders, fetcher)
+    service = Service(models, limits, metrics, settings.decoders)
     demo = LateDemo(service, settings.table, keys, settings.root_path) if settings.demo else None
     log = AccessLog(settings.access_log, metrics) if settings.access_log else None
     if not settings.lazy:
         models.preload()
-    app = _application(service, demo)
+    app = _application(service, fetcher, demo)
     document.describe(app, keyed=bool(settings.tokens))
     described = {**service.described, "keys": len(settings.tokens), "demo": settings.demo}
     own = (settings.names_requests, settings.root_path, described)
     return Gate(app, limits, metrics, keys, callers, log, *own)
 
 
-def _application(service: Service, demo: LateDemo | None) -> FastAPI:
+def _application(service: Service, fetcher: Fetcher | None, demo: LateDemo | None) -> FastAPI:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        async with contextlib.nullcontext() if demo is None else demo.running():
+            yield
+        await service.stop()
+        if fetcher is not None:
+            await fetcher.close()
+
     app = FastAPIOffline(
         title="AugSelf Hub",
         version=__version__,
-        lifespan=partial(_lifespan, service, demo),
+        lifespan=lifespan,
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation,
         exception_handlers=_HANDLERS,
     )
-    app.state.service = service
+    app.state.service, app.state.fetcher = service, fetcher
     _add_routes(app)
     if demo is not None:
         app.mount("/", demo)
     else:
         app.router.routes.append(Route("/", documentation, include_in_schema=False))
     return app
-
-
-@contextlib.asynccontextmanager
-async def _lifespan(service: Service, demo: LateDemo | None, app: FastAPI) -> AsyncIterator[None]:
-    service.start()
-    async with contextlib.nullcontext() if demo is None else demo.running():
-        yield
-    await service.stop()
 
 
 def _operation(route: APIRoute) -> str:
@@ -188,16 +192,29 @@ async def embeddings(request: Request) -> Response:
     _refuse_other_dimensions(options.dimensions, model)
     note(request.scope, model=model.name, images=len(items))
     headers = _ignored(options)
-    features = await service.answered(request, model, _features(service, model, items))
+    seconds, fetcher = service.limits.deadline_seconds, request.app.state.fetcher
+    features = await answered(request, model, seconds, _features(service, fetcher, model, items))
     with service.metrics.stage("encode"):
         if options.normalize:
             features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
         if not np.isfinite(features).all():
             raise ValueError(f"features of {model.name} are not finite")
         if media_type == NPY:
-            return Response(_npy(features), media_type=NPY, headers=headers)
+            buffer = io.BytesIO()
+            np.save(buffer, features.astype("<f4"), allow_pickle=False)
+            return Response(buffer.getvalue(), media_type=NPY, headers=headers)
+        rows: list[Any] = features.tolist()
+        if options.encoding_format == "base64":
+            rows = [base64.b64encode(row.astype("<f4").tobytes()).decode() for row in features]
+        answer = {
+            "object": "list",
+            "model": model.name,
+            "data": [
+                {"object": "embedding", "index": i, "embedding": r} for i, r in enumerate(rows)
+            ],
+            "usage": {"prompt_tokens": 0, "total_tokens": 0},
+        }
         # Not JSONResponse: the standard library takes 66 ms for 64 rows of 2,048 numbers.
-        answer = _embedding_answer(model.name, features, options)
         return Response(to_json(answer), media_type=JSON, headers=headers)
 
 
@@ -209,7 +226,8 @@ async def augmentations(request: Request) -> Response:
         options, pairs = await read_pairs(request, service.limits)
     model = service.models.named(options.model)
     note(request.scope, model=model.name, images=2 * len(pairs))
-    data = await service.answered(request, model, _differences(service, model, pairs))
+    seconds, fetcher = service.limits.deadline_seconds, request.app.state.fetcher
+    data = await answered(request, model, seconds, _differences(service, fetcher, model, pairs))
     with service.metrics.stage("encode"):
         return JSONResponse({"object": "list", "model": model.name, "data": data})
 
@@ -280,22 +298,27 @@ class Unrouted:
         raise HTTPException(404)
 
 
-async def _features(service: Service, model: Model, items: list[Item]) -> np.ndarray:
+async def _features(
+    service: Service, fetcher: Fetcher | None, model: Model, items: list[Item]
+) -> np.ndarray:
+    """Images are fetched and decoded before any of them is queued."""
     async with service.models.held(model) as batcher:
-        images = await service.images(items, model.source.preprocessing)
-        return await service.features(batcher, images)
+        files = items if fetcher is None else await fetcher.fetched(items)
+        images = await service.images(files, model.source.preprocessing)
+        return await asyncio.wrap_future(batcher.submit(images))
 
 
 async def _differences(
-    service: Service, model: Model, pairs: list[tuple[Item, Item]]
+    service: Service, fetcher: Fetcher | None, model: Model, pairs: list[tuple[Item, Item]]
 ) -> list[dict[str, Any]]:
     """All first images, then all second ones, so that one split gives both sides."""
     spec = model.source.spec
     items = [a for a, _ in pairs] + [b for _, b in pairs]
     async with service.models.held(model) as batcher:
-        images = await service.images(items, model.source.preprocessing)
-        a, b = np.split(await service.features(batcher, images), 2)
-        physical = await service.in_thread(batcher.engine.differences, a, b)
+        files = items if fetcher is None else await fetcher.fetched(items)
+        images = await service.images(files, model.source.preprocessing)
+        a, b = np.split(await asyncio.wrap_future(batcher.submit(images)), 2)
+        physical = await service.decoders.run(batcher.engine.differences, a, b)
     gray = [is_gray(image) for image in images]
     return [
         {
@@ -312,18 +335,6 @@ async def _differences(
     ]
 
 
-def _embedding_answer(
-    model: str, features: np.ndarray, options: EmbeddingOptions
-) -> dict[str, Any]:
-    packed = options.encoding_format == "base64"
-    data = [
-        {"object": "embedding", "index": i, "embedding": _base64(row) if packed else row.tolist()}
-        for i, row in enumerate(features)
-    ]
-    usage = {"prompt_tokens": 0, "total_tokens": 0}
-    return {"object": "list", "model": model, "data": data, "usage": usage}
-
-
 def _refuse_other_dimensions(wanted: int | None, model: Model) -> None:
     """Features are not trained so that their first ones would do alone."""
     width = model.source.spec.features
@@ -337,16 +348,6 @@ def _ignored(options: EmbeddingOptions) -> dict[str, str]:
     names = (name for name in options.model_extra or () if _PLAIN.fullmatch(name))
     named = ", ".join(itertools.islice(names, _MOST_IGNORED))
     return {"X-Ignored-Fields": named} if named else {}
-
-
-def _base64(row: np.ndarray) -> str:
-    return base64.b64encode(row.astype("<f4").tobytes()).decode()
-
-
-def _npy(features: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, features.astype("<f4"), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _record(model: Model, limits: Limits) -> ModelRecord:
@@ -373,6 +374,10 @@ async def _on_problem(request: Request, problem: Problem) -> JSONResponse:
     return problem.response(inner_path(request.scope))
 
 
+async def _on_refused(request: Request, error: ImageError | Refused) -> JSONResponse:
+    return await _on_problem(request, problem_of(error))
+
+
 async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     """What the framework refuses by itself."""
     codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "not this method")}
@@ -393,6 +398,8 @@ async def _on_bug(request: Request, error: Exception) -> JSONResponse:
 
 _HANDLERS: dict[Any, Any] = {
     Problem: _on_problem,
+    ImageError: _on_refused,
+    Refused: _on_refused,
     HTTPException: _on_http_exception,
     ClientDisconnect: _on_client_left,
     Exception: _on_bug,

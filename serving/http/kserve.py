@@ -13,6 +13,7 @@ heads, features_a and features_b -> one raw output a kind. The images are prepro
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from augself_hub.errors import UsageError
 from serving.http import document
 from serving.http.access_log import note
 from serving.http.bodies import apart, read_body, refuse_query
+from serving.http.deadline import answered
 from serving.http.problems import Problem
 from serving.http.schemas import (
     GraphRecord,
@@ -35,6 +37,7 @@ from serving.http.schemas import (
 )
 from serving.http.tensors import BINARY, HEADER, Tensor, answer, read_tensors
 from serving.inference.batcher import Batcher
+from serving.inference.errors import UnknownModel
 from serving.inference.models import Model, Models
 from serving.inference.providers import NotFinite
 from serving.inference.service import Service
@@ -112,7 +115,7 @@ async def metadata(request: Request, name: str) -> dict[str, Any]:
     """A graph's inputs and outputs."""
     try:
         graph = _graph(request.app.state.service.models, name)
-    except Problem:
+    except UnknownModel:
         if name.endswith("/infer"):
             raise HTTPException(405, headers={"Allow": "POST"}) from None
         raise
@@ -138,7 +141,8 @@ async def infer(request: Request, name: str) -> Response:
         given = (body, header, graph.inputs, graph.outputs, service.limits)
         asked = await apart(len(body), read_tensors, *given)
     note(request.scope, model=name, images=len(asked.inputs[0]))
-    values = await service.answered(request, graph.model, _run(service, graph, asked.inputs))
+    seconds = service.limits.deadline_seconds
+    values = await answered(request, graph.model, seconds, _run(service, graph, asked.inputs))
     results = {tensor.name: rows for tensor, rows in zip(graph.outputs, values, strict=True)}
     with service.metrics.stage("encode"):
         return answer(name, asked, results)
@@ -152,19 +156,19 @@ async def _run(service: Service, graph: Graph, inputs: list[np.ndarray]) -> list
 async def _features(
     service: Service, batcher: Batcher, inputs: list[np.ndarray]
 ) -> list[np.ndarray]:
-    return [await service.features(batcher, list(inputs[0]))]
+    return [await asyncio.wrap_future(batcher.submit(list(inputs[0])))]
 
 
 async def _heads(service: Service, batcher: Batcher, inputs: list[np.ndarray]) -> list[np.ndarray]:
     try:
-        return list((await service.in_thread(batcher.engine.heads, *inputs)).values())
+        return list((await service.decoders.run(batcher.engine.heads, *inputs)).values())
     except NotFinite:  # the heads were checked when they were loaded
         message = "the features are so large that what the heads make of them is not finite"
         raise Problem(400, "not_finite", message, "inputs") from None
 
 
 def _graph(models: Models, name: str) -> Graph:
-    """What the protocol calls a model of this name. Raises the 404."""
+    """What the protocol calls a model of this name. Raises UnknownModel."""
     owner = models.all.get(name.removesuffix(HEADS))
     if owner is not None and owner.name != name and owner.source.spec.heads:
         return _heads_of(owner)

@@ -1,7 +1,8 @@
 """Errors as HTTP answers: {"error": {"message", "type", "param", "code"}}, OpenAI's shape.
 
 Under /v2 they are {"error": "message"}, as the open inference protocol has it. No message carries a
-path, an address or a class name: they are all written here, or by errors.py for images.
+path, an address or a class name: they are all written here and in the routes, or, for images and
+models, where the error of errors.py and inference/errors.py was raised.
 """
 
 from __future__ import annotations
@@ -17,14 +18,29 @@ from augself_hub.errors import (
     UndecodableImage,
     UnsupportedImage,
 )
+from serving.inference.errors import (
+    DecodersStuck,
+    Draining,
+    ModelNotLoaded,
+    QueueFull,
+    Refused,
+    UnknownModel,
+    WorkerLost,
+)
 
 RETRY_SECONDS = 1
 _RETRY = {429, 503}
-_IMAGE_STATUS: dict[type[ImageError], int] = {
+_STATUS: dict[type[ImageError | Refused], int] = {
     EmptyImage: 400,
     UndecodableImage: 400,
     UnsupportedImage: 415,
     TooManyPixels: 413,
+    UnknownModel: 404,
+    QueueFull: 429,
+    Draining: 503,
+    WorkerLost: 503,
+    DecodersStuck: 503,
+    ModelNotLoaded: 503,
 }
 
 
@@ -66,5 +82,8 @@ class Problem(Exception):
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
 
-def image_problem(error: ImageError, param: str) -> Problem:
-    return Problem(_IMAGE_STATUS[type(error)], error.code, str(error), param)
+def problem_of(error: ImageError | Refused) -> Problem:
+    """What an error from below the routes answers."""
+    param = error.param if isinstance(error, ImageError) else None
+    param = "model" if isinstance(error, UnknownModel) else param
+    return Problem(_STATUS[type(error)], error.code, str(error), param)

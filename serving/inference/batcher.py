@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError
 from serving.inference.engine import MAX_BATCH, Engine
+from serving.inference.errors import Draining, QueueFull, WorkerLost
 from serving.metrics import Metrics
 
 CHECK_SECONDS = 20.0  # an idle worker proves itself on a black image this often
@@ -34,18 +34,6 @@ STALE_SECONDS = 60.0  # a worker without a successful run for so long is stuck
 FIRST_REST, LONGEST_REST = 0.5, 30.0  # seconds before a dead worker is started again; doubling
 LANE_IMAGES = 4  # of one run in a lane; on one thread more are no faster
 logger = logging.getLogger(__name__)
-
-
-class QueueFull(AugSelfError):
-    """Too many images wait already; try again later."""
-
-
-class Draining(AugSelfError):
-    """The server is shutting down and accepts nothing new."""
-
-
-class WorkerLost(AugSelfError):
-    """The worker has died and is not back yet."""
 
 
 _Run = Callable[[Sequence[np.ndarray]], np.ndarray]

@@ -16,10 +16,11 @@ from serving.limits import Limits
 
 SHOWN = 1024  # pixels of a side; what a page shows, and several times what a model sees
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]
+Differences = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
-class Asked(Protocol):
-    """What is asked: an `Engine`, or a server's model that may have to be loaded first."""
+class Described(Protocol):
+    """What is known of a model without running it: an `Engine`, or a server's `Source`."""
 
     @property
     def name(self) -> str: ...
@@ -31,46 +32,47 @@ class Asked(Protocol):
     def preprocessing(self) -> Preprocessing: ...
     @property
     def sha256(self) -> str: ...
-    def differences(
-        self, features_a: np.ndarray, features_b: np.ndarray
-    ) -> dict[str, np.ndarray]: ...
 
 
 class Local:
     """One model, asked by plain blocking calls from any thread.
 
     Args:
-        engine: the model.
+        model: what it is.
         limits: of the server; what comes from outside stays within them.
-        features: how features are computed: through the server's queue, so that the demo shares it,
-            and its limits, with everybody else.
+        features: N preprocessed images, each (S, S, 3) uint8 -> (N, D) float32; a server's go
+            through its queue, so that the demo shares it, and its limits, with everybody else.
+            Raises AugSelfError where the server is full or is shutting down.
+        differences: features (N, D) of N pairs -> kind -> (N, outputs) in physical units.
     """
 
-    def __init__(self, engine: Asked, limits: Limits, features: Features) -> None:
-        self.engine, self.limits = engine, limits
-        self._features = features
+    def __init__(
+        self, model: Described, limits: Limits, features: Features, differences: Differences
+    ) -> None:
+        self._model, self.limits = model, limits
+        self.features, self.differences = features, differences
 
     @property
     def name(self) -> str:
-        return self.engine.name
+        return self._model.name
 
     @property
     def folder(self) -> Path:
-        return self.engine.folder
+        return self._model.folder
 
     @property
     def spec(self) -> Spec:
-        return self.engine.spec
+        return self._model.spec
 
     @property
     def sha256(self) -> str:
         """Of the encoder's graph."""
-        return self.engine.sha256
+        return self._model.sha256
 
     @property
     def side(self) -> int:
         """S, of the (S, S, 3) images the model takes."""
-        return self.engine.preprocessing.size
+        return self._model.preprocessing.size
 
     @contextmanager
     def picture(self, data: bytes) -> Iterator[Image.Image]:
@@ -92,15 +94,3 @@ class Local:
     def prepare(self, image: Image.Image) -> np.ndarray:
         """An RGB image -> (S, S, 3) uint8, as the model takes it."""
         return preprocess(image, self.side)
-
-    def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """N preprocessed images, each (S, S, 3) uint8 -> (N, D) float32.
-
-        Raises:
-            AugSelfError: the server is full or is shutting down.
-        """
-        return self._features(images)
-
-    def differences(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
-        """Features (N, D) of N pairs -> kind -> (N, outputs) in physical units."""
-        return self.engine.differences(features_a, features_b)

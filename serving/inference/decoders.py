@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from serving.inference.errors import DecodersStuck
 from serving.metrics import Metrics
 
 Result = TypeVar("Result")
@@ -38,10 +39,6 @@ def return_large_blocks() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGE)
-
-
-class AllStuck(Exception):
-    """Every thread has been at one image for longer than the deadline."""
 
 
 @dataclass
@@ -85,9 +82,11 @@ class Decoders:
         return self.stuck < self.count
 
     async def run(self, function: Callable[..., Result], *args: Any) -> Result:
-        """On a thread; what is cancelled before its turn is not done. Raises AllStuck."""
+        """On a thread; what is cancelled before its turn is not done. Raises DecodersStuck."""
         if not self.ready:
-            raise AllStuck
+            raise DecodersStuck(
+                "every decoder is busy with an image past the deadline: try again later"
+            )
         job = _Job(lambda: function(*args))
         self._queue.put(job)
         try:

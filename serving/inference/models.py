@@ -30,9 +30,9 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import read_spec, verify
 from augself_hub.preprocess import Preprocessing
-from serving.http.problems import Problem
 from serving.inference.batcher import LANE_IMAGES, Batcher
 from serving.inference.engine import Engine, graphs_of, name_of
+from serving.inference.errors import ModelNotLoaded, UnknownModel
 from serving.inference.providers import Graph
 from serving.metrics import Metrics
 
@@ -217,10 +217,10 @@ class Models:
                 logger.info("%s does not fit beside the others: loaded when asked for", model.name)
 
     def named(self, name: str | None) -> Model:
-        """The model a request names. Raises the 404."""
+        """The model a request names. Raises UnknownModel."""
         model = self.first if name is None else self.all.get(name)
         if model is None:
-            raise Problem(404, "model_not_found", "no such model: see GET /v1/models", "model")
+            raise UnknownModel("no such model: see GET /v1/models")
         return model
 
     @contextlib.asynccontextmanager
@@ -228,7 +228,7 @@ class Models:
         """The model's queue, loaded if need be, which stays while the `with` lasts.
 
         Raises:
-            Problem: 503, it cannot be loaded.
+            ModelNotLoaded: and will not be for some seconds.
         """
         await self._take(model)
         try:
@@ -275,7 +275,7 @@ class Models:
 
     async def _load(self, model: Model) -> None:
         """Make room, load, and let in all who wait; or tell them all that it failed."""
-        problem: Problem | None = _not_loaded()
+        failure: ModelNotLoaded | None = _not_loaded()
         try:
             async with self._one_at_a_time:
                 await self._make_room(model)
@@ -283,23 +283,23 @@ class Models:
                 batcher = await loop.run_in_executor(self._loader, self._open, model)
                 self._enter(model, batcher)
                 await self._make_room(model)  # now that it has been measured
-                problem = None
+                failure = None
         except Exception:
             logger.exception("model %s cannot be loaded", model.name)
             await self._evict(model)
             model.failed_at = time.monotonic()
         finally:
             model.loading = None
-            self._answer_waiting(model, problem)
+            self._answer_waiting(model, failure)
 
-    def _answer_waiting(self, model: Model, problem: Problem | None) -> None:
+    def _answer_waiting(self, model: Model, failure: ModelNotLoaded | None) -> None:
         """Those who wait hold the model from now on, so that nothing evicts it before they ran."""
         waiting, model.waiting = model.waiting, []
         for grant in waiting:
             if grant.done():
                 continue
-            if problem is not None:
-                grant.set_exception(problem)
+            if failure is not None:
+                grant.set_exception(failure)
             else:
                 self._grant(model)
                 grant.set_result(None)
@@ -361,8 +361,8 @@ class Models:
             )
 
 
-def _not_loaded() -> Problem:
-    return Problem(503, "model_not_loaded", "the model cannot be loaded: try again later")
+def _not_loaded() -> ModelNotLoaded:
+    return ModelNotLoaded("the model cannot be loaded: try again later")
 
 
 def _end(batcher: Batcher) -> None:

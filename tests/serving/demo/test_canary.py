@@ -199,7 +199,7 @@ def paths(routes: list) -> Iterator[str]:
 def test_every_route_of_gradio_is_decided(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     engine = Engine(tiny_model, "cpu", threads=1)
-    models = {"tiny": Local(engine, Limits(), engine.features)}
+    models = {"tiny": Local(engine, Limits(), engine.features, engine.differences)}
     routes = mounted(models, None, Limits(), tmp_path)
     (mount,) = routes._app.routes
     found = set(paths(mount.app.routes))

@@ -97,7 +97,7 @@ def test_what_is_no_picture_is_named_and_the_others_are_answered(page, tmp_path)
 
 
 def test_more_files_than_one_request_may_have_are_refused():
-    model = Local(SimpleNamespace(), Limits(items=2), None)
+    model = Local(SimpleNamespace(), Limits(items=2), None, None)
     with pytest.raises(AugSelfError, match="3 files are more than the 2 one request may have"):
         read_files(model, [Path(EXAMPLES[0])] * 3)
 

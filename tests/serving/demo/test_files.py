@@ -122,7 +122,7 @@ def test_the_same_picture_of_ours_is_one_file_that_content_does_not_tell(files, 
 @pytest.fixture
 def page(tiny_model):
     engine = Engine(tiny_model, "cpu", threads=1)
-    models = {"tiny": Local(engine, Limits(), engine.features)}
+    models = {"tiny": Local(engine, Limits(), engine.features, engine.differences)}
     with private_folder() as folder:
         yield mounted(models, None, Limits(), folder)
 

@@ -24,9 +24,13 @@ from serving.limits import Limits
 
 
 @pytest.fixture(scope="module")
-def model(tiny_model: Path) -> Local:
-    engine = Engine(tiny_model, "cpu", threads=1)
-    return Local(engine, Limits(), engine.features)
+def engine(tiny_model: Path) -> Engine:
+    return Engine(tiny_model, "cpu", threads=1)
+
+
+@pytest.fixture(scope="module")
+def model(engine: Engine) -> Local:
+    return Local(engine, Limits(), engine.features, engine.differences)
 
 
 def test_the_nearest_are_those_of_the_smallest_angle_without_the_query():
@@ -49,10 +53,10 @@ def test_every_tile_is_there_in_three_colourings_that_differ_in_hue_alone():
     assert photographs == [Path(path).stem for path in EXAMPLES for _ in range(2)]
 
 
-def test_features_are_computed_once_and_within_the_limits(model):
+def test_features_are_computed_once_and_within_the_limits(engine):
     asked = []
-    counted = Local(model.engine, Limits(items=50), lambda x: asked.append(len(x)) or
-                    model.engine.features(x))  # fmt: skip
+    counted = Local(engine, Limits(items=50), lambda x: asked.append(len(x)) or
+                    engine.features(x), engine.differences)  # fmt: skip
     gallery = of_examples()
     first = gallery.features(counted, colorless=False)
     assert gallery.features(counted, colorless=False) is first and max(asked) == 50
@@ -67,8 +71,8 @@ def test_without_colour_a_picture_and_its_gray_copy_are_one(model):
     assert (colorless[1] == plain[1]).all()
 
 
-def test_a_table_s_own_features_are_searched(model, photo_folder, tmp_path):
-    extract(photo_folder, tmp_path / "table", model.engine)
+def test_a_table_s_own_features_are_searched(model, engine, photo_folder, tmp_path):
+    extract(photo_folder, tmp_path / "table", engine)
     gallery = of_table(tmp_path / "table", [model])
     assert len(gallery.names) == 40 and "40 of the 40" in gallery.about
     computed = features_of(model, (gallery.open(n) for n in range(40)), colorless=False)
@@ -78,11 +82,13 @@ def test_a_table_s_own_features_are_searched(model, photo_folder, tmp_path):
     assert gallery.names[3] not in left
 
 
-def test_a_table_of_another_model_or_without_its_pictures_is_refused(model, photo_folder, tmp_path):
+def test_a_table_of_another_model_or_without_its_pictures_is_refused(
+    model, engine, photo_folder, tmp_path
+):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     Image.open(EXAMPLES[0]).save(pictures / "a.jpg")
-    extract(pictures, tmp_path / "table", model.engine)
+    extract(pictures, tmp_path / "table", engine)
     with pytest.raises(UsageError, match="which is not served: give it as --model"):
         of_table(tmp_path / "table", [])
     (pictures / "a.jpg").unlink()

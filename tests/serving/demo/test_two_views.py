@@ -159,7 +159,7 @@ def test_views_are_enlarged_by_whole_pixels_and_boxes_are_drawn_at_their_place()
 
 def test_several_models_share_the_controls_and_hide_what_one_does_not_have():
     specs = {"one": SPEC, "two": spec_of("color", "blur")}
-    models = {name: Local(SimpleNamespace(spec=spec), Limits(), None) for name, spec in
+    models = {name: Local(SimpleNamespace(spec=spec), Limits(), None, None) for name, spec in
               specs.items()}  # fmt: skip
     kinds = labels(specs.values())
     assert [label for _, label in kinds] == [

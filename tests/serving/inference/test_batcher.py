@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from serving.inference import batcher as batching
-from serving.inference.batcher import Batcher, Draining, QueueFull, WorkerLost
+from serving.inference.batcher import Batcher
+from serving.inference.errors import Draining, QueueFull, WorkerLost
 from serving.metrics import Metrics
 
 BAD, DEADLY = 254, 255

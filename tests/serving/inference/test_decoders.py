@@ -9,7 +9,8 @@ import time
 import pytest
 
 from augself_hub.images.budget import Budget
-from serving.inference.decoders import AllStuck, Decoders
+from serving.inference.decoders import Decoders
+from serving.inference.errors import DecodersStuck
 from serving.metrics import Metrics
 
 
@@ -43,7 +44,7 @@ def test_a_thread_is_busy_until_it_is_free_though_nobody_waits_for_it():
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(decoders.run(go.wait), 0.2)
         assert (busy(), decoders.stuck, decoders.ready) == (1, 1, False)
-        with pytest.raises(AllStuck):
+        with pytest.raises(DecodersStuck):
             await decoders.run(int)
         go.set()
         while not decoders.ready:
