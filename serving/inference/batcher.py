@@ -96,7 +96,12 @@ class Batcher:
         """
         work = _Work(images)
         with self._changed:
-            self._refuse(len(images))
+            if self._lost:
+                raise WorkerLost("the model is not running: try again later")
+            if self._draining:
+                raise Draining("the server is shutting down: try again later")
+            if self._waiting + len(images) > self.max_waiting:
+                raise QueueFull(f"{self._waiting} images are waiting already: try again later")
             self._queue.append(work)
             self._count_waiting(len(images))
             self._changed.notify()
@@ -113,20 +118,14 @@ class Batcher:
             self._changed.notify()
         self._worker.join(seconds)
 
-    def _refuse(self, images: int) -> None:
-        if self._lost:
-            raise WorkerLost("the model is not running: try again later")
-        if self._draining:
-            raise Draining("the server is shutting down: try again later")
-        if self._waiting + images > self.max_waiting:
-            raise QueueFull(f"{self._waiting} images are waiting already: try again later")
-
     def _count_waiting(self, images: int) -> None:
         self._waiting += images
         self.metrics.waiting.labels(self.engine.name).set(self._waiting)
 
     def _live(self) -> None:
-        """It works; where that kills it, it rests and starts again on a new session."""
+        """The worker's life: it works; where that kills it, it tells everybody who waits, rests,
+        and starts again on a new session.
+        """
         rest = FIRST_REST
         while True:
             try:
@@ -139,9 +138,15 @@ class Batcher:
                 return
             except BaseException:  # a thread that ends silently would leave everybody waiting
                 logger.exception("model %s does not run", self.engine.name)
-                self._lose()
-            if self._drained_within(rest):
-                return
+            with self._changed:
+                self._lost = True
+                queued = [w for w in self._queue if w.answer.set_running_or_notify_cancel()]
+                self._queue.clear()
+                self._count_waiting(-self._waiting)
+            _tell_lost(queued)
+            with self._changed:
+                if self._changed.wait_for(lambda: self._draining, rest):
+                    return
             rest = min(2 * rest, LONGEST_REST)
             self.metrics.restarts.labels(self.engine.name).inc()
 
@@ -155,23 +160,23 @@ class Batcher:
             elif time.monotonic() - self._succeeded_at > CHECK_SECONDS:
                 self._check()
 
-    def _drained_within(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: self._draining, seconds)
-
     def _wait(self) -> bool:
-        """Until something came or nothing came for a while. False: there is nothing left to do."""
+        """Until something came or nothing came for a while. False: there is nothing left to do.
+
+        Raises what killed a lane, when the other lanes are done.
+        """
+
+        def called() -> bool:
+            drained = self._draining and not self._queue
+            return self._may_run() or drained or self._failure is not None
+
         with self._changed:
-            self._changed.wait_for(self._called, CHECK_SECONDS)
+            self._changed.wait_for(called, CHECK_SECONDS)
             if self._failure is not None:
                 self._changed.wait_for(lambda: self._busy == 0)
                 failure, self._failure = self._failure, None
                 raise failure
             return bool(self._queue) or not self._draining
-
-    def _called(self) -> bool:
-        drained = self._draining and not self._queue
-        return self._may_run() or drained or self._failure is not None
 
     def _may_run(self) -> bool:
         """Something waits, and there is a lane for it, or nothing runs at all."""
@@ -180,19 +185,21 @@ class Batcher:
         small = len(self._queue[0].images) <= LANE_IMAGES
         return self._busy == 0 or (small and self._busy < self.engine.lanes)
 
-    def _runs_alone(self) -> bool:
-        """All threads for one run: there are no lanes, too few requests, or a large one."""
-        few = len(self._queue) < self.engine.lanes or self.engine.lanes == 1
-        return self._busy == 0 and (few or len(self._queue[0].images) > LANE_IMAGES)
-
     def _gather(self) -> tuple[list[_Work], bool]:
-        """What waits, up to a batch, without those whose client left; whether it runs alone."""
+        """What waits, up to a batch, without those whose client left; whether it runs alone.
+
+        Alone, with all threads, where there are no lanes, too few requests for them, or a large
+        one; else with a lane's share of the images that wait.
+        """
         batch: list[_Work] = []
+        lanes = self.engine.lanes
         with self._changed:
             if not self._may_run():
                 return batch, False
-            alone = self._runs_alone()
-            room = self.max_batch if alone else self._lane_room()
+            few = len(self._queue) < lanes or lanes == 1
+            alone = self._busy == 0 and (few or len(self._queue[0].images) > LANE_IMAGES)
+            share = min(LANE_IMAGES, math.ceil(self._waiting / lanes))
+            room = self.max_batch if alone else share
             while self._queue and (not batch or len(self._queue[0].images) <= room):
                 work = self._queue.popleft()
                 self._count_waiting(-len(work.images))
@@ -205,11 +212,8 @@ class Batcher:
             self._busy += bool(batch) and not alone
         return batch, alone
 
-    def _lane_room(self) -> int:
-        """A lane's share of the images that wait."""
-        return min(LANE_IMAGES, math.ceil(self._waiting / self.engine.lanes))
-
     def _run_in_lane(self, batch: list[_Work]) -> None:
+        """On a lane's thread."""
         try:
             self._run(batch, self.engine.features_in_lane)
         except BaseException as error:  # for the worker, which dies of it
@@ -234,7 +238,9 @@ class Batcher:
         Raises what the check raises: then it is not the images' fault.
         """
         try:
-            features = self._features([image for work in batch for image in work.images], run)
+            images = [image for work in batch for image in work.images]
+            with self.metrics.stage("model"):
+                features = run(images)
         except Exception as error:
             if len(batch) > 1:
                 for work in batch:
@@ -243,17 +249,12 @@ class Batcher:
             self._check()
             batch[0].answer.set_exception(error)
             return
-        ends = np.cumsum([len(work.images) for work in batch])
-        for work, part in zip(batch, np.split(features, ends[:-1]), strict=True):
-            work.answer.set_result(part)
-
-    def _features(self, images: list[np.ndarray], run: _Run) -> np.ndarray:
-        with self.metrics.stage("model"):
-            features = run(images)
         self._succeeded_at = time.monotonic()
         self.metrics.images.labels(self.engine.name).inc(len(images))
         self.metrics.batches.labels(self.engine.name).observe(len(images))
-        return features
+        ends = np.cumsum([len(work.images) for work in batch])
+        for work, part in zip(batch, np.split(features, ends[:-1]), strict=True):
+            work.answer.set_result(part)
 
     def _check(self) -> None:
         """Prove on a black image that the model runs, and its lanes."""
@@ -263,15 +264,6 @@ class Batcher:
         if self.engine.lanes > 1:
             self.engine.features_in_lane([black])
         self._succeeded_at = time.monotonic()
-
-    def _lose(self) -> None:
-        """The worker is dead: nobody waits for it any longer."""
-        with self._changed:
-            self._lost = True
-            queued = [w for w in self._queue if w.answer.set_running_or_notify_cancel()]
-            self._queue.clear()
-            self._count_waiting(-self._waiting)
-        _tell_lost(queued)
 
 
 def _tell_lost(works: Sequence[_Work]) -> None:

@@ -290,19 +290,16 @@ class Models:
             model.failed_at = time.monotonic()
         finally:
             model.loading = None
-            self._answer_waiting(model, failure)
-
-    def _answer_waiting(self, model: Model, failure: ModelNotLoaded | None) -> None:
-        """Those who wait hold the model from now on, so that nothing evicts it before they ran."""
-        waiting, model.waiting = model.waiting, []
-        for grant in waiting:
-            if grant.done():
-                continue
-            if failure is not None:
-                grant.set_exception(failure)
-            else:
-                self._grant(model)
-                grant.set_result(None)
+            # Those who wait hold the model from now on, so that nothing evicts it before they ran.
+            waiting, model.waiting = model.waiting, []
+            for grant in waiting:
+                if grant.done():
+                    continue
+                if failure is not None:
+                    grant.set_exception(failure)
+                else:
+                    self._grant(model)
+                    grant.set_result(None)
 
     def _open(self, model: Model) -> Batcher:
         """Load and run all at once that may, since arenas keep their memory; measure it."""
