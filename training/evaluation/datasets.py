@@ -79,7 +79,6 @@ DATASETS: dict[str, DataSet] = {
         "mit67/Images/CLASS/*.jpg, mit67/TrainImages.txt and mit67/TestImages.txt",
         "https://web.mit.edu/torralba/www/indoor.html",
         mit67,
-        of_source,
         downloads=False,
     ),
     "pets": DataSet(

@@ -12,6 +12,7 @@ from torchvision import datasets as torchvision_datasets
 
 from augself_hub.errors import AugSelfError, UsageError
 from training.evaluation.datasets import DATASETS, metric_of, open_dataset
+from training.evaluation.examples import METRICS
 from training.evaluation.layouts import boxes_in_view
 from training.evaluation.listing import keyed_share
 
@@ -53,6 +54,7 @@ def test_every_data_set_is_read_in_its_official_layout(name, tmp_path, copy_of):
     assert len(set(images.classes)) == (4 if name == "cifar100" else 2)
     assert not any(str(tmp_path) in i for i in images.ids)
     assert all(images.image(i).mode == "RGB" for i in range(len(images)))
+    assert metric_of(name) in METRICS
 
 
 def test_an_image_keeps_its_own_label(tmp_path, copy_of):
