@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 import traceback
-from typing import Any
 
 import click
 
@@ -63,13 +62,8 @@ class LazyGroup(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return configurable(name, _imported(COMMANDS[name], _extra([name])), COMMANDS)
-
-
-def _imported(place: str, extra: str) -> Any:
-    """What `module:attribute` names."""
-    module, _, attribute = place.partition(":")
-    return load(module, attribute, extra)
+        module, _, attribute = COMMANDS[name].partition(":")
+        return configurable(name, load(module, attribute, _extra([name])), COMMANDS)
 
 
 @click.group(cls=LazyGroup)

@@ -342,7 +342,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AugSelfError(f"{path} is missing: this is not a finished extraction")
     try:
-        manifest = json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise AugSelfError(f"{path} cannot be read: {error}") from error
     if manifest.get("format") != FORMAT:
@@ -403,7 +403,8 @@ def read_part(path: Path, model: str, columns: list[str] | None = None) -> Any:
 
 def _features(folder: Path, table: Any) -> np.ndarray:
     if (folder / ARRAY).is_file():
-        return np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
+        rows: np.ndarray = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
+        return rows
     return _numbers(table["features"])
 
 
@@ -411,5 +412,7 @@ def _numbers(column: Any) -> np.ndarray:
     """A column of numbers, or of lists of one length -> (N,) or (N, length)."""
     whole = column.combine_chunks()
     if hasattr(whole.type, "list_size"):
-        return whole.flatten().to_numpy().reshape(len(whole), -1)
-    return whole.to_numpy(zero_copy_only=False)
+        rows: np.ndarray = whole.flatten().to_numpy().reshape(len(whole), -1)
+        return rows
+    values: np.ndarray = whole.to_numpy(zero_copy_only=False)
+    return values

@@ -209,7 +209,8 @@ def generated_card(manifest: dict[str, Any]) -> str | None:
     """The sha256 of README.md as it was last generated: another README.md is the owner's."""
     noted = manifest.get("card")
     if not isinstance(noted, dict):  # of 0.1
-        return manifest["files"].get(CARD.as_posix())
+        named: str | None = manifest["files"].get(CARD.as_posix())
+        return named
     return noted.get("generated")
 
 

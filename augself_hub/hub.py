@@ -129,7 +129,12 @@ def resolve(
             raise UsageError(f"{folder} is a folder and has no revision {revision!r}")
         return verify(folder)
     if isinstance(model, str) and is_hub_id(model):
-        name, revision = _with_revision(model, revision)
+        name, _, named = model.partition("@")
+        if named and revision and named != revision:
+            raise UsageError(
+                f"{model} names a revision, and revision={revision!r} another: give one"
+            )
+        revision = revision or named or None
         return verify(_download(name, revision, cache_dir, local_files_only, token, inside))
     raise ModelFolderError(f"no model at {model}: give a model folder or a Hub id (org/name)")
 
@@ -137,13 +142,6 @@ def resolve(
 def is_hub_id(text: str) -> bool:
     """Whether it has the form of `org/name` or `org/name@revision`; nothing is asked."""
     return _HUB_ID.fullmatch(text) is not None and ".." not in text
-
-
-def _with_revision(model: str, revision: str | None) -> tuple[str, str | None]:
-    name, _, named = model.partition("@")
-    if named and revision and named != revision:
-        raise UsageError(f"{model} names a revision, and revision={revision!r} another: give one")
-    return name, revision or named or None
 
 
 def _download(
@@ -449,11 +447,14 @@ def _patiently(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any
 @contextlib.contextmanager
 def _plain_errors(name: str) -> Iterator[None]:
     """What goes wrong with the Hub becomes one line that names the mend."""
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub import errors
+
+    # Of whichever HTTP library it uses.
+    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
 
     try:
         yield
-    except (HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+    except (http_error, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise HubError(_advice(name, error)) from error
     except ValueError as error:  # a name or a card the Hub does not accept
         raise HubError(f"{name}: {' '.join(str(error).split())}") from error

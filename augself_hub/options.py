@@ -43,10 +43,10 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def grouped(group: str) -> Callable[..., Option]:
+def grouped(group: str) -> Callable[..., Option[Any]]:
     """`click.option`, under a heading."""
 
-    def option(*names: str, **attributes: Any) -> Option:
+    def option(*names: str, **attributes: Any) -> Option[Any]:
         return click.option(*names, cls=GroupedOption, group=group, **attributes)
 
     return option

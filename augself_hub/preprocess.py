@@ -171,7 +171,8 @@ def to_rgb(image: Image.Image, orientation: int | None = None) -> Image.Image:
     if image.mode == "RGB" and not image.has_transparency_data and image.format != "WEBP":
         return image  # WebP's decoder keeps more pictures as long as this one lives
     if image.mode.startswith("I"):
-        return _from_16_bits(image)
+        eight = _TO_8_BITS[np.clip(np.asarray(image), 0, 65535)]
+        return Image.fromarray(eight).convert("RGB")
     if image.has_transparency_data:
         whole = Image.new("RGB", image.size)
         every = max(1, _STRIP // image.width)
@@ -196,10 +197,6 @@ _UPRIGHT: dict[Any, Image.Transpose] = {
 
 
 _TO_8_BITS = np.round(np.arange(65536) / 257).astype(np.uint8)
-
-
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    return Image.fromarray(_TO_8_BITS[np.clip(np.asarray(image), 0, 65535)]).convert("RGB")
 
 
 def preprocess(image: Image.Image, size: int) -> np.ndarray:

@@ -45,7 +45,7 @@ from training.data.batches import ViewsDataset, collate
 from training.data.sources import Images, open_images
 from training.methods.simsiam import SimSiam
 from training.run.memory import keep_freed_memory
-from training.run.pretraining import Pretraining
+from training.run.objective import Pretraining
 from training.run.settings import Settings
 from training.run.trainer import AugSelfTrainer, TrainerCallback, training_arguments
 

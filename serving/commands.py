@@ -114,7 +114,7 @@ def extract(
     """
     with needs("serve"):
         from serving.extraction import api
-        from serving.extraction.pipeline import Settings
+        from serving.extraction.tables import Settings
     if allowed is not None:
         api.limit_of(allowed)  # a wrong one is refused before any work
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
@@ -248,6 +248,9 @@ def serve(
     run(create_app(sources, settings), address)
 
 
+RunAs = tuple[str, int | None, str, str]  # device, threads, precision, decode
+
+
 def told(
     limits: tuple[str, ...],
     tokens: tuple[str, ...],
@@ -255,7 +258,7 @@ def told(
     demo: bool,
     table: str | None,
     **options: Any,
-) -> tuple[list[Any], Settings]:
+) -> tuple[RunAs, Settings]:
     """The options of `augself serve` -> how models are run, see `Source.find`, and the settings.
 
     The options of an address are left out where somebody else listens.
@@ -267,7 +270,8 @@ def told(
     for variable in _TOKENS:
         if not os.environ.get(variable, "set").strip():
             raise UsageError(f"{variable} is empty: give it tokens, or unset it to serve everybody")
-    run_as = [options.pop(name) for name in ("device", "threads", "precision", "decode")]
+    device, threads = options.pop("device"), options.pop("threads")
+    run_as = (device, threads, options.pop("precision"), options.pop("decode"))
     settings = Settings(
         Limits.parse(limits),
         demo=demo or table is not None,

@@ -13,7 +13,7 @@ from augself_hub.precision import PRECISIONS
 DEVICES = "auto|cpu|openvino|cuda|tensorrt"
 
 
-def running(option: Callable[..., Any]) -> list[Option]:
+def running(option: Callable[..., Any]) -> list[Option[Any]]:
     """--device, --precision and --decode, made by `click.option` or by `grouped`."""
     return [
         option(

@@ -101,7 +101,7 @@ def pretrain(
 
 
 @_documented(without=FIXED, **HEADS)
-def fit_heads(
+def fit_heads(  # type: ignore[misc]  # encoder is a setting, too; given by name it is this one
     encoder: str | os.PathLike[str],
     data: str | os.PathLike[str],
     output: str | os.PathLike[str],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +106,10 @@ def _settings(command: Command, without: Collection[str] = (), **defaults: Any) 
     return command
 
 
+def _settings_of_heads(command: Command) -> Command:
+    return _settings(command, FIXED, **HEADS)
+
+
 _RESUME = grouped("Run")(
     "--resume", is_flag=True, help="Continue from the newest valid checkpoint, or begin."
 )
@@ -136,7 +139,7 @@ def pretrain(recipe: str | None, resume: bool, **options: Any) -> None:
 
 @click.command("fit-heads", cls=GroupedCommand)
 @click.argument("encoder")
-@partial(_settings, without=FIXED, **HEADS)
+@_settings_of_heads
 @_RESUME
 def fit_heads(resume: bool, **options: Any) -> None:
     """Train AugSelf heads on a frozen ENCODER (a folder or Hub id); ends with a model folder."""

@@ -73,6 +73,20 @@ def draw(
     }
 
 
+def unchanged(n: int) -> Parameters:
+    """The parameters of N views that are the whole image as it is."""
+    return {
+        "crop": np.tile([0.0, 0.0, 1.0, 1.0], (n, 1)),
+        "flip": np.zeros(n, bool),
+        "color": np.tile([1.0, 1.0, 1.0, 0.0], (n, 1)),
+        "order": np.tile(np.arange(4), (n, 1)),
+        "sol": np.ones(n),
+        "gray": np.zeros(n, bool),
+        "blur": np.zeros(n),
+        "rot": np.zeros(n, np.int64),
+    }
+
+
 def pixel_box(crop: Any, height: int, width: int) -> tuple[int, int, int, int]:
     """(4,) fractions of a source of height x width -> left, top, right, bottom in pixels."""
     top, left, h, w = (round(float(v) * n) for v, n in zip(crop, (height, width) * 2, strict=True))
@@ -99,7 +113,8 @@ def _mix(z: np.ndarray) -> np.ndarray:
     z = np.asarray(z, dtype=np.uint64) + _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: np.ndarray = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def _between(u: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -15,9 +15,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from augself_hub.errors import ModelFolderError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Record = TypeVar("Record", bound="DataclassInstance")
 
 FORMAT = 2
 MAX_DIMENSIONS = 64  # of a head; heads of a model
@@ -256,14 +261,11 @@ def heads_for(kinds: Any, policy: Policy, convention: str = "relative") -> dict[
             raise UsageError(f"augmentation {kind!r} is never applied: its probability is 0")
     heads = {kind: head for kind, head in known.items() if kind in kinds}
     if convention == "relative" and policy.rot and "crop" in heads:
-        heads["crop"] = _turned(heads["crop"])
+        # A turned view a swaps height and width: swapping the views no longer negates them.
+        crop = heads["crop"]
+        dimensions = tuple(dataclasses.replace(d, antisymmetric=False) for d in crop.dimensions)
+        heads["crop"] = dataclasses.replace(crop, dimensions=dimensions)
     return heads
-
-
-def _turned(crop: Head) -> Head:
-    """A turned view a swaps height and width, so that swapping the views no longer negates them."""
-    dimensions = tuple(dataclasses.replace(d, antisymmetric=False) for d in crop.dimensions)
-    return dataclasses.replace(crop, dimensions=dimensions)
 
 
 @dataclass(frozen=True)
@@ -354,7 +356,7 @@ def _known(spec: Spec) -> Spec:
     return spec
 
 
-def _build(record: Any, data: dict[str, Any]) -> Any:
+def _build(record: type[Record], data: dict[str, Any]) -> Record:
     known = {f.name: str(f.type) for f in dataclasses.fields(record)}
     if unknown := sorted(set(data) - set(known)):
         raise ModelFolderError(

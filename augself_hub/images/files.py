@@ -73,7 +73,8 @@ def open_file(url: str) -> BinaryIO:
     """A local file, or what fsspec opens."""
     if "://" not in url:
         return Path(url).open("rb")
-    return file_system(url).open(url)
+    opened: BinaryIO = file_system(url).open(url)
+    return opened
 
 
 def file_system(url: str) -> Any:

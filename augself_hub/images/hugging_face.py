@@ -184,10 +184,10 @@ def dataset_source(
         written = [part.labels for part in parts if part.labels is not None]
         rule = labels_of(written, chosen.label or "", location) if names is None else Labels(names)
     rows = Rows(OURS, rule)
-    return TableSource(location, "dataset", parts, rows, _opened, tuple(notes))
+    return TableSource(location, "dataset", parts, rows, _data_of, tuple(notes))
 
 
-def _opened(parts: Sequence[Split]) -> list[Any]:
+def _data_of(parts: Sequence[Split]) -> list[Any]:
     return [part.data for part in parts]
 
 

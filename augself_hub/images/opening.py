@@ -239,7 +239,7 @@ def _files(location: str, urls: list[str], options: Options, notes: Sequence[str
     if all(suffix_of(url) in CSV for url in urls):
         paths = [_existing(Path(url)) for url in urls]
         return listed.csv_source(paths, location, options.columns)
-    if len(urls) == 1 and not _is_glob(location):
+    if len(urls) == 1 and (Path(location).exists() or not _is_pattern(location)):
         path = _existing(Path(urls[0]))
         if suffix_of(urls[0]) == ".txt":
             return listed.text_source(path)
@@ -247,10 +247,6 @@ def _files(location: str, urls: list[str], options: Options, notes: Sequence[str
             f"{location} is no source: give a folder, glob, CSV, list, tar or parquet file"
         )
     return listed.path_source(urls, location, kind="glob")
-
-
-def _is_glob(text: str) -> bool:
-    return not Path(text).exists() and _is_pattern(text)
 
 
 def _refuse_missing(urls: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ _XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:
     """Exif (a TIFF directory) and XMP, b"" where there is none -> 1 to 8; 1 is upright."""
-    return _from_exif(exif.removeprefix(b"Exif\0\0")) or _from_xmp(xmp) or 1
+    said = _XMP.search(xmp)
+    return _from_exif(exif.removeprefix(b"Exif\0\0")) or (int(said[1]) if said else 1)
 
 
 def _from_exif(exif: bytes) -> int:
@@ -33,8 +34,3 @@ def _from_exif(exif: bytes) -> int:
         if tag == _TAG and values == 1 and kind in _LAYOUTS:
             found = struct.unpack_from(order + _LAYOUTS[kind], value)[0]
     return found if 1 <= found <= 8 else 0
-
-
-def _from_xmp(xmp: bytes) -> int:
-    match = _XMP.search(xmp)
-    return int(match[1]) if match else 0

@@ -82,7 +82,8 @@ class StrictHeader(tarfile.TarInfo):
     def _block(self, count: int) -> int:
         if count < 0:  # which older Pythons follow backwards, for ever
             raise tarfile.InvalidHeaderError("a negative size")  # type: ignore[attr-defined]
-        return super()._block(count)  # type: ignore[misc]
+        rounded: int = super()._block(count)  # type: ignore[misc]
+        return rounded
 
     def _proc_member(self, tar: Any) -> Any:
         if self.type in _EXTENDED and self.size > MAX_HEADER:
@@ -398,20 +399,18 @@ class TarSource:
                 f"{packed} is compressed: unpack it, or read it in order (--stream, stream:...)"
             )
         scan, rule = self.scan, self.rule if self.known else self.scan.rule
-        labels = array("i", (_number(rule, text) for text in scan.written))
+        labels = array("i")
+        for text in scan.written:
+            try:
+                number = rule.number(text)
+            except ValueError:
+                number = None
+            labels.append(UNLABELED if number is None else number)
         splits = [self.splits[number] for number in scan.number] if any(self.splits) else None
         for name, reason in scan.damaged.items():
             log.warning("skipped the rest of %s, which is damaged: %s", name, reason)
         read = _Places(self.urls, scan.number, scan.start, scan.size, scan.problems)
         return Listing(scan.names, labels, splits, read, True, tuple(scan.damaged), len(self.urls))
-
-
-def _number(rule: Labels, text: str | None) -> int:
-    try:
-        number = rule.number(text)
-    except ValueError:
-        return UNLABELED
-    return UNLABELED if number is None else number
 
 
 def is_packed(url: str) -> bool:
@@ -474,6 +473,7 @@ class _Places:
                 return file.read(size)
         files = file_system(url)  # fsspec keeps one for each process
         try:
-            return files.cat_file(url, start, start + size)
+            data: bytes = files.cat_file(url, start, start + size)
+            return data
         except OSError as error:
             raise (unreachable(url, error) or error) from error

@@ -107,8 +107,9 @@ def encoder_from_torchvision(state: State) -> PreTrainedModel:
     """
     weights = {name: v for name, v in state.items() if not name.startswith("fc.")}
     config = _config(weights)
-    network = _filled(_on_meta(lambda: AutoModel.from_config(config)), weights, torchvision_name)
-    return network.eval()
+    empty = _on_meta(lambda: AutoModel.from_config(config))
+    network: PreTrainedModel = _filled(empty, weights, torchvision_name).eval()
+    return network
 
 
 def torchvision_state(encoder: PreTrainedModel) -> State:

@@ -114,7 +114,8 @@ class Encoder(nn.Module):
 
 def pooled(network: nn.Module, x: Tensor) -> Tensor:
     """The definition of features, for every architecture (contract C2)."""
-    return network(pixel_values=x).pooler_output.flatten(1)
+    features: Tensor = network(pixel_values=x).pooler_output.flatten(1)
+    return features
 
 
 def build_encoder(name: str, size: int) -> Encoder:

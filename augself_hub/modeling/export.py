@@ -211,7 +211,8 @@ def _run(path: Path, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     from augself_hub.runtime import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, inputs)
+    outputs: list[np.ndarray] = session.run(None, inputs)
+    return outputs
 
 
 def require_export_extra() -> None:

@@ -87,4 +87,5 @@ def _square(network: PreTrainedModel, state: Tensor, size: int) -> Tensor | None
     if state.shape[1] < side * side or side == 0:
         return None
     patches = state[:, state.shape[1] - side * side :]  # class and register tokens come first
-    return patches.mT.unflatten(2, (side, side))
+    maps: Tensor = patches.mT.unflatten(2, (side, side))
+    return maps

@@ -161,7 +161,8 @@ def _augmented(views: list[tuple[np.ndarray, Any]], policy: Policy) -> np.ndarra
     crops = np.stack([crop for crop, _ in views]).transpose(0, 3, 1, 2).astype(np.float32) / 255
     names = views[0][1]
     parameters = {name: np.concatenate([row[name] for _, row in views]) for name in names}
-    return np.round(augment(crops, parameters, policy).transpose(0, 2, 3, 1) * 255).astype(np.uint8)
+    augmented: np.ndarray = augment(crops, parameters, policy).transpose(0, 2, 3, 1)
+    return np.round(augmented * 255).astype(np.uint8)
 
 
 # -- The graphs ------------------------------------------------------------------------------------

@@ -60,7 +60,8 @@ def finish_views(
     Each channel is made one plane first: the operations read planes, and not every third byte.
     """
     views = crops.permute(0, 3, 1, 2).contiguous().float() / 255
-    return normalise(augment(views, parameters, policy), mean, std)
+    finished: Tensor = normalise(augment(views, parameters, policy), mean, std)
+    return finished
 
 
 class TwoViews:

@@ -49,7 +49,8 @@ def as_dinov2(vit: PreTrainedModel) -> Dinov2Model:
     weights = {name: value for name, value in state.items() if not name.startswith("pooler.")}
     scales = {n: torch.ones_like(v) for n, v in network.state_dict().items() if "layer_scale" in n}
     network.load_state_dict(weights | scales)
-    return network.train(vit.training)
+    network.train(vit.training)
+    return network
 
 
 def _config(vit: PretrainedConfig) -> Dinov2Config:

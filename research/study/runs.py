@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from augself_hub.atomic import write_json
 from augself_hub.errors import Diverged
 from augself_hub.folder import EVALUATION, versions
 from augself_hub.modeling.objective import AugSelfLoss
@@ -21,7 +22,7 @@ from research.study.records import candidates, read_all
 from research.study.references import Histograms, untrained
 from research.study.shuffled import ShuffledTargets
 from training.evaluation.cache import Tables
-from training.evaluation.results import Result, write_json
+from training.evaluation.results import Result
 from training.monitoring.awareness import TASK
 from training.recipes import recipe
 from training.run.checkpoints import newest_valid, spent_until

@@ -70,9 +70,10 @@ def _regression(
     kind: str, head: Head, true: np.ndarray, seen: np.ndarray, predicted: np.ndarray
 ) -> Iterator[Row]:
     for d, t, shown, p in zip(head.dimensions, true, seen, predicted, strict=True):
-        numbers = (float(t), _told(d, p)) if shown else (None, None)
+        true_value, predicted_value = (float(t), _told(d, p)) if shown else (None, None)
         # tanh outputs end at 1; else three standard deviations hold nearly every pair.
-        yield Row(kind, d.name, d.unit, *numbers, d.standard_error, 1.0 if head.tanh else 3 * d.std)
+        span = 1.0 if head.tanh else 3 * d.std
+        yield Row(kind, d.name, d.unit, true_value, predicted_value, d.standard_error, span)
 
 
 def _binary(
@@ -142,14 +143,14 @@ def _number(value: float, row: Row) -> str:
 def _bars(row: Row) -> str:
     """Two bars from a common zero in the middle, the predicted one with its standard error.
 
-    What is larger than the span ends at its edge.
+    What is larger than the span ends at its edge; what is not known has none.
     """
     bars = (
         f'<rect class="{name}" x="{100 + min(length, 0):.1f}" y="{y}" '
         f'width="{abs(length):.1f}" height="7"/>'
         for name, y, length in (
-            ("true", 2, _length(row.true, row.span)),
-            ("predicted", 11, _length(row.predicted, row.span)),
+            ("true", 2, _length(row.true or 0.0, row.span)),
+            ("predicted", 11, _length(row.predicted or 0.0, row.span)),
         )
     )
     return (
@@ -161,7 +162,7 @@ def _bars(row: Row) -> str:
 
 def _whisker(row: Row) -> str:
     """One standard error to both sides of the prediction."""
-    if row.error is None:
+    if row.error is None or row.predicted is None:
         return ""
     low, high = (_length(row.predicted + side * row.error, row.span) for side in (-1, 1))
     return (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from augself_hub.augmentations.sampling import Parameters
+from augself_hub.augmentations.sampling import Parameters, unchanged
 from augself_hub.augmentations.spec import Policy, Spec
 
 Value = float | bool
@@ -88,19 +88,10 @@ def parameters(
     rows: Sequence[Control], values: Sequence[Value], height: int, width: int
 ) -> Parameters:
     """Values of the controls -> the parameters of one view of a height x width photograph."""
-    settings = {
-        "place": np.array([[0.5, 0.5, 1.0, 1.0]]),
-        "flip": np.array([False]),
-        "color": np.array([[1.0, 1.0, 1.0, 0.0]]),
-        "order": np.arange(4)[None],  # as the sliders stand: brightness first, hue last
-        "sol": np.array([1.0]),
-        "gray": np.array([False]),
-        "blur": np.array([0.0]),
-        "rot": np.array([0]),
-    }
+    settings = {**unchanged(1), "place": np.array([[0.5, 0.5, 1.0, 1.0]])}
     for control, value in zip(rows, values, strict=True):
         settings[control.parameter][(0, *control.column)] = value
-    return {"crop": box(settings.pop("place"), height, width), **settings}
+    return {**settings, "crop": box(settings.pop("place"), height, width)}
 
 
 def values(rows: Sequence[Control], drawn: Parameters, height: int, width: int) -> list[Value]:

@@ -92,6 +92,7 @@ def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
         """A function of its own: Gradio looks for the request in its signature."""
         if name not in models:
             raise gr.Error("there is no such model: pick one", print_exception=False)
+        assert request.request is not None, "Gradio has called this without a request"
         url = str(get_request_origin(request.request, PATH))
         paths = [file["path"] for file in given or ()]
         yield from extract(models, files, name, paths, url, request.session_hash)

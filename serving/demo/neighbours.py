@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from html import escape
 from typing import Any
@@ -108,9 +107,7 @@ def _trained(model: Local) -> str:
     return "Trained without AugSelf, as far as its folder says."
 
 
-def listed(
-    gallery: Gallery, numbers: Sequence[int], query: Image.Image, head: str, note: str
-) -> str:
+def listed(gallery: Gallery, numbers: np.ndarray, query: Image.Image, head: str, note: str) -> str:
     """One side's neighbours as HTML, and how far their colours are from the query's."""
     pictures = [gallery.open(int(number)) for number in numbers]
     items = (
@@ -127,7 +124,10 @@ def listed(
 
 def mean_color(picture: Image.Image) -> np.ndarray:
     """(3,) mean red, green and blue, 0 to 255."""
-    return np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float).mean(axis=(0, 1))
+    mean: np.ndarray = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float).mean(
+        axis=(0, 1)
+    )
+    return mean
 
 
 STYLE = """

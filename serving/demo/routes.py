@@ -204,7 +204,7 @@ class Routes:
         function = self._page.fns.get(call.fn_index)
         if function is None:
             raise _not_ours("there is no such function")
-        state = self._page.state_holder.session_data.get(call.session_hash, {})
+        state: Any = self._page.state_holder.session_data.get(call.session_hash, {})
         # A model that was picked has changed its sliders' ranges, in this session alone.
         fields = [state.get(f._id, f) for f in function.inputs]
         if len(fields) != len(call.data) or not all(map(_fits, fields, call.data)):

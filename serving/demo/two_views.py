@@ -264,7 +264,7 @@ def _of_model(models: Models, kinds: Kinds, headings: Sequence[str], name: str) 
 def _updated(row: Control | None) -> Any:
     if row is None:
         return gr.update(visible=False)
-    ranges = {} if row.tick else _range(row)
+    ranges: Any = {} if row.tick else _range(row)
     return gr.update(visible=True, value=row.neutral, **ranges)
 
 
@@ -371,5 +371,5 @@ def two_views(image: Image.Image, a: Parameters, b: Parameters, policy: Policy) 
     boxes = (box_in_pixels(view["crop"][0], image) for view in (a, b))
     crops = np.stack([crop_resized(image, box, policy.size) for box in boxes])
     both = {name: np.concatenate([a[name], b[name]]) for name in a}
-    views = augment(crops.transpose(0, 3, 1, 2).astype(np.float32) / 255, both, policy)
+    views: np.ndarray = augment(crops.transpose(0, 3, 1, 2).astype(np.float32) / 255, both, policy)
     return np.round(views.transpose(0, 2, 3, 1) * 255).astype(np.uint8)

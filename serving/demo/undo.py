@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from augself_hub.augmentations.functional import augment
-from augself_hub.augmentations.sampling import Parameters
+from augself_hub.augmentations.sampling import Parameters, unchanged
 from augself_hub.augmentations.spec import Policy, Spec
 from serving.demo.frames import box_in_frame, placed
 
@@ -50,12 +50,10 @@ def backwards(difference: Differences, gray: bool) -> Parameters:
         color[2:] = 1.0, 0.0
     mirrored, turns = bool(known["flip"][0] > 0.5), int(known["rot"].argmax())
     return {
+        **unchanged(1),
         "flip": np.array([mirrored]),
         "color": color[None],
         "order": np.array([[3, 2, 1, 0]]),
-        "sol": np.array([1.0]),
-        "gray": np.array([False]),
-        "blur": np.array([0.0]),
         "rot": np.array([turns if mirrored else -turns % 4]),
     }
 

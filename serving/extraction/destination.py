@@ -20,11 +20,10 @@ import errno
 import itertools
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +33,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
+from augself_hub.atomic import hidden_name, whole_file
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import ARRAY, ERRORS, IDS, MANIFEST, MODEL_KEY, PARTS, read_manifest
 
@@ -92,7 +92,13 @@ class Destination:
     def __enter__(self) -> Destination:
         if self.folder.exists() and not self.folder.is_dir():
             raise AugSelfError(f"{self.folder} is a file: choose another output")
-        self._refuse_foreign()
+        # A folder without a plan or manifest is ours only if there is nothing in it to lose.
+        ours = {ERRORS, _LOCK, _PLAN, MANIFEST, self._notes.name}
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if not there & {_PLAN, MANIFEST} and there - ours - {hidden_name(name) for name in ours}:
+            raise AugSelfError(
+                f"{self.folder} exists and is no extraction: choose another output or remove it"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / _LOCK)
         try:
@@ -103,15 +109,6 @@ class Destination:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
-
-    def _refuse_foreign(self) -> None:
-        """A folder without a plan or manifest is ours only if there is nothing in it to lose."""
-        ours = {ERRORS, _LOCK, _PLAN, MANIFEST, self._notes.name}
-        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        if not there & {_PLAN, MANIFEST} and there - ours - {_hidden(name) for name in ours}:
-            raise AugSelfError(
-                f"{self.folder} exists and is no extraction: choose another output or remove it"
-            )
 
     def adopt(self, plan: dict[str, Any]) -> bool:
         """Begin, or go on with, the table of this plan. True: it is finished already.
@@ -140,7 +137,8 @@ class Destination:
         if not path.is_file():
             return None
         try:
-            return json.loads(path.read_text())
+            found: dict[str, Any] = json.loads(path.read_text())
+            return found
         except ValueError as error:
             raise AugSelfError(f"{path} is damaged: remove {self.folder}") from error
 
@@ -187,7 +185,8 @@ class Destination:
         return self._notes / f"{number:05}.json"
 
     def _note(self, number: int) -> dict[str, Any]:
-        return json.loads(self._note_path(number).read_bytes())
+        note: dict[str, Any] = json.loads(self._note_path(number).read_bytes())
+        return note
 
     def has_part(self, number: int) -> bool:
         """Whether a part is there; not whether it is whole."""
@@ -208,13 +207,9 @@ class Destination:
         Raises:
             AugSelfError: the disk is full.
         """
-        hidden = path.with_name(_hidden(path.name + writer))
         try:
-            with hidden.open("wb") as file:
+            with whole_file(path, writer) as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            hidden.replace(path)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -222,8 +217,6 @@ class Destination:
                 f"the disk of {self.folder} is full ({error.strerror}): the parts written so far "
                 "are kept; make room and give the same command again"
             ) from error
-        finally:
-            hidden.unlink(missing_ok=True)
 
     def write_errors(self) -> dict[str, int]:
         """errors.jsonl from what was noted beside the parts; what was left out, by reason."""
@@ -246,8 +239,17 @@ class Destination:
 
     def write_array(self, rows: int, width: int, dtype: str, model: str) -> None:
         """The parts as one features.npy and a parquet file of everything else."""
-        tables = (parquet.read_table(path) for path in self.parts())
-        self._write_file(self.folder / ARRAY, lambda f: _write_npy(f, tables, rows, width, dtype))
+
+        def write_npy(file: BinaryIO) -> None:
+            """Part after part: the whole table need not fit into memory."""
+            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+            header = {"descr": descr, "fortran_order": False, "shape": (rows, width)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for path in self.parts():
+                features = parquet.read_table(path)["features"].combine_chunks().flatten()
+                file.write(np.ascontiguousarray(features).data)
+
+        self._write_file(self.folder / ARRAY, write_npy)
         rest = [parquet.read_table(p, columns=["id", "label", "split"]) for p in self.parts()]
         ids = pa.concat_tables(rest).replace_schema_metadata({MODEL_KEY: model})
         self._write_file(self.folder / IDS, lambda file: parquet.write_table(ids, file))
@@ -268,22 +270,6 @@ class Destination:
     def abandon(self) -> None:
         """Leave only errors.jsonl, so that nothing stands in the next run's way."""
         self.clean(keep_parts=False)
-
-
-def _hidden(name: str) -> str:
-    """What a file is called while it is being written."""
-    return f".{name}.new"
-
-
-def _write_npy(
-    file: BinaryIO, tables: Iterator[pa.Table], rows: int, width: int, dtype: str
-) -> None:
-    """Part after part: the whole table need not fit into memory."""
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
-    np.lib.format.write_array_header_1_0(file, {**header, "shape": (rows, width)})
-    for table in tables:
-        features = table["features"].combine_chunks().flatten()
-        file.write(np.ascontiguousarray(features).data)
 
 
 _WORDS = {
@@ -312,16 +298,11 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         if begun[key] != plan[key]
     ]
     if begun["shards"] != plan["shards"] and begun["shard_rows"] == plan["shard_rows"]:
-        told.append(_changed_input(begun["shards"], plan["shards"]))
+        pairs = itertools.zip_longest(begun["shards"], plan["shards"])
+        first = next((new or old)["name"] for old, new in pairs if old != new)
+        counts = f"{len(begun['shards'])} shards then, {len(plan['shards'])} now"
+        told.append(f"the input, first in {first} ({counts})")
     return told
-
-
-def _changed_input(begun: list[dict[str, Any]], now: list[dict[str, Any]]) -> str:
-    for old, new in itertools.zip_longest(begun, now):
-        if old != new:
-            there = (new or old)["name"]
-            break
-    return f"the input, first in {there} ({len(begun)} shards then, {len(now)} now)"
 
 
 def refuse_too_many(shards: Sequence[Any]) -> None:

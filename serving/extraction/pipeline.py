@@ -19,7 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -43,7 +43,6 @@ from augself_hub.images import (
     Source,
     open_source,
 )
-from augself_hub.preprocess import Preprocessing
 from serving.extraction.destination import Counts, Destination, Part, refuse_too_many
 from serving.extraction.progress import Progress
 from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
@@ -188,7 +187,9 @@ def extract(
         "read_as": options.kind,
         "image_root": None if options.image_root is None else str(options.image_root),
     }
-    with Destination(Path(destination)) as there, _progress(shards, progress) as done:
+    known = [shard.images for shard in shards if shard.images is not None]
+    total = sum(known) if len(known) == len(shards) else None
+    with Destination(Path(destination)) as there, Progress(total, progress) as done:
         finished = there.adopt(plan)
         if finished:
             there.clean(layout == "parquet")
@@ -216,14 +217,19 @@ def extract_shards(
         pool: where batches are computed, `workers` at a time.
         done: told of the images and errors of each batch.
     """
-    run = partial(_extracted, engine=engine, settings=settings)
+
+    def extracted(batch: _Batch) -> tuple[int, pa.Table, list[dict[str, str]]]:
+        if isinstance(batch.items, Exception):
+            raise batch.items
+        return batch.shard, *extract_batch(batch.items, engine, settings)
+
     left_out: dict[int, Counter[str]] = defaultdict(Counter)
     batches = (
         batch
         for number, shard in enumerate(shards)
         for batch in _batches(number, shard, left_out[number])
     )
-    results = _in_order(pool, run, batches, _AHEAD * workers)
+    results = _in_order(pool, extracted, batches, _AHEAD * workers)
     for number, some in groupby(results, key=itemgetter(0)):
         tables, errors = [], []
         for _, table, failed in some:
@@ -233,49 +239,27 @@ def extract_shards(
         yield Part(pa.concat_tables(tables).combine_chunks(), errors, dict(left_out.pop(number)))
 
 
-def _extracted(
-    batch: _Batch, engine: Engine, settings: Settings
-) -> tuple[int, pa.Table, list[dict[str, str]]]:
-    """The batch's shard and `extract_batch` of its items. Raises what reading them raised."""
-    if isinstance(batch.items, Exception):
-        raise batch.items
-    return batch.shard, *extract_batch(batch.items, engine, settings)
-
-
 def extract_batch(
     items: Sequence[Item], engine: Engine, settings: Settings
 ) -> tuple[pa.Table, list[dict[str, str]]]:
     """Items -> the rows of those that can be read, and {id, reason} of those that cannot."""
-    loaded = [(item, _load(item, engine.preprocessing)) for item in items]
-    errors = [{"id": item.id, "reason": found} for item, found in loaded if isinstance(found, str)]
-    good = [(item, found) for item, found in loaded if not isinstance(found, str)]
-    readable = [item for item, _ in good]
-    images = [image for _, found in good for image in found]
+    readable, images, errors = [], [], []
+    for item in items:
+        try:
+            images += [engine.preprocessing.prepare(image) for image in item.read()]
+            readable.append(item)
+        except ImageError as error:
+            errors.append({"id": item.id, "reason": str(error)})
+        except OSError as error:
+            errors.append({"id": item.id, "reason": error.strerror or "cannot be read"})
     features = engine.features(images) if images else np.empty((0, engine.spec.features), "f4")
-    if settings.pairs:
-        return _differences(readable, images, features, engine), errors
-    return feature_table(readable, features, settings), errors
-
-
-def _load(item: Item, preprocessing: Preprocessing) -> list[np.ndarray] | str:
-    """The item's images, (S, S, 3) uint8 each, or the reason there are none."""
-    try:
-        return [preprocessing.prepare(image) for image in item.read()]
-    except ImageError as error:
-        return str(error)
-    except OSError as error:
-        return error.strerror or "cannot be read"
-
-
-def _differences(
-    pairs: Sequence[Item], images: Sequence[np.ndarray], features: np.ndarray, engine: Engine
-) -> pa.Table:
-    """N pairs, their 2 N images and features -> rows."""
-    gray = np.array([is_gray(image) for image in images], bool).reshape(-1, 2).any(axis=1)
+    if not settings.pairs:
+        return feature_table(readable, features, settings), errors
+    gray: np.ndarray = np.any(np.reshape([is_gray(image) for image in images], (-1, 2)), axis=1)
     heads = engine.spec.heads.items()
     values = {kind: np.empty((0, head.outputs), np.float32) for kind, head in heads}
-    values = engine.differences(features[::2], features[1::2]) if pairs else values
-    return difference_table(pairs, engine.spec, values, gray)
+    values = engine.differences(features[::2], features[1::2]) if readable else values
+    return difference_table(readable, engine.spec, values, gray), errors
 
 
 class _Batch(NamedTuple):
@@ -320,12 +304,6 @@ def _in_order(
         yield waiting.popleft().result()
 
 
-def _progress(shards: Sequence[Shard], shown: bool | None) -> Progress:
-    images = [shard.images for shard in shards]
-    total = None if None in images else sum(images)  # type: ignore[arg-type]
-    return Progress(total, shown)
-
-
 def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Counts) -> None:
     left_out = there.write_errors()
     if not counts.rows:
@@ -367,6 +345,8 @@ def _plan(
 ) -> dict[str, Any]:
     """What the table is of: all that decides what is in it."""
     digests = [{"name": shard.name, "sha256": shard.digest} for shard in shards]
+    # Of what decides the numbers.
+    decisive = {n: v for n, v in versions().items() if n.startswith(("augself", "onnxr"))}
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     return {
         "format": FORMAT,
@@ -387,14 +367,8 @@ def _plan(
         "shard_rows": shard_rows,
         "source": {"location": source.location, "sha256": fingerprint},
         "shards": digests,
-        "versions": _versions(),
+        "versions": {**decisive, "pillow": PIL.__version__},
     }
-
-
-def _versions() -> dict[str, str]:
-    """Of what decides the numbers."""
-    there = {name: v for name, v in versions().items() if name.startswith(("augself", "onnxr"))}
-    return {**there, "pillow": PIL.__version__}
 
 
 def extract_with(

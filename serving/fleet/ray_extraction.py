@@ -165,7 +165,9 @@ def _handed_out(work: Work, workers: Sequence[Any]) -> Counts:
     Its first comes when it has started: one there is no room for yet is not waited for.
     """
     following = enumerate(work.shards)
-    waiting = {worker.__ray_ready__.remote(): (worker, None) for worker in workers}
+    waiting: dict[Any, tuple[Any, int | None]] = {
+        worker.__ray_ready__.remote(): (worker, None) for worker in workers
+    }
     left, total = len(work.shards), Counts()
     while left:
         [done], _ = ray.wait(list(waiting))

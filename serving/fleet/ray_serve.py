@@ -28,6 +28,7 @@ from serving.http.gate import Gate
 from serving.http.problems import RETRY_SECONDS
 from serving.inference.models import Source
 from serving.inference.names import named
+from serving.inference.service import Service
 from serving.settings import Settings
 
 _START_SECONDS = 60.0
@@ -83,7 +84,7 @@ def build(arguments: dict[str, Any]) -> Application:
     return deployment.bind()
 
 
-def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
+def _told(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Settings]:
     """Models, how they are run, and the settings, as `augself serve` reads them."""
     serve_command = augself.get_command(click.Context(augself), "serve")
     assert serve_command is not None
@@ -97,12 +98,12 @@ def _told(asked: Arguments) -> tuple[tuple[str, ...], list[Any], Settings]:
             raise UsageError(f"--{name} is Ray's to say: {mend}")
         del options[option.name]
     models = options.pop("models")
-    (device, threads, *rest), settings = commands.told(**options)
+    (device, threads, precision, decode), settings = commands.told(**options)
     if settings.demo:
         raise UsageError("the demo knows its visitors: one process, augself serve --demo")
     cores = max(1, int(asked.cpus))
-    run_as = [device, threads or cores, *rest]
-    own = {"decoders": settings.decoders or cores, "names_requests": False}  # Ray's proxy does
+    run_as = (device, threads or cores, precision, decode)
+    own: Any = {"decoders": settings.decoders or cores, "names_requests": False}  # Ray's proxy does
     return models, run_as, dataclasses.replace(settings, **own)
 
 
@@ -134,4 +135,5 @@ def _started(gate: Gate) -> Gate:
 
 
 def _ready(gate: Gate) -> bool:
-    return gate.app.state.service.ready  # type: ignore[attr-defined]
+    service: Service = gate.app.state.service  # type: ignore[attr-defined]
+    return service.ready

@@ -94,7 +94,8 @@ class Visit:
         }
         if self.trace:
             record |= {"trace_id": self.trace[0], "span_id": self.trace[1]}
-        return record | scope["augself.visit"]
+        whole: dict[str, Any] = record | scope["augself.visit"]
+        return whole
 
 
 class AccessLog:
@@ -109,7 +110,12 @@ class AccessLog:
         self._metrics, self._destination = metrics, destination
         self._whole = True  # the last line was written to its end
         self._said = False
-        self._file = _open(destination)
+        try:
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            at_stdout = destination == "-"
+            self._file = sys.stdout.fileno() if at_stdout else os.open(destination, flags, 0o640)
+        except OSError as error:
+            raise AugSelfError(f"cannot write to {destination}: {error.strerror}") from error
         self._writer = threading.Thread(target=self._write_all, name="access log", daemon=True)
         self._writer.start()
 
@@ -131,28 +137,16 @@ class AccessLog:
     def _write_all(self) -> None:
         while (line := self._lines.get()) is not None:
             try:
-                self._write(line if self._whole else b"\n" + line)
+                # A disk that fills up half-way leaves a line that the next one must end.
+                line = line if self._whole else b"\n" + line
+                while line:
+                    line = line[os.write(self._file, line) :]
+                    self._whole = not line
             except OSError as error:
                 self._lose(error.strerror or type(error).__name__)
-
-    def _write(self, line: bytes) -> None:
-        """All of it; a disk that fills up half-way leaves a line that the next one must end."""
-        while line:
-            written = os.write(self._file, line)
-            line = line[written:]
-            self._whole = not line
 
     def _lose(self, reason: str) -> None:
         self._metrics.lost_lines.inc()
         if not self._said:
             self._said = True
             logger.error("lines of the access log %s are lost: %s", self._destination, reason)
-
-
-def _open(destination: str) -> int:
-    if destination == "-":
-        return sys.stdout.fileno()
-    try:
-        return os.open(destination, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-    except OSError as error:
-        raise AugSelfError(f"cannot write to {destination}: {error.strerror}") from error

@@ -317,7 +317,8 @@ async def _differences(
     async with service.models.held(model) as batcher:
         files = items if fetcher is None else await fetcher.fetched(items)
         images = await service.images(files, model.source.preprocessing)
-        a, b = np.split(await asyncio.wrap_future(batcher.submit(images)), 2)
+        features: np.ndarray = await asyncio.wrap_future(batcher.submit(images))
+        a, b = np.split(features, 2)
         physical = await service.decoders.run(batcher.engine.differences, a, b)
     gray = [is_gray(image) for image in images]
     return [

@@ -255,7 +255,16 @@ class _Form:
         if not parameters.get(b"boundary"):
             raise Problem(400, "bad_multipart", "the Content-Type names no boundary")
         try:
-            parser = MultipartParser(parameters[b"boundary"], self._callbacks())
+            callbacks: Any = {
+                "on_part_begin": self._begin,
+                "on_header_begin": lambda: self._headers.append((bytearray(), bytearray())),
+                "on_header_field": lambda data, i, j: self._headers[-1][0].extend(data[i:j]),
+                "on_header_value": lambda data, i, j: self._headers[-1][1].extend(data[i:j]),
+                "on_part_data": lambda data, i, j: self._data.extend(memoryview(data)[i:j]),
+                "on_part_end": self._end,
+                "on_end": lambda: setattr(self, "_ended", True),
+            }
+            parser = MultipartParser(parameters[b"boundary"], callbacks)
             for start in range(0, len(body), _SLICE):
                 parser.write(body[start : start + _SLICE])
             parser.finalize()
@@ -284,17 +293,6 @@ class _Form:
         ]
         return _from_strings(record, [*fields, *request.query_params.multi_items()])
 
-    def _callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._begin,
-            "on_header_begin": lambda: self._headers.append((bytearray(), bytearray())),
-            "on_header_field": lambda data, i, j: self._headers[-1][0].extend(data[i:j]),
-            "on_header_value": lambda data, i, j: self._headers[-1][1].extend(data[i:j]),
-            "on_part_data": lambda data, i, j: self._data.extend(memoryview(data)[i:j]),
-            "on_part_end": self._end,
-            "on_end": self._finish,
-        }
-
     def _begin(self) -> None:
         self._count += 1
         if self._count > self.max_parts:
@@ -307,6 +305,3 @@ class _Form:
         _, options = parse_options_header(headers.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode(errors="replace")
         self.parts.setdefault(name, []).append(bytes(self._data))
-
-    def _finish(self) -> None:
-        self._ended = True

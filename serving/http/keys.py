@@ -27,7 +27,14 @@ class Keys:
     """
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
-        self._digests = [_digest(_checked(token)) for token in tokens]
+        self._digests = []
+        for token in tokens:
+            if not _TOKEN.fullmatch(token):
+                raise UsageError(
+                    f"a token is empty, longer than {MAX_LENGTH} characters, or has blanks or "
+                    "letters beyond ASCII: no client could send it"
+                )
+            self._digests.append(_digest(token))
 
     def admit(self, authorization: str) -> bool:
         """Whether the value of an Authorization header brings one of the tokens.
@@ -38,8 +45,11 @@ class Keys:
             return True
         scheme, _, token = authorization.partition(" ")
         scheme, token = scheme.lower(), token.strip() if len(token) <= 2 * MAX_LENGTH else ""
-        if scheme == "basic":
-            token = _password(token)
+        if scheme == "basic":  # base64 of `user:password`, whatever the user is called
+            try:
+                token = base64.b64decode(token, validate=True).decode().partition(":")[2]
+            except ValueError:
+                token = ""
         given = _digest(token)
         found = [hmac.compare_digest(given, digest) for digest in self._digests]
         return scheme in ("bearer", "basic") and any(found)
@@ -59,23 +69,6 @@ def read_tokens(path: Path) -> list[str]:
     if not tokens:
         raise UsageError(f"{path} holds no token: write one a line, or leave --tokens-file out")
     return tokens
-
-
-def _checked(token: str) -> str:
-    if not _TOKEN.fullmatch(token):
-        raise UsageError(
-            f"a token is empty, longer than {MAX_LENGTH} characters, or has blanks or letters "
-            "beyond ASCII: no client could send it"
-        )
-    return token
-
-
-def _password(credentials: str) -> str:
-    """Of base64 of `user:password`; whatever the user is called. Empty where it is none."""
-    try:
-        return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-    except ValueError:
-        return ""
 
 
 def _digest(token: str) -> bytes:

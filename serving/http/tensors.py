@@ -30,7 +30,7 @@ from serving.limits import Limits
 
 HEADER = "Inference-Header-Content-Length"
 BINARY = "application/octet-stream"
-DATATYPES = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
+DATATYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4")}
 JSON_BYTES = 2**20  # parsed in one step, during which nobody is answered
 _LISTS = 60_000  # of lists, too: nested to the colours, an image of 224 pixels has 50,401
 

@@ -127,7 +127,15 @@ class Fetcher:
         try:
             with self._metrics.stage("fetch"):
                 async with asyncio.timeout(self._limits.fetch_seconds):
-                    return replace(item, content=await self._follow(url, room))
+                    for _ in range(REDIRECTS + 1):
+                        found = await self._get(url, room)
+                        if isinstance(found, bytes):
+                            return replace(item, content=found)
+                        try:
+                            url = urljoin(url, found)
+                        except ValueError:
+                            raise _Refused("bad_url", "a redirect leads to no URL") from None
+                    raise _Refused("too_many_redirects", f"more than {REDIRECTS} redirects")
         except _Refused as refused:
             raise refused.problem(item.param) from None
         except TimeoutError:
@@ -135,17 +143,6 @@ class Fetcher:
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
             message = "the image cannot be fetched from its host"
             raise Problem(400, "url_failed", message, item.param) from None
-
-    async def _follow(self, url: str, room: _Room) -> bytes:
-        for _ in range(REDIRECTS + 1):
-            found = await self._get(url, room)
-            if isinstance(found, bytes):
-                return found
-            try:
-                url = urljoin(url, found)
-            except ValueError:
-                raise _Refused("bad_url", "a redirect leads to no URL") from None
-        raise _Refused("too_many_redirects", f"more than {REDIRECTS} redirects")
 
     async def _get(self, url: str, room: _Room) -> bytes | str:
         """The body, or where a redirect leads."""

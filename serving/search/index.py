@@ -71,10 +71,17 @@ def build(table: Path, output: Path) -> dict[str, Any]:
     asked = np.unique(np.linspace(0, rows - 1, min(rows, QUERIES)).astype(np.int64))
     with new_folder(output) as folder:
         graph = Index(ndim=width, metric="cos", dtype=_STORED[manifest["dtype"]])
-        parts = [_added(graph, features) for features in _parts(table, manifest)]
+        parts = []
+        for features in _parts(table, manifest):
+            numbers = np.arange(len(graph), len(graph) + len(features), dtype=np.uint64)
+            graph.add(numbers, features, threads=usable_cores())
+            parts.append(len(features))
         if sum(parts) != rows:
             raise AugSelfError(f"{table} has {sum(parts)} rows, not {rows}: extract again")
-        _save(graph, folder / GRAPH)
+        try:
+            graph.save(folder / GRAPH)
+        except (RuntimeError, ValueError, OSError) as error:  # usearch's share no class
+            raise AugSelfError(f"{folder} cannot be written, make room: {error}") from error
         told = {
             "format": FORMAT,
             "table": os.path.relpath(table.resolve(), output.resolve()),
@@ -107,23 +114,6 @@ def _parts(table: Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
         part = read_part(path, manifest["model"]["sha256"], ["features"])
         features = part["features"].combine_chunks()
         yield features.flatten().to_numpy().reshape(-1, features.type.list_size)
-
-
-def _added(graph: Index, features: np.ndarray) -> int:
-    numbers = np.arange(len(graph), len(graph) + len(features), dtype=np.uint64)
-    graph.add(numbers, features, threads=usable_cores())
-    return len(features)
-
-
-def _save(graph: Index, path: Path) -> None:
-    """
-    Raises:
-        AugSelfError: usearch cannot write; its exceptions share no class of their own.
-    """
-    try:
-        graph.save(path)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise AugSelfError(f"{path.parent} cannot be written, make room: {error}") from error
 
 
 def _recall(graph: Index, table: Path, manifest: dict[str, Any], asked: np.ndarray) -> float:
@@ -198,7 +188,13 @@ class FeatureIndex:
                 f"{self.table} has changed since {folder} was made: make the index again with "
                 "augself index"
             )
-        self._graph = _opened(folder / GRAPH, self.manifest["bytes"])
+        graph = folder / GRAPH
+        if not graph.is_file() or graph.stat().st_size != self.manifest["bytes"]:
+            raise AugSelfError(f"{graph} is damaged: make the index again with augself index")
+        restored = Index.restore(graph, view=True)
+        if restored is None:  # no graph of usearch's
+            raise AugSelfError(f"{graph} is damaged: make the index again with augself index")
+        self._graph = restored
 
     @property
     def rows(self) -> int:
@@ -221,13 +217,12 @@ class FeatureIndex:
         parts = np.searchsorted(ends, found.keys.astype(np.int64), side="right")
         places = found.keys.astype(np.int64) - (ends - self.manifest["parts"])[parts]
         matches = zip(parts.tolist(), places.tolist(), found.distances.tolist(), strict=True)
-        return [self._match(part, place, 1 - distance) for part, place, distance in matches]
-
-    def _match(self, part: int, place: int, cosine: float) -> Match:
-        row = self._rows(part).slice(place, 1).to_pylist()[0]
-        names = self.table_manifest["label_names"]
-        label = None if row["label"] is None else names[row["label"]]
-        return Match(row["id"], label, part, cosine)
+        names, found_rows = self.table_manifest["label_names"], []
+        for part, place, distance in matches:
+            row = self._rows(part).slice(place, 1).to_pylist()[0]
+            label = None if row["label"] is None else names[row["label"]]
+            found_rows.append(Match(row["id"], label, part, 1 - distance))
+        return found_rows
 
     def _rows(self, part: int) -> pa.Table:
         path = sorted(self.table.glob(PARTS))[part]
@@ -236,18 +231,12 @@ class FeatureIndex:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] == FORMAT and manifest["parts"]:
             return manifest
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise AugSelfError(f"{folder} is no index: make one with augself index TABLE --output INDEX")
-
-
-def _opened(path: Path, size: int) -> Index:
-    if not path.is_file() or path.stat().st_size != size:
-        raise AugSelfError(f"{path} is damaged: make the index again with augself index")
-    return Index.restore(path, view=True)
 
 
 def refuse_other_model(index: FeatureIndex, sha256: str, name: str) -> None:

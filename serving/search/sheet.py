@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from augself_hub.atomic import whole_file
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.images import Item, Options, Shard, ShardError, open_source
 from augself_hub.preprocess import decode
@@ -32,7 +33,7 @@ def pictures(
         AugSelfError: `source` is none.
     """
     shards = _shards(table, source)
-    found = {}
+    found: dict[str, Image.Image] = {}
     for number in {match.part for match in matches} & set(range(len(shards))):
         wanted = {match.id for match in matches if match.part == number}
         found |= {
@@ -114,11 +115,8 @@ def save(sheet: Image.Image, path: Path) -> None:
     Raises:
         AugSelfError: it cannot be written.
     """
-    hidden = path.with_name(f".{path.name}.new")
     try:
-        sheet.save(hidden, "PNG")
-        hidden.replace(path)
+        with whole_file(path) as file:
+            sheet.save(file, "PNG")
     except OSError as error:
         raise AugSelfError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        hidden.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import set_seed
 
+from augself_hub.atomic import write_json
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import UsageError
@@ -37,7 +38,6 @@ from research.study.power import power, spread
 from research.study.records import Pairs, candidates, read_all
 from research.study.runs import settings_of
 from research.study.shuffled import ShuffledTargets
-from training.evaluation.results import write_json
 from training.run.pretraining import pretrain
 from training.run.settings import Settings
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.modeling.views import View, stack_parameters, two_crops_of_each
+from augself_hub.modeling.views import stack_parameters, two_crops_of_each
 from training.data.sources import Images
 
 TOGETHER = 8  # images that are decoded, and their parameters drawn, at a time
@@ -32,7 +32,7 @@ class Read(NamedTuple):
     skipped: list[str]
 
 
-class Views(Dataset):
+class Views(Dataset[dict[str, Any]]):
     """key -> two crops (2, S, S, 3) of one image, their parameters, its label, what was skipped.
 
     Args:
@@ -58,14 +58,10 @@ class Views(Dataset):
                 *map(self.read, keys[start : start + TOGETHER]), strict=True
             )
             views = two_crops_of_each(images, self.policy, self.seed, drawn)
-            items += map(_item, views, labels, skipped)
+            for ((crop1, w1), (crop2, w2)), label, lost in zip(views, labels, skipped, strict=True):
+                crops = np.stack([crop1, crop2])
+                items.append({"crops": crops, "w1": w1, "w2": w2, "label": label, "skipped": lost})
         return items
-
-
-def _item(views: list[View], label: int, skipped: list[str]) -> dict[str, Any]:
-    (crop1, w1), (crop2, w2) = views
-    crops = np.stack([crop1, crop2])
-    return {"crops": crops, "w1": w1, "w2": w2, "label": label, "skipped": skipped}
 
 
 class ViewsDataset(Views):
@@ -118,7 +114,7 @@ class ViewsDataset(Views):
         return max(len(skipped) / len(self), len(self.images.damaged) / self.images.shards)
 
 
-class KeyedSampler(Sampler):
+class KeyedSampler(Sampler[Any]):
     """Yields (epoch, index) in an order that depends on (seed, epoch) alone.
 
     Args:

@@ -161,12 +161,10 @@ class LaneSampler(KeyedSampler):
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         epoch = self.epoch
-        return ((epoch, self._place(n)) for n in range(self.length))
-
-    def _place(self, n: int) -> tuple[int, int]:
-        share, within = divmod(n, self.share)
-        turn, lane = divmod(share, self.lanes)
-        return lane, turn * self.share + within
+        for n in range(self.length):
+            share, within = divmod(n, self.share)
+            turn, lane = divmod(share, self.lanes)
+            yield epoch, (lane, turn * self.share + within)
 
 
 class Lane:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from augself_hub.atomic import write_json
 from augself_hub.errors import UsageError
 from augself_hub.folder import EVALUATION
 from augself_hub.results import read_evaluation
@@ -13,7 +14,7 @@ from training.evaluation.cache import Model, Tables
 from training.evaluation.evaluate import Plan
 from training.evaluation.evaluate import evaluate as measure
 from training.evaluation.report import tradeoff_chart
-from training.evaluation.results import Result, merged, write_into, write_json
+from training.evaluation.results import Result, merged, write_into
 from training.evaluation.tasks import Settings
 
 CACHE = Path("~/.cache/augself")

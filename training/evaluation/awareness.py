@@ -17,7 +17,7 @@ import numpy as np
 
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import HEADS, Head, Policy
+from augself_hub.augmentations.spec import HEADS, Policy
 from training.evaluation.cache import Model, Tables
 from training.evaluation.invariance import invariance
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, keyed_share
@@ -56,17 +56,21 @@ def awareness(subject: Subject, tables: Tables, settings: Settings) -> list[Resu
         policy = Policy(size=tables.model.preprocessing.size).with_kinds((extra,))
         train, test = (
             _Drawn(subject, tables, some, policy, settings.seed)
-            for some in (_fitted(subject), _held_out(subject, HELD_OUT))
+            for some in (
+                _some(subject, subject.images.rows(TRAIN, VALIDATION), FITTED),
+                _held_out(subject, HELD_OUT),
+            )
         )
         found += _probes(subject, kinds, train, test)
         found += _own_heads(subject, tables.model, kinds, test)
     order = list(_PROTOCOLS)
     found.sort(key=lambda result: order.index(result.task))
-    return found + _invariance(subject, tables)
-
-
-def _fitted(subject: Subject) -> np.ndarray:
-    return _some(subject, subject.images.rows(TRAIN, VALIDATION), FITTED)
+    rows = _held_out(subject, COMPARED)
+    return found + [
+        _kept(subject, tables, rows, kind, strength)
+        for kind, strengths in CHANGES.items()
+        for strength in strengths
+    ]
 
 
 def _held_out(subject: Subject, count: int) -> np.ndarray:
@@ -79,7 +83,8 @@ def _some(subject: Subject, rows: np.ndarray, count: int) -> np.ndarray:
         return rows
     images = subject.images
     ids, classes = ([names[i] for i in rows] for names in (images.ids, images.classes))
-    return rows[keyed_share(ids, classes, count)]
+    chosen: np.ndarray = rows[keyed_share(ids, classes, count)]
+    return chosen
 
 
 class _Drawn:
@@ -136,22 +141,17 @@ def _probes(subject: Subject, kinds: Sequence[str], train: _Drawn, test: _Drawn)
         head = HEADS["relative"][kind]
         for task, views in ((_DIFFERENCE, _Drawn.two), (_ABSOLUTE, _Drawn.one)):
             parts = views(train, kind, "training views"), views(test, kind, "held-out views")
-            found += _probed(subject, task, kind, head, *parts)
+            if head.type == "regression":
+                found += [
+                    _result(subject, task, kind, f"{kind} {d.name}", one.r_squared, 0.0, one.views)
+                    for d, one in zip(head.dimensions, regression_probe(*parts), strict=True)
+                ]
+            else:
+                probe = class_probe(*parts)
+                values = (probe.accuracy, probe.trivial, probe.views, "accuracy")
+                name = f"{kind} {head.dimensions[0].name}"
+                found.append(_result(subject, task, kind, name, *values))
     return found
-
-
-def _probed(
-    subject: Subject, task: str, kind: str, head: Head, train: Views, test: Views
-) -> list[Result]:
-    if head.type != "regression":
-        probe = class_probe(train, test)
-        name = f"{kind} {head.dimensions[0].name}"
-        values = (name, probe.accuracy, probe.trivial, probe.views)
-        return [_result(subject, task, kind, *values, metric="accuracy")]
-    return [
-        _result(subject, task, kind, f"{kind} {d.name}", one.r_squared, 0.0, one.views)
-        for d, one in zip(head.dimensions, regression_probe(train, test), strict=True)
-    ]
 
 
 def _own_heads(subject: Subject, model: Model, kinds: Sequence[str], drawn: _Drawn) -> list[Result]:
@@ -203,15 +203,6 @@ def _result(
         protocol=_PROTOCOLS[task],
         details={"kind": kind, "dimension": name, "views": views},
     )
-
-
-def _invariance(subject: Subject, tables: Tables) -> list[Result]:
-    rows = _held_out(subject, COMPARED)
-    return [
-        _kept(subject, tables, rows, kind, strength)
-        for kind, strengths in CHANGES.items()
-        for strength in strengths
-    ]
 
 
 def _kept(subject: Subject, tables: Tables, rows: np.ndarray, kind: str, strength: float) -> Result:

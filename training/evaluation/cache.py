@@ -85,29 +85,22 @@ class Tables:
         Raises:
             AugSelfError: an image cannot be read, or the table is another model's.
         """
-        place = self._place(images)
+        settings = json.dumps(dataclasses.asdict(self.model.preprocessing))
+        key = f"{self.model.sha256} {images.fingerprint()} {settings}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+        place = self.cache / (re.sub(r"[^\w.-]+", "-", images.name)[:40] + f"-{digest}")
         if not (place / MANIFEST).is_file():
             log.info("extracting %d images of %s", len(images), images.name)
-            self._extract(images, place)
+            try:
+                from serving.extraction.pipeline import extract_with
+            except ModuleNotFoundError as error:
+                raise MissingExtra(error.name or "onnxruntime", "serve") from error
+            place.parent.mkdir(parents=True, exist_ok=True)
+            extract_with(str(self.model.folder), self.device, images.source(), place)
         _refuse_errors(place, images)
         table = FeatureTable.read(place)
         refuse_other_model(table, self.model)
         return table
-
-    def _extract(self, images: LabelledImages, place: Path) -> None:
-        try:
-            from serving.extraction.pipeline import extract_with
-        except ModuleNotFoundError as error:
-            raise MissingExtra(error.name or "onnxruntime", "serve") from error
-        place.parent.mkdir(parents=True, exist_ok=True)
-        extract_with(str(self.model.folder), self.device, images.source(), place)
-
-    def _place(self, images: LabelledImages) -> Path:
-        settings = json.dumps(dataclasses.asdict(self.model.preprocessing))
-        key = f"{self.model.sha256} {images.fingerprint()} {settings}"
-        digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-        name = re.sub(r"[^\w.-]+", "-", images.name)[:40]
-        return self.cache / f"{name}-{digest}"
 
 
 def refuse_other_model(table: FeatureTable, model: Model) -> None:

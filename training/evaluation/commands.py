@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from augself_hub.atomic import write_json
 from augself_hub.commands import table
 from augself_hub.errors import UsageError
 
@@ -138,7 +139,6 @@ def _write_comparison(
 ) -> str:
     from augself_hub.folder import versions
     from training.evaluation.report import DIFFERENCE_HEADS, difference_rows, markdown
-    from training.evaluation.results import write_json
 
     about = {"without": names[0], "with": names[1], "seed": plan.settings.seed}
     records = [d.record() for d in differences]

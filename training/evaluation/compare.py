@@ -94,7 +94,8 @@ def compare(
     keys = [key for key in sides[0][0] if all(key in one for side in sides for one in side)]
     if not keys:
         raise AugSelfError("the two sides have no result in common: ask for other tasks")
-    return [_difference(*([one[key] for one in side] for side in sides), seed) for key in keys]
+    pairs = [([one[key] for one in sides[0]], [one[key] for one in sides[1]]) for key in keys]
+    return [_difference(plain, aware, seed) for plain, aware in pairs]
 
 
 def _difference(without: list[Result], with_: list[Result], seed: int) -> Difference:
@@ -127,10 +128,11 @@ def paired_t(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def _bootstrap(without: list[Result], with_: list[Result], seed: int) -> tuple[float, float] | None:
-    if any(result.scores is None for result in (*without, *with_)):
+    a, b = ([r.scores for r in side if r.scores is not None] for side in (without, with_))
+    if len(a) < len(without) or len(b) < len(with_):
         return None
-    a, b = (np.mean([r.scores for r in side], axis=0) for side in (without, with_))
-    return bootstrap(b - a, without[0].groups, seed)
+    change = np.mean(b, axis=0) - np.mean(a, axis=0)
+    return bootstrap(change, without[0].groups, seed)
 
 
 def bootstrap(

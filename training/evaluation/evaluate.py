@@ -70,35 +70,24 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
     Raises:
         AugSelfError: see the tasks.
     """
-    return [
-        result
-        for name, images in datasets.items()
-        for result in _of_dataset(tables, plan, short_name(name), images, metric_of(name))
-    ]
+    found: list[Result] = []
+    for source, images in datasets.items():
+        name = short_name(source)
+        subject = Subject(name, images, tables.of(images), metric_of(source))
+        for task in plan.tasks:
+            if reason := unsuited(task, images):
+                log.info("%s is left out of %s: %s", name, task, reason)
+                continue
+            log.info("%s: %s on %s", tables.model.title, task, name)
+            if task == "awareness":
+                found += awareness(subject, tables, plan.settings)
+            elif task == "finetune":
+                found += finetune(subject, tables.model, plan.settings)
+            else:
+                found += TASKS[task](subject, plan.settings)
+    return found
 
 
 def short_name(name: str) -> str:
     """How a data set is called in results: without the folders above it."""
     return source_name(name.removeprefix("folder:"))
-
-
-def _of_dataset(
-    tables: Tables, plan: Plan, name: str, images: LabelledImages, metric: str
-) -> list[Result]:
-    subject = Subject(name, images, tables.of(images), metric)
-    found: list[Result] = []
-    for task in plan.tasks:
-        if reason := unsuited(task, images):
-            log.info("%s is left out of %s: %s", name, task, reason)
-            continue
-        log.info("%s: %s on %s", tables.model.title, task, name)
-        found += _answer(task, subject, tables, plan.settings)
-    return found
-
-
-def _answer(task: str, subject: Subject, tables: Tables, settings: Settings) -> list[Result]:
-    if task == "awareness":
-        return awareness(subject, tables, settings)
-    if task == "finetune":
-        return finetune(subject, tables.model, settings)
-    return TASKS[task](subject, settings)

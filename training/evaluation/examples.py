@@ -39,9 +39,6 @@ class Examples:
                 f"{self.name}: features {self.features.shape} and labels {self.labels.shape} were "
                 "given, (N, D) and (N,) are needed"
             )
-        self._refuse_unusable()
-
-    def _refuse_unusable(self) -> None:
         if len(self) == 0:
             raise AugSelfError(f"{self.name}: there is no image in this split")
         if missing := int((self.labels < 0).sum()):

@@ -83,14 +83,13 @@ def draw_tasks(
     random, each = np.random.default_rng(seed), shots + queries
     return np.stack(
         [
-            [random.choice(rows[c], each, replace=False) for c in _choose(random, rows, ways)]
+            [
+                random.choice(rows[c], each, replace=False)
+                for c in random.choice(len(rows), ways, replace=False)
+            ]
             for _ in range(tasks)
         ]
     )
-
-
-def _choose(random: np.random.Generator, rows: list[np.ndarray], ways: int) -> np.ndarray:
-    return random.choice(len(rows), ways, replace=False)
 
 
 def _rows_by_class(examples: Examples, ways: int, shots: int, queries: int) -> list[np.ndarray]:
@@ -118,7 +117,8 @@ def _accuracies(x: np.ndarray, shots: int) -> np.ndarray:
     beta = one_vs_rest(gram, member)
     logits = (asked @ known.swapaxes(1, 2) + 1) @ beta.swapaxes(1, 2)  # (tasks, asked, ways)
     truth = np.repeat(np.arange(ways), x.shape[2] - shots)
-    return 100 * (logits.argmax(axis=2) == truth).mean(axis=1)
+    percent: np.ndarray = 100 * (logits.argmax(axis=2) == truth).mean(axis=1)
+    return percent
 
 
 def one_vs_rest(gram: np.ndarray, member: np.ndarray) -> np.ndarray:
@@ -151,7 +151,8 @@ def one_vs_rest(gram: np.ndarray, member: np.ndarray) -> np.ndarray:
 
 
 def _times(k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    return (k @ v[..., None])[..., 0]
+    product: np.ndarray = (k @ v[..., None])[..., 0]
+    return product
 
 
 def _length(
@@ -172,4 +173,5 @@ def _length(
 def _objective(k: np.ndarray, beta: np.ndarray, target: np.ndarray) -> np.ndarray:
     f = _times(k, beta)
     loss = np.logaddexp(0, f) - target * f
-    return (beta * f).sum(axis=-1) / 2 + loss.sum(axis=-1)
+    total: np.ndarray = (beta * f).sum(axis=-1) / 2 + loss.sum(axis=-1)
+    return total

@@ -24,7 +24,7 @@ from augself_hub.modeling.encoders import Encoder
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.preprocess import Preprocessing, preprocess
 from training.evaluation.cache import Model
-from training.evaluation.examples import METRICS, Examples, classes_of, commonest
+from training.evaluation.examples import METRICS, classes_of, commonest
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, LabelledImages
 from training.evaluation.results import Result
 from training.evaluation.tasks import METRIC_NAMES, Settings, Subject
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         return {"loss": F.cross_entropy(logits, labels), "logits": logits}
 
 
-class _Pictures(Dataset):
+class _Pictures(Dataset[dict[str, Any]]):
     """Normalised images and labels; augmented for training, the middle square for the test."""
 
     def __init__(
@@ -98,49 +98,29 @@ def finetune(subject: Subject, model: Model, settings: Settings) -> list[Result]
             ((TEST,), test, False),
         )
     ]
-    predicted = classes[_predictions(network, *pictures, settings)]
-    return [_result(subject, test, predicted, settings)]
-
-
-def _predictions(
-    network: Classifier, train: Dataset, test: Dataset, settings: Settings
-) -> np.ndarray:
+    sgd = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            model=network,
-            args=_arguments(folder, settings),
-            train_dataset=train,
-            optimizers=(_optimizer(network), None),
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=BATCH,
+            per_device_eval_batch_size=BATCH,
+            learning_rate=RATE,
+            lr_scheduler_type="cosine",
+            max_grad_norm=0.0,
+            seed=settings.seed,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            label_names=["labels"],
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
         )
+        trainer = Trainer(network, arguments, train_dataset=pictures[0], optimizers=(sgd, None))
         trainer.train()
-        return trainer.predict(test).predictions.argmax(axis=1)
-
-
-def _optimizer(network: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
-
-
-def _arguments(folder: str, settings: Settings) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=BATCH,
-        per_device_eval_batch_size=BATCH,
-        learning_rate=RATE,
-        lr_scheduler_type="cosine",
-        max_grad_norm=0.0,
-        seed=settings.seed,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        label_names=["labels"],
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
-
-
-def _result(subject: Subject, test: Examples, predicted: np.ndarray, settings: Settings) -> Result:
-    return Result(
+        answers = trainer.predict(pictures[1]).predictions
+        predicted = classes[np.asarray(answers).argmax(axis=1)]
+    result = Result(
         task="fine-tuning",
         dataset=subject.name,
         name=f"{subject.name}, {subject.metric}",
@@ -153,3 +133,4 @@ def _result(subject: Subject, test: Examples, predicted: np.ndarray, settings: S
         scores=100.0 * (predicted == test.labels),
         groups=test.labels if subject.metric == "mean per class" else None,
     )
+    return [result]

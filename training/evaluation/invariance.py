@@ -59,4 +59,5 @@ def invariance(images: np.ndarray, views: np.ndarray) -> Invariance:
 
 def _unit(y: np.ndarray) -> np.ndarray:
     y = y.astype(np.float64)
-    return y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
+    unit: np.ndarray = y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
+    return unit

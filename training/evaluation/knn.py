@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from augself_hub.errors import UsageError
 from training.evaluation.examples import METRICS, Examples, classes_of
@@ -59,12 +58,8 @@ def knn(
     for y in torch.from_numpy(test.features).split(rows):
         near = (F.normalize(y, dim=1) @ known.T).topk(neighbors)  # (rows, k)
         weights = (near.values / temperature).exp()
-        answers.append(_votes(weights, numbers[near.indices], len(classes)).argmax(dim=1))
+        votes = weights.new_zeros(len(weights), len(classes))
+        answers.append(votes.scatter_add_(1, numbers[near.indices], weights).argmax(dim=1))
     predicted = classes[torch.cat(answers).numpy()]
     accuracy = METRICS[metric](test.labels, predicted)
     return Knn(accuracy, predicted, predicted == test.labels)
-
-
-def _votes(weights: Tensor, numbers: Tensor, classes: int) -> Tensor:
-    """(rows, k) weights and class numbers -> (rows, C) votes."""
-    return weights.new_zeros(len(weights), classes).scatter_add_(1, numbers, weights)

@@ -52,10 +52,10 @@ def of_files(name: str, root: Path, rows: Iterable[Row]) -> LabelledImages:
     Raises:
         FileNotFoundError: there are none.
     """
-    rows = sorted((path.relative_to(root).as_posix(), label, split) for path, label, split in rows)
-    if not rows:
+    listed = sorted((p.relative_to(root).as_posix(), label, split) for p, label, split in rows)
+    if not listed:
         raise FileNotFoundError(f"{root} holds no images of {name}")
-    ids, classes, splits = map(list, zip(*rows, strict=True))
+    ids, classes, splits = map(list, zip(*listed, strict=True))
     paths = [root / i for i in ids]
     return LabelledImages(name, ids, classes, splits, paths.__getitem__, paths)
 
@@ -101,7 +101,8 @@ def torchvision_files(
 
 def _pairs(part: Any, attributes: tuple[str, str] | str) -> Iterable[tuple[Any, Any]]:
     if isinstance(attributes, str):
-        return getattr(part, attributes)
+        pairs: Iterable[tuple[Any, Any]] = getattr(part, attributes)
+        return pairs
     return zip(*(getattr(part, attribute) for attribute in attributes), strict=True)
 
 
@@ -174,7 +175,7 @@ def _with_some_a_class(images: LabelledImages) -> LabelledImages:
     for split, count in ((TRAIN, CALTECH_TRAIN), (VALIDATION, CALTECH_VALIDATION)):
         for name in np.unique(classes):
             rows = np.flatnonzero((classes == name) & (splits == TEST))
-            ids = [images.ids[i] for i in rows]
+            ids = [images.ids[i] for i in rows.tolist()]
             splits[rows[keyed_share(ids, [name] * len(rows), min(count, len(rows) - 1))]] = split
     return dataclasses.replace(images, splits=splits.tolist())
 

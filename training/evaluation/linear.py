@@ -91,4 +91,5 @@ def _problem(examples: Examples, classes: np.ndarray) -> SoftmaxRegression:
 
 def _answers(theta: Tensor, examples: Examples, classes: np.ndarray) -> np.ndarray:
     logits = torch.addmm(theta[-1], torch.from_numpy(examples.features).double(), theta[:-1])
-    return classes[logits.argmax(dim=1).numpy()]
+    predicted: np.ndarray = classes[logits.argmax(dim=1).numpy()]
+    return predicted

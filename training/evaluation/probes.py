@@ -55,9 +55,10 @@ class Views:
         refuse_not_finite(np.where(self.mask, self.targets, 0), f"{self.name} targets")
 
     def at(self, rows: np.ndarray) -> Views:
-        return Views(*(a[rows] for a in self._arrays()), self.name)
+        features, targets, mask, images = (a[rows] for a in self._arrays())
+        return Views(features, targets, mask, images, self.name)
 
-    def _arrays(self) -> tuple[np.ndarray, ...]:
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         return self.features, self.targets, self.mask, self.images
 
     def seen(self, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +67,7 @@ class Views:
         Raises:
             AugSelfError: there are fewer than two.
         """
-        rows = self.mask[:, columns].all(axis=1)
+        rows: np.ndarray = np.all(self.mask[:, columns], axis=1)
         if rows.sum() < 2:
             raise AugSelfError(
                 f"{self.name}: dimension {columns[0]} can be seen in {rows.sum()} of {len(rows)} "
@@ -112,8 +113,11 @@ def regression_probe(train: Views, test: Views) -> list[Regression]:
             can hardly be seen or is the same in every held-out view.
     """
     parts = _prepared(train, test)
-    found = {}
-    for columns in _seen_together(train.mask):
+    found: dict[int, Regression] = {}
+    together: dict[bytes, list[int]] = {}  # what the same views show shares one decomposition
+    for column in range(train.mask.shape[1]):
+        together.setdefault(train.mask[:, column].tobytes(), []).append(column)
+    for columns in together.values():
         found.update(zip(columns, _regressions(*parts, columns), strict=True))
     return [found[column] for column in range(train.targets.shape[1])]
 
@@ -124,17 +128,16 @@ def class_probe(train: Views, test: Views) -> Classification:
     Raises: as regression_probe does; also where every training view is of one class.
     """
     fitted, held, train, test = _prepared(train, test)
-    parts = (_examples(views) for views in (fitted, held, test))
-    result = linear_probe(*parts)
+
+    def examples(views: Views) -> Examples:
+        features, classes = views.seen([0])
+        return Examples(features, classes[:, 0], views.name)
+
+    result = linear_probe(examples(fitted), examples(held), examples(test))
     answers, asked = train.seen([0])[1], test.seen([0])[1]
     values, counts = np.unique(answers, return_counts=True)
     trivial = 100 * float((asked == values[counts.argmax()]).mean())
     return Classification(result.accuracy, trivial, result.strength, len(asked))
-
-
-def _examples(views: Views) -> Examples:
-    features, classes = views.seen([0])
-    return Examples(features, classes[:, 0], views.name)
 
 
 def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:
@@ -161,14 +164,6 @@ def _standardised(views: Views, mean: np.ndarray, scale: np.ndarray) -> Views:
     return Views((views.features - mean) / scale, *views._arrays()[1:], views.name)
 
 
-def _seen_together(mask: np.ndarray) -> list[list[int]]:
-    """Dimensions that the same views show share one decomposition."""
-    groups: dict[bytes, list[int]] = {}
-    for column in range(mask.shape[1]):
-        groups.setdefault(mask[:, column].tobytes(), []).append(column)
-    return list(groups.values())
-
-
 def _regressions(
     fitted: Views, held: Views, train: Views, test: Views, columns: list[int]
 ) -> list[Regression]:
@@ -179,18 +174,15 @@ def _regressions(
     results = []
     for number, column in enumerate(columns):
         x, t = test.seen([column])
-        predicted = solver.predict(x, ridges)[:, number]
-        results.append(_score(predicted, t[:, 0], solver.mean[number], ridges[number]))
+        predicted, truth, mean = solver.predict(x, ridges)[:, number], t[:, 0], solver.mean[number]
+        error, trivial = (float(((said - truth) ** 2).mean()) for said in (predicted, mean))
+        if trivial == 0:
+            raise AugSelfError(
+                f"a dimension is {mean:.3g} in every training and held-out view: leave it out"
+            )
+        values = (1 - error / trivial, error**0.5, trivial**0.5, float(ridges[number]))
+        results.append(Regression(*values, len(truth)))
     return results
-
-
-def _score(predicted: np.ndarray, truth: np.ndarray, mean: float, ridge: float) -> Regression:
-    error, trivial = float(((predicted - truth) ** 2).mean()), float(((mean - truth) ** 2).mean())
-    if trivial == 0:
-        raise AugSelfError(
-            f"a dimension is {mean:.3g} in every training and held-out view: leave it out"
-        )
-    return Regression(1 - error / trivial, error**0.5, trivial**0.5, float(ridge), len(truth))
 
 
 class Ridge:
@@ -210,4 +202,5 @@ class Ridge:
     def predict(self, features: np.ndarray, ridges: float | np.ndarray) -> np.ndarray:
         """(M, D) -> (M, n); one ridge, or one for each target."""
         weights = self.axes @ (self.moments / (self.eigenvalues[:, None] + ridges))
-        return (features - self.middle) @ weights + self.mean
+        predicted: np.ndarray = (features - self.middle) @ weights + self.mean
+        return predicted

@@ -10,7 +10,8 @@ _SETS = (
     *("cifar10", "cifar100", "food101", "mit67", "pets", "flowers", "caltech101"),
     *("cars", "aircraft", "dtd", "sun397"),
 )
-_LINEAR = {
+_Pairs = dict[str, tuple[tuple[float, ...], tuple[float, ...]]]
+_LINEAR: _Pairs = {
     "SimSiam": (
         (86.89, 66.33, 61.48, 65.75, 74.69, 88.06, 84.13, 48.20, 48.63, 65.11, 50.60),
         (88.80, 70.27, 65.63, 67.76, 76.34, 90.70, 85.30, 47.52, 49.76, 67.29, 52.28),
@@ -21,7 +22,7 @@ _LINEAR = {
     ),
 }
 _FEW = tuple((name, shots) for name in ("fc100", "cub200", "plant_disease") for shots in (1, 5))
-_FEW_SHOT = {
+_FEW_SHOT: _Pairs = {
     "SimSiam": (
         (36.19, 50.36, 45.56, 62.48, 75.72, 89.94),
         (39.37, 55.27, 48.08, 66.27, 77.93, 91.52),

@@ -145,7 +145,7 @@ def _legend(figure: Figure, with_paper: bool) -> None:
         Line2D([], [], color=WITHOUT, label="without AugSelf", **dot),
         Line2D([], [], color=WITH, label="with AugSelf", **dot),
     ]
-    hollow = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": PAPER}
+    hollow: dict[str, Any] = {"linestyle": "", "markerfacecolor": "none", "markeredgecolor": PAPER}
     for method, marker in METHODS.items() if with_paper else ():
         marks.append(Line2D([], [], marker=marker, label=f"{method}: {LABEL}", **hollow))
     figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=8)

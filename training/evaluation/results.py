@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from augself_hub import card
+from augself_hub.atomic import write_json
 from augself_hub.folder import EVALUATION, changed_folder, versions, write_manifest
 from augself_hub.results import read_evaluation
 
@@ -89,14 +89,3 @@ def write_into(folder: Path, records: Sequence[Record]) -> None:
         write_json(stage / EVALUATION, merged(read_evaluation(stage), records))
         card.write(stage)
         write_manifest(stage)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Indented, with a line's end; the file is there whole or not at all.
-
-    Raises:
-        ValueError: a value is no number: NaN would be lost.
-    """
-    hidden = path.with_name(f".{path.name}.new")
-    hidden.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n")
-    hidden.replace(path)

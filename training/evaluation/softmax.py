@@ -242,7 +242,7 @@ def mean_bend(p: Tensor) -> Tensor:
 
 def scale_of(features: Tensor) -> float:
     """The power of two that brings tiny features to about 1; 1 for all others, zeros among them."""
-    squares = sum(float(part.double().square().sum()) for part in features.split(ROWS))
+    squares = sum((float(part.double().square().sum()) for part in features.split(ROWS)), 0.0)
     rms = (squares / max(features.numel(), 1)) ** 0.5
     return 2.0 ** -round(math.log2(rms)) if 0 < rms < TINY else 1.0
 

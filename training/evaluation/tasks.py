@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from augself_hub.features import FeatureTable
 from training.evaluation.examples import Examples, commonest
@@ -90,7 +91,7 @@ def _classified(
     test: Examples,
     accuracy: float,
     protocol: str,
-    details: dict,
+    details: dict[str, Any],
     found: object,
 ) -> Result:
     """A classifier's accuracy on the test images beside always saying the commonest class."""

@@ -6,7 +6,6 @@ Views are as large as the encoder's images, so extraction's resize leaves them a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.functional import augment
-from augself_hub.augmentations.sampling import Parameters, draw, pixel_box
+from augself_hub.augmentations.sampling import Parameters, draw, pixel_box, unchanged
 from augself_hub.augmentations.spec import Policy
 from augself_hub.preprocess import crop_resized, preprocess
 from training.evaluation.listing import LabelledImages, png
@@ -51,7 +50,7 @@ class Pairs:
     policy: Policy
 
 
-def pairs(images: LabelledImages, rows: Sequence[int], policy: Policy, seed: int) -> Pairs:
+def pairs(images: LabelledImages, rows: np.ndarray, policy: Policy, seed: int) -> Pairs:
     """A random pair of views of the images at these positions, keyed by them and the seed."""
     sizes = [images.size(row) for row in rows]
     width, height = np.array(sizes).T
@@ -72,7 +71,7 @@ def pairs(images: LabelledImages, rows: Sequence[int], policy: Policy, seed: int
 
 
 def changed(
-    images: LabelledImages, rows: Sequence[int], kind: str, strength: float, size: int
+    images: LabelledImages, rows: np.ndarray, kind: str, strength: float, size: int
 ) -> LabelledImages:
     """The middle square of each image with one augmentation at one strength."""
     policy = Policy(size=size)
@@ -87,7 +86,7 @@ def changed(
 
 
 def _listed(
-    images: LabelledImages, rows: Sequence[int], ids: list[str], version: str
+    images: LabelledImages, rows: np.ndarray, ids: list[str], version: str
 ) -> LabelledImages:
     return LabelledImages(
         name=f"{images.name} views",
@@ -106,22 +105,8 @@ def _view(image: Image.Image, parameters: Parameters, policy: Policy) -> np.ndar
     """RGB image -> (S, S, 3) uint8, cropped and augmented."""
     box = pixel_box(parameters["crop"][0], image.height, image.width)
     crop = crop_resized(image, box, policy.size).transpose(2, 0, 1)[None]
-    view = augment(crop.astype(np.float32) / 255, parameters, policy)[0]
+    view: np.ndarray = augment(crop.astype(np.float32) / 255, parameters, policy)[0]
     return np.round(view * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
-
-
-def unchanged(n: int) -> Parameters:
-    """The parameters of N views that are the whole image as it is."""
-    return {
-        "crop": np.tile([0.0, 0.0, 1.0, 1.0], (n, 1)),
-        "flip": np.zeros(n, bool),
-        "color": np.tile([1.0, 1.0, 1.0, 0.0], (n, 1)),
-        "order": np.tile(np.arange(4), (n, 1)),
-        "sol": np.ones(n),
-        "gray": np.zeros(n, bool),
-        "blur": np.zeros(n),
-        "rot": np.zeros(n, np.int64),
-    }
 
 
 _COLORS = ("brightness", "contrast", "saturation", "hue")

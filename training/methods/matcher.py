@@ -326,4 +326,5 @@ def encoded(
 
 
 def _target(kind: str, pairs: Pairs, spec: Spec) -> Tensor:
-    return targets(kind, pairs.wa, pairs.wb, spec.policy, spec.convention)[0].float()
+    target: Tensor = targets(kind, pairs.wa, pairs.wb, spec.policy, spec.convention)[0].float()
+    return target

@@ -27,7 +27,8 @@ def curves(history: list[dict[str, Any]], path: Path) -> None:
 
     every = np.ravel(figure.subplots(1, len(panels)))
     for axes, (title, unit, names) in zip(every, panels, strict=True):
-        axes.set_prop_cycle(color=colormaps["tab10" if len(names) <= 10 else "tab20"].colors)
+        colors: Any = colormaps["tab10" if len(names) <= 10 else "tab20"]  # a list of them
+        axes.set_prop_cycle(color=colors.colors)
         for name, label in names.items():
             points = np.array([(row["step"], row[name]) for row in history if name in row])
             marker = "." if len(points) < FEW else ""
@@ -42,14 +43,15 @@ def _panels(history: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, str
     rows = [row for row in history if "loss" in row]
     seen = {name for row in history for name in row}
     kinds = sorted({name for row in rows for name in row} - _NOT_LOSSES)
-    aware = sorted(n for n in seen if n.startswith(PREFIX) and n not in _FEATURES)
+    measured = sorted(n for n in seen if n.startswith(PREFIX) and n not in _FEATURES)
+    aware = {n: n.removeprefix(PREFIX).replace("_", " ") for n in measured}
     return [
         ("Training", "loss", {n: n for n in ("loss", "method") if n in seen}),
         ("Heads, in training", "loss", {n: n for n in kinds}),
-        ("Awareness, held-out pairs", "R^2 or accuracy", {n: _plain(n) for n in aware}),
+        (
+            "Awareness, held-out pairs",
+            "R^2 or accuracy",
+            aware,
+        ),
         ("Features", "share", {n: label for n, label in _FEATURES.items() if n in seen}),
     ]
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix(PREFIX).replace("_", " ")

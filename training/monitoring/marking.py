@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
 from augself_hub import card
+from augself_hub.atomic import write_json
 from augself_hub.augmentations.difference import standardised
 from augself_hub.augmentations.spec import Head, Spec
 from augself_hub.errors import AugSelfError
@@ -22,7 +24,7 @@ from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.monitoring.awareness import PAIRS, TASK, held_out_pairs, with_results
-from training.run.publishing import PROTOCOL, write_json
+from training.run.publishing import PROTOCOL
 
 
 def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
@@ -43,9 +45,10 @@ def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
     spec = with_results(_with_largest(model.spec), results)
     with changed_folder(folder) as stage:
         (stage / CONFIG).write_text(spec.to_json())
-        evaluation = {"protocol": PROTOCOL, **read_evaluation(stage)}
+        evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(stage)}
         others = [r for r in evaluation["results"] if r["task"] != TASK]
-        write_json(stage / EVALUATION, {**evaluation, "results": [*results, *others]})
+        results = [*results, *others]
+        write_json(stage / EVALUATION, {**evaluation, "results": results}, nan=True)
         card.write(stage, name)
         write_manifest(stage)
     return spec

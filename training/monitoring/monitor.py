@@ -244,4 +244,5 @@ def feature_spread(y: Tensor) -> Tensor:
 
     1 where they point in all directions alike, 0 where they are all the same.
     """
-    return F.normalize(y.float(), dim=1).std(dim=0).mean() * y.shape[1] ** 0.5
+    spread: Tensor = F.normalize(y.float(), dim=1).std(dim=0).mean() * y.shape[1] ** 0.5
+    return spread

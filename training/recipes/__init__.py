@@ -42,8 +42,18 @@ class Recipe:
 
 def recipes() -> dict[str, Recipe]:
     """Name -> recipe, in the files' order."""
-    found = (recipe for path in sorted(HERE.glob("*.toml")) for recipe in _read(path))
-    return {recipe.name: recipe for recipe in found}
+    found = {}
+    for path in sorted(HERE.glob("*.toml")):
+        entries = tomllib.loads(path.read_text())
+        tables = {n: e for n, e in entries.items() if isinstance(e, dict) and "method" in e}
+        shared = {n: e for n, e in entries.items() if n not in tables}
+        for table, own in tables.items():
+            name, settings = f"{path.stem}-{table}", {**shared, **own}
+            texts = {key: settings.pop(key) for key in ("data", "time", "result")}
+            if "classes" in settings:
+                settings["classes"] = HERE / settings["classes"]
+            found[name] = Recipe(name, settings, **texts)
+    return found
 
 
 def recipe(name: str) -> Recipe:
@@ -52,21 +62,3 @@ def recipe(name: str) -> Recipe:
     if name not in known:
         raise UsageError(f"unknown recipe {name!r}: see augself pretrain --list-recipes")
     return known[name]
-
-
-def _read(path: Path) -> list[Recipe]:
-    entries = tomllib.loads(path.read_text())
-    tables = {name: entry for name, entry in entries.items() if "method" in _table(entry)}
-    shared = {name: entry for name, entry in entries.items() if name not in tables}
-    return [_recipe(f"{path.stem}-{name}", {**shared, **table}) for name, table in tables.items()]
-
-
-def _table(entry: Any) -> dict[str, Any]:
-    return entry if isinstance(entry, dict) else {}
-
-
-def _recipe(name: str, settings: dict[str, Any]) -> Recipe:
-    texts = {key: settings.pop(key) for key in ("data", "time", "result")}
-    if "classes" in settings:
-        settings["classes"] = HERE / settings["classes"]
-    return Recipe(name, settings, **texts)

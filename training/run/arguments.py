@@ -189,7 +189,8 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     }
     _check_reporters(settings.report_to)
     try:
-        arguments = TrainingArguments(**decided, **{**changeable, **given})
+        fields: dict[str, Any] = {**decided, **changeable, **given}
+        arguments = TrainingArguments(**fields)
     except ImportError as error:  # transformers' own words name a package of its own to install
         if installed("accelerate"):
             raise
@@ -237,6 +238,7 @@ def _checked(name: str, value: Any) -> Any:
 
 def _unmet(name: str, settings: Settings, arguments: TrainingArguments) -> str | None:
     """What a field needs to be read at all, where that is not given."""
+    reporters = set(settings.report_to)
     needs = {
         "--optimizer adamw": (
             settings.optimizer == "adamw",
@@ -257,10 +259,10 @@ def _unmet(name: str, settings: Settings, arguments: TrainingArguments) -> str |
             ("fp16", "tf32", "dataloader_pin_memory", "torch_empty_cache_steps"),
         ),
         "--report-to " + " or ".join(_NAMING): (
-            bool(set(_NAMING) & set(arguments.report_to)),
+            bool(set(_NAMING) & reporters),
             ("run_name",),
         ),
-        "--report-to trackio": ("trackio" in arguments.report_to, ("project",)),
+        "--report-to trackio": ("trackio" in reporters, ("project",)),
         "several processes": (
             arguments.world_size > 1,
             (
@@ -283,8 +285,8 @@ def _check_reporters(names: tuple[str, ...]) -> None:
 
 def _share(settings: Settings, arguments: TrainingArguments) -> int:
     """What one process takes of a batch at a time."""
-    batch, processes = settings.batch_size, arguments.world_size
-    turns = arguments.gradient_accumulation_steps
+    batch, turns = settings.batch_size, arguments.gradient_accumulation_steps
+    processes: int = arguments.world_size
     share, rest = divmod(batch, processes * turns)
     if rest:
         raise UsageError(

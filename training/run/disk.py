@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor
 from transformers import TrainingArguments
 
 from augself_hub.errors import AugSelfError
+from training.run.objective import Pretraining
 from training.run.settings import Settings
 
 _MOMENTS = {"sgd": 1, "lars": 1, "adamw": 2}  # copies of a trained weight in the optimizer's state
 _GRAPHS = 2  # the encoder in the model folder: its weights, and again as ONNX graphs
 
 
-def bytes_of_a_run(settings: Settings, arguments: TrainingArguments, model: nn.Module) -> int:
+def bytes_of_a_run(settings: Settings, arguments: TrainingArguments, model: Pretraining) -> int:
     """What lies in --output when a run is at its largest: checkpoints, one more that is being
     written, and the model folder."""
 
-    def size(tensors: object) -> int:
-        return sum(t.numel() * t.element_size() for t in tensors)  # type: ignore[attr-defined]
+    def size(tensors: Iterable[Tensor]) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = size(model.state_dict().values())
     checkpoint = weights + _MOMENTS[settings.optimizer] * size(trained)
-    kept = 0 if arguments.save_strategy == "no" else arguments.save_total_limit + 1
+    limit = arguments.save_total_limit or 0
+    kept = 0 if arguments.save_strategy == "no" else limit + 1
     published = size(model.method.encoder.parameters()) + size(model.augself.parameters())
     return kept * checkpoint + _GRAPHS * published
 
 
-def refuse_full_disk(settings: Settings, arguments: TrainingArguments, model: nn.Module) -> None:
+def refuse_full_disk(settings: Settings, arguments: TrainingArguments, model: Pretraining) -> None:
     """Raises AugSelfError where the disk of --output has no room for the run."""
     output = settings.output.resolve()
     there = next(place for place in (output, *output.parents) if place.exists())

@@ -50,14 +50,14 @@ def optimizer_of(
 ) -> torch.optim.Optimizer:
     """Raises MissingExtra: lars without timm."""
     groups = parameter_groups(model, method, everywhere=settings.optimizer == "sgd")
-    rate = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
+    rate: Any = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=MOMENTUM, **rate)
     if settings.optimizer == "adamw":
         betas = (arguments.adam_beta1, arguments.adam_beta2)
         return torch.optim.AdamW(groups, betas=betas, eps=arguments.adam_epsilon, **rate)
     try:
-        from timm.optim import Lars
+        from timm.optim.lars import Lars
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "timm", "train") from error
     return Lars(groups, momentum=MOMENTUM, **rate)

@@ -10,96 +10,50 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import platform
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 
 from augself_hub import hub
-from augself_hub.augmentations.difference import Sizes, standardised
-from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Policy, Spec, heads_for
-from augself_hub.errors import AugSelfError, ImageError, UsageError
-from augself_hub.images import AS_FOUND, Columns, Inventory, Options
-from augself_hub.images.opening import STREAM
-from augself_hub.images.source import UNLABELED
+from augself_hub.atomic import write_json
+from augself_hub.augmentations.difference import Sizes
+from augself_hub.augmentations.spec import Policy, heads_for
+from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.modeling.convert import PRETRAIN_DATA
-from augself_hub.modeling.encoders import ENCODERS, Encoder, build_encoder, preprocessing_of
+from augself_hub.modeling.encoders import ENCODERS, build_encoder, preprocessing_of
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.objective import AugSelfLoss
-from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
-from training.data.sources import Images, lines_of, open_images
-from training.data.streams import Stream, StreamViews, held_out_images, open_stream
+from training.data.sources import Images
+from training.data.streams import Stream, StreamViews
 from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
 from training.monitoring.awareness import PAIRS, with_results
-from training.monitoring.monitor import Monitor, evaluate, feature_spread, known_images
+from training.monitoring.monitor import Monitor, evaluate, known_images
 from training.run import checkpoints
 from training.run.arguments import set_intervals, training_arguments
 from training.run.disk import refuse_full_disk
+from training.run.images import open_datasets, sampled_sizes
+from training.run.objective import Pretraining
 from training.run.optimisation import warmup_steps
-from training.run.publishing import push, stage, steps_of, write_folder, write_json
-from training.run.resuming import SETTINGS, check_resumed, decisive_settings, read_settings
+from training.run.publishing import push, stage, steps_of, write_folder
+from training.run.resuming import (
+    SETTINGS,
+    begun_spec,
+    check_resumed,
+    checkpoint_of,
+    decisive_settings,
+    read_settings,
+)
 from training.run.settings import FROZEN, Settings, policy_of
 from training.run.trainer import AugSelfTrainer
 
 log = logging.getLogger(__name__)
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 PAIRS_AN_IMAGE = 20
 MODEL = "model"
-SIZES = 256  # images whose sizes the targets' standard deviations are taken from
-
-
-class Pretraining(nn.Module):
-    """What the trainer optimises: views -> method loss + AugSelf loss.
-
-    Args:
-        method: an encoder under training.
-        augself: the heads and their loss.
-        preprocessing: how the encoder wants its images normalised.
-    """
-
-    def __init__(self, method: Method, augself: AugSelfLoss, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.method, self.augself, self.preprocessing = method, augself, preprocessing
-
-    def forward(
-        self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
-    ) -> dict[str, Tensor]:
-        """A batch of `data.collate` -> {"loss", "spread", "method", kind, ...}.
-
-        All but loss are detached.
-        """
-        x1, x2 = self._views(crops, w1, w2)
-        inputs = (x1, x2, labels) if self.method.needs_labels else (x1, x2)
-        loss, y1, y2 = self.method(*inputs)
-        augself, parts = self.augself(y1, y2, w1, w2)
-        if not isinstance(self.method, Frozen):  # which has no loss to tell
-            parts = {"method": loss.detach(), **parts}
-        return {"loss": loss + augself, "spread": feature_spread(y1.detach()), **parts}
-
-    @torch.no_grad()
-    def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
-        if self.augself.spec.policy.order == "batch":
-            w1, w2 = ({**w, "order": w["order"][:1].expand_as(w["order"])} for w in (w1, w2))
-        both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
-        with torch.autocast(crops.device.type, enabled=False):
-            views = finish_views(
-                crops,
-                both,
-                self.augself.spec.policy,
-                self.preprocessing.mean,
-                self.preprocessing.std,
-            )
-        x1, x2 = views.to(memory_format=torch.channels_last).chunk(2)
-        return x1, x2
 
 
 def pretrain(
@@ -122,28 +76,34 @@ def pretrain(
             settings than those of the run to resume, a run that diverged or collapsed.
     """
     policy = _check(settings)
-    checkpoint = _check_output(settings, resume)
+    checkpoint = checkpoint_of(settings, resume)
     before = read_settings(settings.output)
     arguments = training_arguments(settings)
     set_seed(settings.seed)
-    train, held_out = _datasets(settings, policy)
+    train, held_out = open_datasets(settings, policy)
     decisive = decisive_settings(settings, len(train), train.images.names, train.images.inventory)
     extended = False if before is None else check_resumed(settings.output, before, decisive)
-    model = _build(settings, policy, train.images, loss, _sizes(train, held_out, settings.seed))
+    sizes = sampled_sizes(train, held_out, settings.seed)
+    model = _build(settings, policy, train.images, loss, sizes)
     if before is not None:
-        model.augself.spec = _begun_spec(settings, before, model.augself.spec)
+        model.augself.spec = begun_spec(settings, before, model.augself.spec)
     trainer = _trainer(settings, arguments, model, train)
     _refuse_finished(settings.output / MODEL, trainer)
     trainer.earlier = checkpoints.spent_until(checkpoint)
     known = known_images(train.images, held_out.images, settings.seed)
     if settings.monitor_every:
-        trainer.add_callback(_monitor(settings, trainer, held_out, known))
+        steps = max(1, round(settings.monitor_every * (len(train) // settings.batch_size)))
+        trainer.add_callback(Monitor(trainer, lambda: _model_of(trainer), held_out, known, steps))
     arguments.distributed_state.wait_for_everyone()  # all have compared the settings
     if arguments.should_save and (before is None or extended):
         spec = json.loads(model.augself.spec.to_json())
-        write_json(settings.output / SETTINGS, {**decisive, "spec": spec})
+        write_json(settings.output / SETTINGS, {**decisive, "spec": spec}, nan=True)
     arguments.distributed_state.wait_for_everyone()
-    _refuse_split_output(settings.output)
+    if not (settings.output / SETTINGS).exists():  # checkpoints are shared
+        raise AugSelfError(
+            f"{settings.output} on {platform.node()} is not the folder that the first process "
+            "writes: put --output on a file system that every node shares"
+        )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
@@ -195,23 +155,6 @@ def _trainer(
     return AugSelfTrainer(settings, model=model, args=arguments, train_dataset=train)
 
 
-def _check_output(settings: Settings, resume: bool) -> Path | None:
-    """The checkpoint to continue from."""
-    output = settings.output
-    if not resume and output.exists():
-        raise AugSelfError(f"{output} exists: choose another --output, or continue with --resume")
-    if not (output / SETTINGS).exists() and any(output.glob("[!.]*")):
-        raise AugSelfError(f"{output} exists and is no run: choose another --output")
-    checkpoint = checkpoints.newest_valid(output)
-    if checkpoint is not None:
-        return checkpoint
-    if any(output.glob("checkpoint-*")):
-        raise AugSelfError(f"no valid checkpoint in {output}: remove it and start without --resume")
-    if resume:
-        log.info("nothing to continue in %s: the run begins", output)
-    return None
-
-
 def _refuse_finished(folder: Path, trainer: AugSelfTrainer) -> None:
     """A finished run has nothing to go on with, unless it is extended."""
     arguments = trainer.args
@@ -226,148 +169,6 @@ def _refuse_finished(folder: Path, trainer: AugSelfTrainer) -> None:
         )
 
 
-def _refuse_split_output(output: Path) -> None:
-    """What the first process has written, every process must see: checkpoints are shared."""
-    if not (output / SETTINGS).exists():
-        raise AugSelfError(
-            f"{output} on {platform.node()} is not the folder that the first process writes: put "
-            "--output on a file system that every node shares"
-        )
-
-
-def _datasets(
-    settings: Settings, policy: Policy
-) -> tuple[ViewsDataset | StreamViews, ViewsDataset]:
-    if settings.stream or settings.data.startswith(STREAM):
-        return _streamed(settings, policy)
-    if settings.epoch_images is not None:
-        raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")
-    images = _images(settings.data, settings.classes, _options(settings))
-    _tell(images.inventory)
-    if _needs_labels(settings):
-        images = _labelled(images)
-    if settings.held_out:
-        held_out = _held_out(settings.held_out, settings.classes)
-    else:
-        images, held_out = _split(images, settings.seed)
-    train = ViewsDataset(images, policy, settings.seed)
-    train.check_readable()
-    if len(images) < settings.batch_size:
-        raise AugSelfError(
-            f"{len(images)} images are fewer than one batch of {settings.batch_size}: "
-            "lower --batch-size or give more images"
-        )
-    return train, ViewsDataset(held_out, policy, settings.seed)
-
-
-def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDataset]:
-    if settings.classes is not None:
-        raise UsageError(f"--classes cannot choose from {settings.data}: a stream is not listed")
-    stream = open_stream(
-        settings.data,
-        settings.epoch_images,
-        held_out=not settings.held_out,
-        labelled=_needs_labels(settings),
-        options=_options(settings),
-    )
-    _tell(stream.inventory)
-    if len(stream) < settings.batch_size:
-        raise UsageError(
-            f"--epoch-images {len(stream)} is less than one batch of {settings.batch_size}: "
-            "lower --batch-size or give more"
-        )
-    if settings.held_out:
-        held_out = _held_out(settings.held_out, None)
-    else:
-        held_out = held_out_images(stream, HELD_OUT_MOST)
-    train = StreamViews(stream, policy, settings.seed)
-    train.check_readable()
-    return train, ViewsDataset(held_out, policy, settings.seed)
-
-
-def _needs_labels(settings: Settings) -> bool:
-    return settings.method in METHODS and METHODS[settings.method].needs_labels
-
-
-def _options(settings: Settings) -> Options:
-    columns = Columns.parse(settings.column)
-    return Options(columns, settings.split, settings.read_as, stream=settings.stream)
-
-
-def _tell(inventory: Inventory) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        log.info("%s", inventory.text())
-
-
-def _images(source: str, classes: Path | None, options: Options = AS_FOUND) -> Images:
-    images = open_images(source, options)
-    return images if classes is None else images.only(lines_of(classes))
-
-
-def _held_out(source: str, classes: Path | None) -> Images:
-    """Of a source with splits its validation images, else its test images."""
-    images = open_images(source, wanted=("validation", "test"))
-    return images if classes is None else images.only(lines_of(classes))
-
-
-def _labelled(images: Images) -> Images:
-    """The images with a label."""
-    kept = [i for i, label in enumerate(images.labels) if label != UNLABELED]
-    if not kept:
-        raise AugSelfError(
-            f"supervised learning needs labels, and {images.inventory.source} gives none: "
-            f"{images.advice}"
-        )
-    if len(kept) < len(images):
-        log.info("%d images without a label are left out", len(images) - len(kept))
-    return images.at(kept)
-
-
-def _split(images: Images, seed: int) -> tuple[Images, Images]:
-    """Training images, and a keyed 5% held out, at most 500; none of fewer than 20 images.
-
-    Up to half of those that have a label are held out first, for the nearest neighbours.
-    """
-    count = min(HELD_OUT_MOST, round(HELD_OUT_SHARE * len(images))) if len(images) >= 20 else 0
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    labelled = [i for i in order if images.labels[i] != UNLABELED]
-    order = list(dict.fromkeys([*labelled[: len(labelled) // 2], *order]))
-    return images.at(sorted(order[count:])), images.at(order[:count])
-
-
-def _sizes(train: ViewsDataset | StreamViews, held_out: ViewsDataset, seed: int) -> Sizes:
-    """(height, width) of a keyed sample of the images, upright; of a stream, of what it holds out.
-
-    Square where there are none.
-    """
-    images = held_out.images if isinstance(train.images, Stream) else train.images
-    sizes = []
-    for index in np.random.default_rng(seed).permutation(len(images))[:SIZES]:
-        try:
-            image = images.read(int(index))
-        except (ImageError, OSError):  # training names it
-            continue
-        sizes.append((image.height, image.width))
-    return sizes or [(1024, 1024)]
-
-
-def _begun_spec(settings: Settings, before: dict[str, Any], fresh: Spec) -> Spec:
-    """What the heads of a run to be resumed have learned so far: the spec in its settings.json.
-
-    Version 0.1 saved none: it standardised for square pictures, and its `paper` had another x.
-    """
-    if "spec" in before:
-        return Spec.from_json(json.dumps(before["spec"]))
-    if settings.convention == "paper" and "crop" in settings.augself:
-        raise AugSelfError(
-            f"the run in {settings.output} was begun by version 0.1, whose target of x was not "
-            "that of convention paper: start it anew in another --output"
-        )
-    return dataclasses.replace(
-        fresh, heads=standardised(fresh.heads, fresh.policy, fresh.convention)
-    )
-
-
 def _build(
     settings: Settings,
     policy: Policy,
@@ -377,7 +178,19 @@ def _build(
 ) -> Pretraining:
     """The method before the heads, so that it starts the same whatever heads there are."""
     encoder = build_encoder(settings.encoder, settings.size)
-    method = _method(settings, encoder, images)
+    if settings.method == FROZEN:
+        method: Method = Frozen(encoder)
+    else:
+        kind = METHODS[settings.method]
+        options = checked_options(settings.method, kind, settings.method_options)
+        if kind.needs_labels:
+            if len(images.classes) < 2:
+                raise AugSelfError(
+                    f"{settings.method} learning needs labels of two classes or more, and "
+                    f"{images.inventory.source} gives {len(images.classes)}: {images.advice}"
+                )
+            options["classes"] = len(images.classes)
+        method = kind(encoder, **options)
     augself = loss(encoder.dim, settings.augself, policy, settings.convention, sizes)
     return Pretraining(method, augself, preprocessing_for(settings))
 
@@ -389,33 +202,11 @@ def preprocessing_for(settings: Settings) -> Preprocessing:
     return dataclasses.replace(PRETRAIN_DATA[settings.normalization], size=settings.size)
 
 
-def _method(settings: Settings, encoder: Encoder, images: Images | Stream) -> Method:
-    name = settings.method
-    if name == FROZEN:
-        return Frozen(encoder)
-    options = checked_options(name, METHODS[name], settings.method_options)
-    if METHODS[name].needs_labels:
-        if len(images.classes) < 2:
-            raise AugSelfError(
-                f"{name} learning needs labels of two classes or more, and "
-                f"{images.inventory.source} gives {len(images.classes)}: {images.advice}"
-            )
-        options["classes"] = len(images.classes)
-    return METHODS[name](encoder, **options)
-
-
 def _model_of(trainer: AugSelfTrainer) -> AugSelfModel:
     """What is published of a model under training; the weights are the same ones."""
-    pretraining: Pretraining = trainer.model
+    pretraining = trainer.model
     network, augself = pretraining.method.encoder.network, pretraining.augself
     return AugSelfModel(network, augself.heads, augself.spec, pretraining.preprocessing)
-
-
-def _monitor(
-    settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset, known: Images | None
-) -> Monitor:
-    steps = settings.monitor_every * (len(trainer.train_dataset) // settings.batch_size)
-    return Monitor(trainer, lambda: _model_of(trainer), held_out, known, max(1, round(steps)))
 
 
 def _publish(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import json
 import logging
 import platform
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub import card, hub
+from augself_hub.atomic import write_json
 from augself_hub.errors import AugSelfError, ModelFolderError
 from augself_hub.folder import (
     CURVES,
@@ -68,10 +68,20 @@ def write_folder(
     with new_folder(folder) as new:
         with stage("writing weights, log and curves"):
             model.write_files(new)
-            write_json(new / EVALUATION, _evaluation(results, settings.seed))
-            write_json(new / TRAINING_LOG, trainer.state.log_history)
+            told = {"protocol": PROTOCOL, "seed": settings.seed, "versions": versions()}
+            write_json(new / EVALUATION, {**told, "results": results}, nan=True)
+            write_json(new / TRAINING_LOG, trainer.state.log_history, nan=True)
             curves(trainer.state.log_history, new / CURVES)
-        parity = _graphs(model, new)
+        parity: dict[str, float] = {}
+        if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
+            from augself_hub.modeling.export import write_graphs
+
+            with stage("exporting the graphs and checking them against torch"):
+                parity = write_graphs(model, new)
+        else:
+            log.info(
+                "onnx/ left out: pip install 'augself-hub[export]', then augself export --model"
+            )
         with stage("writing card and manifest"):
             card.write(new)
             write_manifest(new, parity)
@@ -96,21 +106,6 @@ def push(folder: Path, name: str, private: bool) -> None:
         raise AugSelfError(f"{error}. The model is complete in {folder}: {again}") from error
 
 
-def _evaluation(results: list[Result], seed: int) -> dict[str, Any]:
-    return {"protocol": PROTOCOL, "seed": seed, "versions": versions(), "results": results}
-
-
-def _graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
-    """The ONNX graphs, where the export extra is installed; else the command that writes them."""
-    if not (find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")):
-        log.info("onnx/ left out: pip install 'augself-hub[export]', then augself export --model")
-        return {}
-    from augself_hub.modeling.export import write_graphs
-
-    with stage("exporting the graphs and checking them against torch"):
-        return write_graphs(model, folder)
-
-
 def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
     spent = trainer.spent()
     return {
@@ -128,10 +123,3 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "license": settings.license,
     }
-
-
-def write_json(path: Path, data: Any) -> None:
-    """A file that is there whole or not at all."""
-    hidden = path.with_name(f".{path.name}.new")
-    hidden.write_text(json.dumps(data, indent=2) + "\n")
-    hidden.replace(path)

@@ -1,4 +1,7 @@
-"""What a resume compares: settings.json of a run, and which of its settings may change."""
+"""Going on with a run: from which checkpoint, and which of its settings may have changed.
+
+settings.json in a run's folder is what a resume is compared with.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from augself_hub.augmentations.difference import standardised
+from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError
 from augself_hub.images import Inventory
+from training.run import checkpoints
 from training.run.settings import Settings
 
 SETTINGS = "settings.json"
@@ -28,6 +34,27 @@ FREE_ARGUMENTS = (  # likewise of --set
 )
 
 log = logging.getLogger(__name__)
+
+
+def checkpoint_of(settings: Settings, resume: bool) -> Path | None:
+    """The checkpoint to continue a run from; None: it begins, in a new folder.
+
+    Raises:
+        AugSelfError: the folder is there already, or has checkpoints of which none is whole.
+    """
+    output = settings.output
+    if not resume and output.exists():
+        raise AugSelfError(f"{output} exists: choose another --output, or continue with --resume")
+    if not (output / SETTINGS).exists() and any(output.glob("[!.]*")):
+        raise AugSelfError(f"{output} exists and is no run: choose another --output")
+    checkpoint = checkpoints.newest_valid(output)
+    if checkpoint is not None:
+        return checkpoint
+    if any(output.glob("checkpoint-*")):
+        raise AugSelfError(f"no valid checkpoint in {output}: remove it and start without --resume")
+    if resume:
+        log.info("nothing to continue in %s: the run begins", output)
+    return None
 
 
 def decisive_settings(
@@ -102,3 +129,20 @@ def _decisive_pairs(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[s
     set_now, set_before = now["arguments"], before.get("arguments", {})
     names = sorted({*set_now, *set_before} - set(FREE_ARGUMENTS))
     return pairs + [(name, set_now.get(name), set_before.get(name)) for name in names]
+
+
+def begun_spec(settings: Settings, before: dict[str, Any], fresh: Spec) -> Spec:
+    """What the heads of a run to be resumed have learned so far: the spec in its settings.json.
+
+    Version 0.1 saved none: it standardised for square pictures, and its `paper` had another x.
+    """
+    if "spec" in before:
+        return Spec.from_json(json.dumps(before["spec"]))
+    if settings.convention == "paper" and "crop" in settings.augself:
+        raise AugSelfError(
+            f"the run in {settings.output} was begun by version 0.1, whose target of x was not "
+            "that of convention paper: start it anew in another --output"
+        )
+    return dataclasses.replace(
+        fresh, heads=standardised(fresh.heads, fresh.policy, fresh.convention)
+    )

@@ -39,6 +39,7 @@ from training.methods.layers import processes, reduced
 from training.monitoring.monitor import Alarm
 from training.run import checkpoints
 from training.run.memory import keep_freed_memory
+from training.run.objective import Pretraining
 from training.run.optimisation import optimizer_of, reached_step, scheduler_of, warmup_steps
 from training.run.settings import Settings
 
@@ -54,9 +55,10 @@ class AugSelfTrainer(Trainer):
     """
 
     train_dataset: ViewsDataset | StreamViews
+    model: Pretraining
 
     def __init__(
-        self, settings: Settings, model: nn.Module, args: TrainingArguments, **kwargs: Any
+        self, settings: Settings, model: Pretraining, args: TrainingArguments, **kwargs: Any
     ) -> None:
         if processes() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -97,7 +99,7 @@ class AugSelfTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """Stock loaders draw workers' seeds from torch's generator, more often on a resume."""
-        loader = super().get_train_dataloader()
+        loader: Any = super().get_train_dataloader()
         loader.base_dataloader.generator = torch.Generator()
         return loader
 
@@ -165,54 +167,45 @@ class AugSelfTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The stock log, and the mean of each part of the loss since the last one."""
         if "loss" in logs and self._batches:
-            logs |= {name: self._mean(v) for name, v in sorted(self._parts.items())}
+            count = self._batches * processes()
+            totals = {name: reduced(total.clone()) for name, total in sorted(self._parts.items())}
+            logs |= {name: float(total) / count for name, total in totals.items()}
             self._parts.clear()
             self._batches = 0
         self._refuse_nan(logs.get("loss", 0.0))
         super().log(logs, start_time)
-
-    def _mean(self, total: Tensor) -> float:
-        return float(reduced(total.clone())) / self._batches / processes()
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         self.optimizer = optimizer_of(self.settings, self.args, self.model, self.model.method)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        optimizer = optimizer or self.optimizer
         warmup = warmup_steps(self.settings, len(self.train_dataset))
         self.lr_scheduler = scheduler_of(
             self.settings,
-            optimizer or self.optimizer,
+            optimizer,
             num_training_steps,
             warmup,
             self.epoch_steps,
         )
         return self.lr_scheduler
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """The next step's rate is that of the schedule at hand, which may be a longer one."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            scheduler = self.lr_scheduler
-            for i, group in enumerate(self.optimizer.param_groups):
-                factor = scheduler.lr_lambdas[i](scheduler.last_epoch)
-                group["lr"] = scheduler.base_lrs[i] * factor
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Weights only: contiguous (a channels_last weight cannot be saved), and no pickle.
 
         Every process is asked; BN's statistics are each one's own, and the first one's are kept.
         """
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir or self.settings.output)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {k: v.contiguous() for k, v in (state_dict or self.model.state_dict()).items()}
+        state = {name: value.contiguous() for name, value in self.model.state_dict().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
     @property
     def _staging(self) -> Path:
-        return Path(self.args.output_dir) / STAGING
+        return self.settings.output / STAGING
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where the stock code writes checkpoints: apart from the finished ones."""
@@ -223,7 +216,13 @@ class AugSelfTrainer(Trainer):
         self._refuse_nan(float(self._tr_loss))
         name = f"checkpoint-{self.state.global_step}"
         try:
-            self._stage_checkpoint(model, trial)
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)  # a killed run's
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            if self.args.should_save:
+                self.spent().write(self._staging / name)
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoints.publish(self._staging / name, self.args.save_total_limit)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is each of them
@@ -235,15 +234,6 @@ class AugSelfTrainer(Trainer):
             if self.args.should_save:
                 shutil.rmtree(self._staging, ignore_errors=True)
 
-    def _stage_checkpoint(self, model: Any, trial: Any) -> None:
-        if self.args.should_save:
-            shutil.rmtree(self._staging, ignore_errors=True)  # a killed run's
-        self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            self.spent().write(self._staging / f"checkpoint-{self.state.global_step}")
-        self.accelerator.wait_for_everyone()
-
 
 class _MethodSteps(TrainerCallback):
     """Lets the method act around the optimizer's step, and keeps the sampler's epoch right."""
@@ -252,8 +242,14 @@ class _MethodSteps(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """The intervals asked for now, not those of the checkpoint a run is resumed from."""
+        """What is asked for now, not what a checkpoint brought that a run is resumed from: the
+        intervals, and the rate of a schedule that may be longer.
+        """
         state.compute_steps(args, state.max_steps)
+        scheduler: Any = self.trainer.lr_scheduler
+        optimizer: Any = self.trainer.optimizer
+        for i, group in enumerate(optimizer.param_groups):
+            group["lr"] = scheduler.base_lrs[i] * scheduler.lr_lambdas[i](scheduler.last_epoch)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stock set_epoch does not reach a sampler that is wrapped to skip batches."""
@@ -286,21 +282,15 @@ class _StopOnSigterm(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if threading.current_thread() is threading.main_thread():  # others must not set handlers
-            self.before = signal.signal(signal.SIGTERM, self._ask) or signal.SIG_DFL
-        self.group = dist.new_group(backend="gloo") if processes() > 1 else None
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-
-    def _agreed(self) -> bool:
-        if self.group is None:
-            return self.asked
-        asked = torch.tensor(float(self.asked))
-        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(asked)
+            handler = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
+            self.before = handler or signal.SIG_DFL
+        self.group: Any = dist.new_group(backend="gloo") if processes() > 1 else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if self._agreed() and state.global_step < state.max_steps:
+        asked = torch.tensor(float(self.asked))
+        if self.group is not None:
+            dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self.group)
+        if asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             self.trainer.interrupted = True
 
@@ -345,15 +335,13 @@ class _Progress(TrainerCallback):
         images = (state.global_step - self.step) * self.trainer.get_total_train_batch_size(args)
         rate = images / max(now - self.since, 1e-9)
         self.since, self.step = now, state.global_step
-        parts = {k: v for k, v in logs.items() if k in ("loss", "method", *self._kinds())}
+        shown = ("loss", "method", *self.trainer.model.augself.heads)
+        parts = {name: value for name, value in logs.items() if name in shown}
         text = "  ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
         text += f"  {rate:.0f} images/s"
         self.bar.set_postfix_str(text)
         if self.bar.disable:
             print(f"step {state.global_step}/{state.max_steps}  {text}", flush=True)
-
-    def _kinds(self) -> tuple[str, ...]:
-        return tuple(self.trainer.model.augself.heads)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.close()

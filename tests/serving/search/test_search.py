@@ -89,13 +89,14 @@ def test_a_search_finds_what_brute_force_finds(table, tmp_path):
 
 def test_the_recall_counts_what_brute_force_would_have_found(table, tmp_path, monkeypatch):
     """An index that answers with the wrong rows has a recall that says so."""
-    added = indexing._added
+    add = indexing.Index.add
 
-    def shifted(graph, features):
-        return added(graph, np.roll(features, 1, axis=0)[::-1].copy() if len(graph) else features)
+    def shifted(graph, keys, features, **options):
+        wrong = np.roll(features, 1, axis=0)[::-1].copy() if len(graph) else features
+        return add(graph, keys, wrong, **options)
 
     assert build(table, tmp_path / "good")["recall_at_10"] == 1
-    monkeypatch.setattr(indexing, "_added", shifted)
+    monkeypatch.setattr(indexing.Index, "add", shifted)
     assert build(table, tmp_path / "bad")["recall_at_10"] < 0.8
 
 

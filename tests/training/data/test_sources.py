@@ -21,8 +21,7 @@ from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
 from augself_hub.images import Options
 from augself_hub.images.source import UNLABELED
 from training.data.batches import ViewsDataset
-from training.data.sources import key_of, open_images
-from training.run import pretraining
+from training.data.sources import key_of, lines_of, open_images
 
 
 def picture(value: int) -> PillowImage.Image:
@@ -130,7 +129,7 @@ def test_a_class_list_makes_a_part_of_imagenet(imagenet):
     """As ImageNet-100 is made: synsets, one a line."""
     listed = imagenet / "classes.txt"
     listed.write_text("n03\nn01\n")
-    images = pretraining._images(f"imagenet:{imagenet}", listed)
+    images = open_images(f"imagenet:{imagenet}").only(lines_of(listed))
     assert list(images.classes) == ["n03", "n01"]
     assert list(images.labels) == [1, 1, 0, 0]
     assert images.read(2).getpixel((5, 5))[0] == pytest.approx(20, abs=2)

@@ -14,7 +14,7 @@ from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset, collate
 from training.data.sources import open_images
 from training.methods import METHODS
-from training.run.pretraining import Pretraining
+from training.run.objective import Pretraining
 
 
 @pytest.fixture(scope="module")

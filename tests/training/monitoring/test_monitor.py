@@ -20,7 +20,8 @@ from training.monitoring.awareness import scores
 from training.monitoring.curves import curves
 from training.monitoring.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images
 from training.run import pretraining
-from training.run.pretraining import Pretraining, pretrain
+from training.run.objective import Pretraining
+from training.run.pretraining import pretrain
 
 
 def spec(convention="relative"):

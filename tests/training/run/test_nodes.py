@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from augself_hub import folder
 from augself_hub.errors import AugSelfError
-from training.run import checkpoints, pretraining
+from training.run import checkpoints
+from training.run.resuming import checkpoint_of
 from training.run.settings import Settings
 
 FRESH_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # docs/pretraining.md says why
@@ -124,19 +125,19 @@ def run(tmp_path):
 def test_a_resume_begins_what_has_not_begun(run, caplog):
     """Before the folder, before the settings and before the first checkpoint."""
     with caplog.at_level("INFO", "training"):
-        assert pretraining._check_output(run, resume=True) is None
+        assert checkpoint_of(run, resume=True) is None
     assert f"nothing to continue in {run.output}: the run begins" in caplog.text
     run.output.mkdir()
     (run.output / ".settings.json.new").write_text("{")
-    assert pretraining._check_output(run, resume=True) is None
+    assert checkpoint_of(run, resume=True) is None
     (run.output / "settings.json").write_text("{}")
-    assert pretraining._check_output(run, resume=True) is None
+    assert checkpoint_of(run, resume=True) is None
     with pytest.raises(AugSelfError, match="exists: choose another --output, or continue with"):
-        pretraining._check_output(run, resume=False)
+        checkpoint_of(run, resume=False)
 
 
 def test_a_resume_leaves_a_folder_of_something_else_alone(run):
     run.output.mkdir()
     (run.output / "photograph.jpg").write_text("x")
     with pytest.raises(AugSelfError, match="exists and is no run: choose another --output"):
-        pretraining._check_output(run, resume=True)
+        checkpoint_of(run, resume=True)

@@ -20,7 +20,7 @@ from augself_hub.folder import read_spec, verify
 from augself_hub.images.source import UNLABELED
 from training import commands
 from training.data.sources import Images
-from training.run import pretraining
+from training.run.images import split
 
 SMALL = [
     "--encoder",
@@ -173,7 +173,9 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(
 ):
     """Nothing is read either, but where the number of images is what is wrong."""
     if status == 2:
-        monkeypatch.setattr(pretraining, "open_images", lambda _: pytest.fail("it reads images"))
+        monkeypatch.setattr(
+            "training.run.images.open_images", lambda _: pytest.fail("it reads images")
+        )
     output = tmp_path / "run"
     error = refused(status, "--data", photo_folder, "--output", output, *SMALL, *arguments)
     assert message in error
@@ -247,7 +249,7 @@ def test_half_of_the_labelled_images_are_held_out_first():
     """STL-10 has 5000 labels among 105,000 images; the nearest neighbours need them."""
     labels = [UNLABELED] * 390 + [0, 1] * 5
     images = Images([str(i) for i in range(400)], labels, ["a", "b"], never)
-    train, held_out = pretraining._split(images, seed=0)
+    train, held_out = split(images, seed=0)
     assert len(held_out) == 20
     assert sum(label != UNLABELED for label in held_out.labels) == 5
     assert sum(label != UNLABELED for label in train.labels) == 5

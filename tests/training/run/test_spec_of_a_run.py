@@ -17,7 +17,8 @@ from augself_hub.modeling.views import stack_parameters
 from augself_hub.preprocess import Preprocessing
 from training.methods.method import Method, MethodOutput
 from training.run import pretraining
-from training.run.pretraining import Pretraining, pretrain
+from training.run.objective import Pretraining
+from training.run.pretraining import pretrain
 from training.run.settings import policy_of
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
-from training.run import checkpoints, pretraining, resuming
+from training.run import checkpoints, resuming
+from training.run.images import open_datasets
 from training.run.pretraining import pretrain
 
 pytestmark = pytest.mark.forks
@@ -84,7 +85,7 @@ def test_other_settings_are_refused_by_name(run, change, said):
 
 def compared(settings):
     """Whether a run would be extended; raises where it cannot be resumed like this."""
-    images = pretraining._datasets(settings, Policy(16))[0].images
+    images = open_datasets(settings, Policy(16))[0].images
     now = resuming.decisive_settings(settings, len(images), images.names, images.inventory)
     return resuming.check_resumed(settings.output, resuming.read_settings(settings.output), now)
 

@@ -1,0 +1,59 @@
+"""What a run minimises: the loss of its method, and that of the AugSelf heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from augself_hub.augmentations.sampling import Parameters
+from augself_hub.modeling.objective import AugSelfLoss
+from augself_hub.modeling.views import finish_views
+from augself_hub.preprocess import Preprocessing
+from training.methods import Method
+from training.methods.frozen import Frozen
+from training.monitoring.monitor import feature_spread
+
+
+class Pretraining(nn.Module):
+    """What the trainer optimises: views -> method loss + AugSelf loss.
+
+    Args:
+        method: an encoder under training.
+        augself: the heads and their loss.
+        preprocessing: how the encoder wants its images normalised.
+    """
+
+    def __init__(self, method: Method, augself: AugSelfLoss, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.method, self.augself, self.preprocessing = method, augself, preprocessing
+
+    def forward(
+        self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """A batch of `data.collate` -> {"loss", "spread", "method", kind, ...}.
+
+        All but loss are detached.
+        """
+        x1, x2 = self._views(crops, w1, w2)
+        inputs = (x1, x2, labels) if self.method.needs_labels else (x1, x2)
+        loss, y1, y2 = self.method(*inputs)
+        augself, parts = self.augself(y1, y2, w1, w2)
+        if not isinstance(self.method, Frozen):  # which has no loss to tell
+            parts = {"method": loss.detach(), **parts}
+        return {"loss": loss + augself, "spread": feature_spread(y1.detach()), **parts}
+
+    @torch.no_grad()
+    def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
+        if self.augself.spec.policy.order == "batch":
+            w1, w2 = ({**w, "order": w["order"][:1].expand_as(w["order"])} for w in (w1, w2))
+        both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
+        with torch.autocast(crops.device.type, enabled=False):
+            views = finish_views(
+                crops,
+                both,
+                self.augself.spec.policy,
+                self.preprocessing.mean,
+                self.preprocessing.std,
+            )
+        x1, x2 = views.to(memory_format=torch.channels_last).chunk(2)
+        return x1, x2
