@@ -131,7 +131,7 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 
 
-def commonest(labels: np.ndarray, metric: str) -> float:
+def majority_class(labels: np.ndarray, metric: str) -> float:
     """What a metric, of `METRICS`, gives who always says the commonest class; percent."""
     classes, counts = np.unique(labels, return_counts=True)
     return METRICS[metric](labels, np.full_like(labels, classes[counts.argmax()]))

@@ -24,7 +24,7 @@ from augself_hub.modeling.encoders import Encoder
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.preprocess import Preprocessing, preprocess
 from training.evaluation.cache import Model
-from training.evaluation.examples import METRICS, classes_of, commonest
+from training.evaluation.examples import METRICS, classes_of, majority_class
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, LabelledImages
 from training.evaluation.results import Result
 from training.evaluation.tasks import METRIC_NAMES, Settings, Subject
@@ -126,7 +126,7 @@ def finetune(subject: Subject, model: Model, settings: Settings) -> list[Result]
         name=f"{subject.name}, {subject.metric}",
         metric=METRIC_NAMES[subject.metric],
         value=METRICS[subject.metric](test.labels, predicted),
-        trivial=commonest(test.labels, subject.metric),
+        trivial=majority_class(test.labels, subject.metric),
         protocol=f"All weights trained for {settings.epochs} epochs on training and validation "
         f"images (SGD, {RATE:g} for {BATCH} images a step, cosine), tested once; nothing tuned.",
         details={"epochs": settings.epochs, "images": {"test": len(test)}},

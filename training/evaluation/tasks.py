@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from augself_hub.features import FeatureTable
-from training.evaluation.examples import Examples, commonest
+from training.evaluation.examples import Examples, majority_class
 from training.evaluation.fewshot import few_shot
 from training.evaluation.knn import knn
 from training.evaluation.layouts import boxes_in_view
@@ -102,7 +102,7 @@ def _classified(
         name=f"{subject.name}, {subject.metric}",
         metric=METRIC_NAMES[subject.metric],
         value=accuracy,
-        trivial=commonest(test.labels, subject.metric),
+        trivial=majority_class(test.labels, subject.metric),
         protocol=protocol,
         details=details,
         scores=100.0 * found.correct,  # type: ignore[attr-defined]

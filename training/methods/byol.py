@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import follow, mlp, negative_cosine, target_of
+from training.methods.layers import ema_update, mlp, negative_cosine, target_of
 from training.methods.method import Method, MethodOutput
 
 
@@ -40,5 +40,5 @@ class BYOL(Method):
 
     def after_step(self, progress: float) -> None:
         m = 1 - (1 - self.momentum) * (math.cos(math.pi * progress) + 1) / 2
-        follow(self.target_encoder, self.encoder, m)
-        follow(self.target_projector, self.projector, m)
+        ema_update(self.target_encoder, self.encoder, m)
+        ema_update(self.target_projector, self.projector, m)

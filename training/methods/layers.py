@@ -39,47 +39,47 @@ def products(a: Tensor, b: Tensor) -> Tensor:
 
 
 def target_of(online: nn.Module) -> nn.Module:
-    """A copy that gradients do not reach; `follow` moves it."""
+    """A copy that gradients do not reach; `ema_update` moves it."""
     return copy.deepcopy(online).requires_grad_(False)
 
 
 @torch.no_grad()
-def follow(target: nn.Module, online: nn.Module, m: float) -> None:
+def ema_update(target: nn.Module, online: nn.Module, m: float) -> None:
     """target <- m * target + (1 - m) * online, for every weight."""
     pairs = zip(target.parameters(), online.parameters(), strict=True)
     for slow, fast in pairs:
         slow.lerp_(fast, 1 - m)
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many processes train together; 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    return dist.get_rank() if processes() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def reduced(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+def all_reduce(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
     """The sum (or maximum, ...) over processes, without gradient."""
-    if processes() > 1:
+    if world_size() > 1:
         dist.all_reduce(x, op=operation)
     return x
 
 
-def gathered(x: Tensor) -> Tensor:
+def all_gather(x: Tensor) -> Tensor:
     """(N, C) of every process -> (processes * N, C), with gradient to where it came from."""
-    return _Gather.apply(x) if processes() > 1 else x
+    return _Gather.apply(x) if world_size() > 1 else x
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor) -> Tensor:
-        rows = [torch.empty_like(x) for _ in range(processes())]
+        rows = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(rows, x.contiguous())
         return torch.cat(rows)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
         """What every process's loss says about this process's rows."""
-        return reduced(gradient.clone()).chunk(processes())[rank()]
+        return all_reduce(gradient.clone()).chunk(world_size())[rank()]

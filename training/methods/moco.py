@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import follow, gathered, mlp, products, target_of
+from training.methods.layers import all_gather, ema_update, mlp, products, target_of
 from training.methods.method import Method, MethodOutput
 
 
@@ -52,7 +52,7 @@ class MoCo(Method):
         positive = (q * k).sum(dim=1, keepdim=True)  # (N, 1)
         logits = torch.cat([positive, products(q, self.queue.clone())], dim=1) / self.temperature
         loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
-        self._enqueue(gathered(k))
+        self._enqueue(all_gather(k))
         return MethodOutput(loss, y1, y2)
 
     @torch.no_grad()
@@ -64,8 +64,8 @@ class MoCo(Method):
         self.oldest.copy_((self.oldest + len(keys)) % len(self.queue))
 
     def after_step(self, progress: float) -> None:
-        follow(self.target_encoder, self.encoder, self.momentum)
-        follow(self.target_projector, self.projector, self.momentum)
+        ema_update(self.target_encoder, self.encoder, self.momentum)
+        ema_update(self.target_projector, self.projector, self.momentum)
 
 
 def mlp_v2(dim: int, width: int, norm: bool = False) -> nn.Sequential:

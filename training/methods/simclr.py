@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import gathered, mlp, products, rank
+from training.methods.layers import all_gather, mlp, products, rank
 from training.methods.method import Method, MethodOutput
 
 
@@ -33,7 +33,7 @@ class SimCLR(Method):
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """The normalised temperature-scaled cross entropy of (N, C) projections of two views."""
     z1, z2 = F.normalize(z1.float(), dim=1), F.normalize(z2.float(), dim=1)
-    all1, all2 = gathered(z1), gathered(z2)  # (M, C), M = processes * N
+    all1, all2 = all_gather(z1), all_gather(z2)  # (M, C), M = processes * N
     n, m = len(z1), len(all1)
     own = torch.arange(n, device=z1.device) + rank() * n
     s = products(torch.cat([z1, z2]), torch.cat([all1, all2])) / temperature  # (2N, 2M)

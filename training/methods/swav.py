@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from augself_hub.modeling.encoders import Encoder
-from training.methods.layers import mlp, products, reduced
+from training.methods.layers import all_reduce, mlp, products
 from training.methods.method import Method, MethodOutput
 
 
@@ -81,8 +81,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
         (N, K), each row sums to 1.
     """
     # The same shift in every process, else the rows of one would outweigh another's.
-    q = torch.exp((scores - reduced(scores.max(), dist.ReduceOp.MAX)) / epsilon)
+    q = torch.exp((scores - all_reduce(scores.max(), dist.ReduceOp.MAX)) / epsilon)
     for _ in range(iterations):
-        q = q / reduced(q.sum(dim=0, keepdim=True))  # every prototype gets the same mass
+        q = q / all_reduce(q.sum(dim=0, keepdim=True))  # every prototype gets the same mass
         q = q / q.sum(dim=1, keepdim=True)  # every sample gives its whole mass
     return q

@@ -28,7 +28,7 @@ from training.data.sources import Images
 from training.data.streams import Stream, labelled_images
 from training.evaluation.examples import Examples
 from training.evaluation.knn import knn
-from training.methods.layers import processes, reduced
+from training.methods.layers import all_reduce, world_size
 from training.monitoring.awareness import TASK, Result, held_out_pairs
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ class Alarm:
 
 def _mean(rows: list[dict[str, Tensor]], name: str) -> float:
     """Over the rows of all processes."""
-    return float(reduced(torch.stack([row[name] for row in rows]).mean())) / processes()
+    return float(all_reduce(torch.stack([row[name] for row in rows]).mean())) / world_size()
 
 
 def feature_spread(y: Tensor) -> Tensor:

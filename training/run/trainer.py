@@ -35,7 +35,7 @@ from augself_hub.errors import AugSelfError, Diverged
 from augself_hub.progress import bar, shows_bars
 from training.data.batches import KeyedSampler, ViewsDataset, collate
 from training.data.streams import StreamViews
-from training.methods.layers import processes, reduced
+from training.methods.layers import all_reduce, world_size
 from training.monitoring.monitor import Alarm
 from training.run import checkpoints
 from training.run.memory import keep_freed_memory
@@ -60,7 +60,7 @@ class AugSelfTrainer(Trainer):
     def __init__(
         self, settings: Settings, model: Pretraining, args: TrainingArguments, **kwargs: Any
     ) -> None:
-        if processes() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
+        if world_size() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if args.device.type == "cpu":
             keep_freed_memory()
@@ -167,8 +167,10 @@ class AugSelfTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The stock log, and the mean of each part of the loss since the last one."""
         if "loss" in logs and self._batches:
-            count = self._batches * processes()
-            totals = {name: reduced(total.clone()) for name, total in sorted(self._parts.items())}
+            count = self._batches * world_size()
+            totals = {
+                name: all_reduce(total.clone()) for name, total in sorted(self._parts.items())
+            }
             logs |= {name: float(total) / count for name, total in totals.items()}
             self._parts.clear()
             self._batches = 0
@@ -284,7 +286,7 @@ class _StopOnSigterm(TrainerCallback):
         if threading.current_thread() is threading.main_thread():  # others must not set handlers
             handler = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "asked", True))
             self.before = handler or signal.SIG_DFL
-        self.group: Any = dist.new_group(backend="gloo") if processes() > 1 else None
+        self.group: Any = dist.new_group(backend="gloo") if world_size() > 1 else None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         asked = torch.tensor(float(self.asked))

@@ -23,7 +23,7 @@ from training.evaluation.awareness import awareness
 from training.evaluation.cache import Model, Tables
 from training.evaluation.datasets import open_dataset
 from training.evaluation.evaluate import Plan, evaluate
-from training.evaluation.examples import commonest
+from training.evaluation.examples import majority_class
 from training.evaluation.finetune import finetune
 from training.evaluation.tasks import Settings, Subject
 from training.evaluation.views import CHANGES, changed, pairs
@@ -96,8 +96,8 @@ def test_results_go_into_the_model_folder_and_its_card(tiny_model, drawn, plain,
 def test_the_commonest_class_is_measured_as_the_predictions_are():
     """Right of 3 in 5 images, and of one of three classes."""
     labels = np.array([4, 4, 1, 9, 4])
-    assert commonest(labels, "top-1") == pytest.approx(60)
-    assert commonest(labels, "mean per class") == pytest.approx(100 / 3)
+    assert majority_class(labels, "top-1") == pytest.approx(60)
+    assert majority_class(labels, "mean per class") == pytest.approx(100 / 3)
 
 
 EXTRACT = "serving.extraction.pipeline.extract_with"

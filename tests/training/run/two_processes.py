@@ -152,7 +152,7 @@ CHECKS = (simclr, swav, moco, augself, nothing_to_see_anywhere)
 def main():
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    assert layers.processes() == int(sys.argv[1])
+    assert layers.world_size() == int(sys.argv[1])
     for check in CHECKS:
         torch.manual_seed(0)
         check()
