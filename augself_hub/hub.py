@@ -129,14 +129,16 @@ def resolve(
             raise UsageError(f"{folder} is a folder and has no revision {revision!r}")
         return verify(folder)
     if isinstance(model, str) and is_hub_id(model):
-        name, _, named = model.partition("@")
-        if named and revision and named != revision:
-            raise UsageError(
-                f"{model} names a revision, and revision={revision!r} another: give one"
-            )
-        revision = revision or named or None
+        name, revision = _with_revision(model, revision)
         return verify(_download(name, revision, cache_dir, local_files_only, token, inside))
     raise ModelFolderError(f"no model at {model}: give a model folder or a Hub id (org/name)")
+
+
+def _with_revision(model: str, revision: str | None) -> tuple[str, str | None]:
+    name, _, named = model.partition("@")
+    if named and revision and named != revision:
+        raise UsageError(f"{model} names a revision, and revision={revision!r} another: give one")
+    return name, revision or named or None
 
 
 def is_hub_id(text: str) -> bool:

@@ -42,4 +42,5 @@ def nearest(queries: Rows, features: Rows, k: int) -> tuple[Rows, Rows]:
 def unit(rows: Rows) -> Rows:
     """(N, D) -> float32 rows of length 1; rows of zeros stay so."""
     rows = np.asarray(rows, np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    scaled: Rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return scaled

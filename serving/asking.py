@@ -147,7 +147,8 @@ class Asking:
     def _wait(self, response: httpx.Response | None, attempt: int) -> float:
         asked = None if response is None else _seconds(response.headers.get("retry-after"))
         if asked is None:
-            return min(self.longest_wait, FIRST_WAIT * 2**attempt * random.uniform(0.5, 1))
+            doubled: float = FIRST_WAIT * 2**attempt
+            return min(self.longest_wait, doubled * random.uniform(0.5, 1))
         if response is not None and asked > self.longest_wait:
             raise ServerError(
                 f"{self.url} is busy and asks to be left alone for {asked:.0f} seconds",

@@ -228,7 +228,8 @@ class AugSelfModel(nn.Module):
         )
         x = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
         with torch.no_grad(), self._evaluating():
-            return self(x.to(self.encoder.dtype)).features.float().cpu().numpy()
+            features: Tensor = self(x.to(self.encoder.dtype)).features
+        return features.float().cpu().numpy()
 
     @property
     def _device(self) -> torch.device:

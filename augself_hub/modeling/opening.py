@@ -74,6 +74,7 @@ def open_network(
     shapes = _shapes(files)
     _refuse_excess(folder / "config.json", config, len(shapes))
     prefix = _prefix(shapes)
+    network: PreTrainedModel
     with tempfile.TemporaryDirectory(prefix="augself-open-") as stage, _quiet():
         _show(Path(stage), config, files, folder, prefix)
         try:
@@ -96,7 +97,8 @@ def open_network(
             raise ModelFolderError(f"{folder}: the encoder cannot be loaded: {reason}") from error
     _refuse_incomplete(folder, network, report, strict)
     refuse_not_finite(network, str(folder))
-    return network.eval()
+    network.eval()
+    return network
 
 
 def named_dtype(dtype: torch.dtype | str) -> torch.dtype | str:
@@ -238,7 +240,8 @@ def _build(stage: Path, config: dict[str, Any]) -> tuple[Any, nn.Module]:
     def build() -> nn.Module:
         with torch.device("meta"):
             if tower is None:
-                return AutoModel.from_config(AutoConfig.from_pretrained(stage))
+                network: nn.Module = AutoModel.from_config(AutoConfig.from_pretrained(stage))
+                return network
             vision: Any = tower.config_class
             return tower(vision.from_pretrained(stage))
 
@@ -249,7 +252,7 @@ def _build(stage: Path, config: dict[str, Any]) -> tuple[Any, nn.Module]:
 
 def _in_time(build: Callable[[], nn.Module], path: Path) -> nn.Module:
     """What `build` gives, which is interrupted when it takes too long."""
-    outcome: list[Any] = []
+    outcome: list[nn.Module | BaseException] = []
 
     def work() -> None:
         try:
@@ -265,9 +268,10 @@ def _in_time(build: Callable[[], nn.Module], path: Path) -> nn.Module:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), interrupt)
         thread.join(LOAD_SECONDS)
         raise ModelFolderError(f"{path}: the network takes longer than {LOAD_SECONDS:g} s to build")
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    network = outcome[0]
+    if isinstance(network, BaseException):
+        raise network
+    return network
 
 
 def _refuse_larger(folder: Path, built: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
