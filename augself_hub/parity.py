@@ -19,7 +19,10 @@ PROBABILITY_TOLERANCE = 0.05  # average change of a probability
 
 def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Rows (N, D) of both -> (N,)."""
-    return (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12)
+    cosines: np.ndarray = (a * b).sum(1) / np.maximum(
+        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-12
+    )
+    return cosines
 
 
 def head_change(head: Head, raw: np.ndarray, other: np.ndarray) -> float:
