@@ -122,7 +122,8 @@ class Vote(nn.Module):
         v = torch.stack(volumes, 1)  # (N, ways, S^2, S^2): (iy, ix), (ky, kx)
         v = v.unflatten(3, (s, s)).unflatten(2, (s, s)).transpose(3, 4)
         v = v.reshape(-1, len(ways), s * s, s * s)  # (iy, ky), (ix, kx)
-        return self.A @ v @ self.B.T + self.bias_y + self.bias_x  # (N, ways, H, H)
+        score: Tensor = self.A @ v @ self.B.T + self.bias_y + self.bias_x  # (N, ways, H, H)
+        return score
 
     def _unit(self, m: Tensor) -> Tensor:
         """(N, S, S, K d) -> (N, S, S, K, d), every group of a cell of length 1."""
@@ -208,11 +209,13 @@ class Matcher(nn.Module):
         if not self.shape.flips:
             return way.new_zeros(len(way), 1)
         straight, mirrored = way.unflatten(1, (2, -1)).logsumexp(2).unbind(1)  # the order of ways
-        return (mirrored - straight)[:, None]
+        evidence: Tensor = (mirrored - straight)[:, None]
+        return evidence
 
     def _rot(self, way: Tensor) -> Tensor:
         """Evidence for each number of quarter turns, (N, 4)."""
-        return way.unflatten(1, (-1, 4)).logsumexp(1)
+        evidence: Tensor = way.unflatten(1, (-1, 4)).logsumexp(1)
+        return evidence
 
 
 def ridges(shape: MatcherShape) -> Tensor:

@@ -140,7 +140,9 @@ def _add_routes(app: FastAPI) -> None:
     kinds = {form: "EmbeddingForm", "image/*": "binary"}
     images = document.body(EmbeddingRequest, document.EMBEDDING, **kinds)
     pairs = document.body(AugmentationRequest, document.PAIR, **{form: "AugmentationForm"})
-    either = {200: {"content": {JSON: {"example": document.EMBEDDINGS}, NPY: {}}}}
+    either: document.Responses = {
+        200: {"content": {JSON: {"example": document.EMBEDDINGS}, NPY: {}}}
+    }
     app.post(
         "/v1/embeddings",
         response_model=EmbeddingAnswer,
@@ -169,7 +171,7 @@ def _add_routes(app: FastAPI) -> None:
     counted = probed | {"responses": probed["responses"] | text}
     app.get("/metrics", response_class=Response, **counted)(metrics)
     kserve.add_routes(app)
-    for route in [r for r in app.routes if isinstance(r, APIRoute) and "GET" in r.methods]:
+    for route in [r for r in app.routes if isinstance(r, APIRoute) and "GET" in (r.methods or ())]:
         app.head(
             route.path,
             dependencies=route.dependencies,
@@ -281,13 +283,13 @@ class Unrouted:
     """Whatever else is under our paths: 405 where another method would do, else 404."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        allowed = {
+        methods = {
             method
             for route in scope["app"].routes
             if route.matches(scope)[0] is Match.PARTIAL
             for method in route.methods
         }
-        allowed = sorted({*allowed, "OPTIONS"} if allowed else ())
+        allowed = sorted({*methods, "OPTIONS"} if methods else ())
         if allowed and scope["method"] == "OPTIONS":
             await Response(status_code=204, headers={"Allow": ", ".join(allowed)})(
                 scope, receive, send

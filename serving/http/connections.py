@@ -197,12 +197,14 @@ class Handshake(SSLProtocol):
     """
 
     def __init__(self, connection: Connection, context: ssl.SSLContext) -> None:
-        seconds = connection.room.limits.header_seconds
+        # typeshed wants whole seconds and somebody who waits; asyncio takes fractions and nobody.
+        seconds: Any = connection.room.limits.header_seconds
+        nobody: Any = None
         super().__init__(
             asyncio.get_running_loop(),
             connection,
             context,
-            None,
+            nobody,
             server_side=True,
             ssl_handshake_timeout=seconds,
             ssl_shutdown_timeout=seconds,
@@ -215,7 +217,7 @@ class Handshake(SSLProtocol):
         self._connection.room.enter(self._connection)
         super().connection_made(transport)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, error: BaseException | None) -> None:
         super().connection_lost(error)
         self._connection.room.leave(self._connection)
 

@@ -68,7 +68,10 @@ def add_routes(app: FastAPI) -> None:
     given: document.Responses = {200: {"content": {BINARY: {}}}}
     common: dict[str, Any] = {"dependencies": [Depends(refuse_query)], "tags": [document.TENSORS]}
     plain = common | {"responses": document.plain(sentence=True)}
-    probed = {"responses": document.open_to_all(sentence=True), "tags": [document.TENSORS]}
+    probed: dict[str, Any] = {
+        "responses": document.open_to_all(sentence=True),
+        "tags": [document.TENSORS],
+    }
     app.get("/v2", response_model=ServerRecord, **plain)(server)
     app.get("/v2/health/live", **probed)(live)
     app.get("/v2/health/ready", **probed)(ready)
