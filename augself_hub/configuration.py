@@ -32,7 +32,7 @@ from augself_hub.errors import UsageError
 FILE = "AUGSELF_CONFIG"
 _PLACE = "augself.configuration"  # in a context's meta: the file
 # What Kubernetes sets for a service of such a name; it is nobody's option.
-_SERVICE_LINK = re.compile(r"\w+://")
+_SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://")
 
 
 def configurable(name: str, command: click.Command, commands: Collection[str]) -> click.Command:
@@ -47,7 +47,7 @@ def configurable(name: str, command: click.Command, commands: Collection[str]) -
     def read(context: click.Context, option: click.Parameter, path: Path | None) -> None:
         if context.resilient_parsing:
             return
-        _warn_of_others(name, command)
+        _warn_of_others(name, command, commands)
         if path is not None:
             context.meta[_PLACE] = path
             context.default_map = _read(path, name, command, commands)
@@ -121,13 +121,16 @@ def _named(command: str, option: click.Parameter) -> click.Parameter:
     return option
 
 
-def _warn_of_others(name: str, command: click.Command) -> None:
-    """Variables that look like this command's and are not."""
+def _warn_of_others(name: str, command: click.Command, commands: Collection[str]) -> None:
+    """Variables that look like this command's and are not (nor those of list-images, of list's)."""
+    longer = tuple(variable(other, "") for other in commands if other.startswith(f"{name}-"))
     prefix, options = variable(name, ""), options_of(command)
     endings = {variable(name, option).removeprefix(prefix) for option in options}
     read = {v for option in options.values() for v in option.envvar or ()}
     for given, value in os.environ.items():
-        if given in read or given == FILE or _SERVICE_LINK.match(value):
+        if given in read or given == FILE or given.startswith(longer):
+            continue
+        if _SERVICE_LINK.match(value):
             continue
         if given.startswith(prefix):
             near = difflib.get_close_matches(given.removeprefix(prefix), endings, 1)

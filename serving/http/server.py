@@ -129,10 +129,10 @@ def run(app: Gate, address: Address) -> None:
     Raises:
         AugSelfError: the address cannot be had.
     """
+    served, end_tracing = traced(app, app.name_of)
     listener = address.listen()
     # Whoever reaches a Unix socket is on this machine, and allowed to.
     proxies = "127.0.0.1,::1,::ffff:127.0.0.1" if address.uds is None else "*"
-    served, end_tracing = traced(app, app.name_of)
     config = uvicorn.Config(
         served,
         backlog=_AT_ONE_GO,

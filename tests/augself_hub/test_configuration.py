@@ -188,6 +188,13 @@ def test_variables_that_are_nobodys_are_named(augself, monkeypatch):
     ]
 
 
+def test_a_command_whose_name_begins_like_anothers_is_not_warned_of_its_variables(
+    augself, monkeypatch
+):
+    monkeypatch.setenv("AUGSELF_LIST_IMAGES_JSON", "1")
+    assert augself("list").err == ""
+
+
 @pytest.mark.parametrize("name", ["AUGSELF_TOKEN", "AUGSELF_SERVE_TOKEN"])
 @pytest.mark.parametrize("value", ["", " "])
 def test_an_empty_token_does_not_open_the_door(augself, monkeypatch, name, value):

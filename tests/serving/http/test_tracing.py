@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import http.server
 import json
+import sys
 import threading
 
 import httpx
 import pytest
 
-from augself_hub.errors import UsageError
+from augself_hub.errors import MissingExtra, UsageError
 from serving import tracing
 
 pytest.importorskip("opentelemetry.sdk", reason="pip install 'augself-hub[tracing]'")
@@ -106,6 +107,14 @@ def test_what_is_not_there_is_refused(monkeypatch, environment, said):
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=said):
         tracing.asked()
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setitem(sys.modules, "opentelemetry.instrumentation.asgi", None)
+    monkeypatch.setattr("augself_hub.lazy.installed", lambda package: False)
+    with pytest.raises(MissingExtra, match=r"augself-hub\[tracing\]"):
+        tracing.traced(object(), str)  # type: ignore[arg-type]
 
 
 def test_spans_on_the_console(start_server):
