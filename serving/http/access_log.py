@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 
 def note(scope: Scope, **fields: Any) -> None:
-    """Add fields to the line of a request's visit."""
-    scope.setdefault("augself.visit", {}).update(fields)
+    """Add fields to the line of a request."""
+    scope.setdefault("augself.request", {}).update(fields)
 
 
-class Visit:
+class RequestRecord:
     """One request's ids; signs the answer and makes the line.
 
     `X-Request-Id` is taken over where it is well-formed and made where not. Of a W3C `traceparent`
@@ -59,9 +59,9 @@ class Visit:
         ours = trace and (trace[1], secrets.token_hex(8), trace[2])
         self.trace: tuple[str, str, str] | None = scope.get(SPAN, ours)
         self._scope, self._started = scope, time.monotonic()
-        scope["augself.visit"] = {}
+        scope["augself.request"] = {}
 
-    def signed(self, send: Send, named: bool) -> Send:
+    def with_headers(self, send: Send, named: bool) -> Send:
         """The same `send`, with our headers on the answer, X-Request-Id where it is `named`."""
         headers = [(b"x-request-id", self.id.encode())] if named else []
         if self.trace:
@@ -79,7 +79,7 @@ class Visit:
     def seconds(self) -> float:
         return time.monotonic() - self._started
 
-    def record(self, status: int, body_bytes: int) -> dict[str, Any]:
+    def line(self, status: int, body_bytes: int) -> dict[str, Any]:
         """The line. A status of 0: the client left before there was one."""
         scope = self._scope
         record = {
@@ -94,7 +94,7 @@ class Visit:
         }
         if self.trace:
             record |= {"trace_id": self.trace[0], "span_id": self.trace[1]}
-        whole: dict[str, Any] = record | scope["augself.visit"]
+        whole: dict[str, Any] = record | scope["augself.request"]
         return whole
 
 

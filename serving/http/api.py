@@ -304,7 +304,7 @@ async def _features(
     service: Service, fetcher: Fetcher | None, model: Model, items: list[Item]
 ) -> np.ndarray:
     """Images are fetched and decoded before any of them is queued."""
-    async with service.models.held(model) as batcher:
+    async with service.models.acquired(model) as batcher:
         files = items if fetcher is None else await fetcher.fetched(items)
         images = await service.images(files, model.source.preprocessing)
         return await asyncio.wrap_future(batcher.submit(images))
@@ -316,7 +316,7 @@ async def _differences(
     """All first images, then all second ones, so that one split gives both sides."""
     spec = model.source.spec
     items = [a for a, _ in pairs] + [b for _, b in pairs]
-    async with service.models.held(model) as batcher:
+    async with service.models.acquired(model) as batcher:
         files = items if fetcher is None else await fetcher.fetched(items)
         images = await service.images(files, model.source.preprocessing)
         features: np.ndarray = await asyncio.wrap_future(batcher.submit(images))

@@ -47,7 +47,7 @@ _CODES = {
 logger = logging.getLogger(__name__)
 
 
-class Room:
+class ConnectionLimits:
     """The connections of one server.
 
     Args:
@@ -104,7 +104,7 @@ class Connection(H11Protocol):
         speaks: HTTP can be written to it: it is plain, or its TLS handshake is done.
     """
 
-    def __init__(self, room: Room, **given: Any) -> None:
+    def __init__(self, room: ConnectionLimits, **given: Any) -> None:
         super().__init__(**given)
         self.conn: _Bounded = _Bounded(h11.SERVER, _HEAD_BYTES)
         self.room, self.since = room, time.monotonic()
@@ -262,7 +262,7 @@ class _Bounded(h11.Connection):
             raise h11.RemoteProtocolError("chunks too small")
 
 
-class Seldom(logging.Filter):
+class RateLimited(logging.Filter):
     """Lets lines that every stranger can cause through once a minute, without their traceback."""
 
     def __init__(self) -> None:

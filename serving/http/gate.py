@@ -17,7 +17,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.http.access_log import AccessLog, Visit, note
+from serving.http.access_log import AccessLog, RequestRecord, note
 from serving.http.callers import Callers
 from serving.http.keys import Keys
 from serving.http.problems import Problem
@@ -73,7 +73,7 @@ class Gate:
         # For origins that are allowed. What a page sends is its own affair, so all headers; it
         # never sends the browser's cookies for us.
         self._shared = CORSMiddleware(
-            self._visited,
+            self._answered,
             allow_origins=callers.origins,
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
@@ -96,7 +96,7 @@ class Gate:
         if _is_api(inner_path(scope)) and self.callers.named(Headers(scope=scope).get("origin")):
             await self._shared(scope, receive, send)
         else:
-            await self._visited(scope, receive, send)
+            await self._answered(scope, receive, send)
 
     def name_of(self, scope: Scope) -> str:
         """What a request's path is counted as: a name of ours."""
@@ -110,24 +110,24 @@ class Gate:
         inside = path == root or path.startswith(f"{root}/")
         return {**scope, "root_path": root, "path": path if inside else root + path}
 
-    async def _visited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visit = Visit(scope)
-        exchange = _Exchange(self, receive, visit.signed(send, self.names))
+    async def _answered(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = RequestRecord(scope)
+        exchange = _Exchange(self, receive, record.with_headers(send, self.names))
         try:
             await self._admit(scope, exchange)
         except Exception:
-            logger.exception("request %s failed", visit.id)
+            logger.exception("request %s failed", record.id)
             if not exchange.status:
                 raise
         finally:
-            self._count(visit, inner_path(scope), exchange)
+            self._count(record, inner_path(scope), exchange)
 
-    def _count(self, visit: Visit, path: str, exchange: _Exchange) -> None:
+    def _count(self, record: RequestRecord, path: str, exchange: _Exchange) -> None:
         label = _label(path)
         self.metrics.requests.labels(label, exchange.status).inc()
-        self.metrics.seconds.labels(label).observe(visit.seconds)
+        self.metrics.seconds.labels(label).observe(record.seconds)
         if self.log is not None:
-            self.log.write(visit.record(exchange.status, exchange.bytes))
+            self.log.write(record.line(exchange.status, exchange.bytes))
 
     async def _admit(self, scope: Scope, exchange: _Exchange) -> None:
         headers = Headers(scope=scope)

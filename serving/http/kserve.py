@@ -152,7 +152,7 @@ async def infer(request: Request, name: str) -> Response:
 
 
 async def _run(service: Service, graph: Graph, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    async with service.models.held(graph.model) as batcher:
+    async with service.models.acquired(graph.model) as batcher:
         return await graph.run(service, batcher, inputs)
 
 

@@ -26,7 +26,7 @@ import uvicorn
 from augself_hub import __version__
 from augself_hub.errors import AugSelfError, UsageError
 from serving.http.callers import leads_to_loopback
-from serving.http.connections import Connection, Handshake, Room, Seldom
+from serving.http.connections import Connection, ConnectionLimits, Handshake, RateLimited
 from serving.http.gate import Gate
 from serving.tracing import traced
 
@@ -149,7 +149,7 @@ def run(app: Gate, address: Address) -> None:
     # nothing to a good request that bytes of no request follow.
     config.http = server.protocol  # type: ignore[assignment]
     for name in ("asyncio", "uvicorn.error", "serving.http.connections"):
-        logging.getLogger(name).addFilter(Seldom())
+        logging.getLogger(name).addFilter(RateLimited())
     # The loop shares the interpreter with threads that read and decode: it waits less for its turn,
     # and what is there already is not looked through again whenever a request brings many objects.
     sys.setswitchinterval(_TURN_SECONDS)
@@ -171,7 +171,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gate: Gate, address: Address) -> None:
         super().__init__(config)
         self.gate, self.address = gate, address
-        self.room = Room(gate.limits, gate.metrics, self.server_state.connections)
+        self.room = ConnectionLimits(gate.limits, gate.metrics, self.server_state.connections)
         self._drain_until = 0.0
         self._said = False
 

@@ -1,6 +1,6 @@
 """The models of one server: loaded at start or when asked for, the least recently used evicted.
 
-    unloaded ──asked for──> loading ──> loaded ──room needed──> leaving ──idle──> unloaded
+    unloaded ──asked for──> loading ──> loaded ──room needed──> evicting ──idle──> unloaded
 
 A request holds its model while it works. A model that must make room takes no new requests, answers
 those that hold it, and goes; requests that come meanwhile wait for it to be loaded again. Loading
@@ -136,7 +136,7 @@ class Model:
     bytes: int
     batcher: Batcher | None = None
     provider: str | None = None
-    leaving: bool = False
+    evicting: bool = False
     users: int = 0
     used_at: float = 0.0
     failed_at: float | None = None
@@ -151,7 +151,7 @@ class Model:
     @property
     def state(self) -> str:
         """loaded, lost (its worker died), loading, failed (to load) or unloaded."""
-        if self.batcher is not None and not self.leaving:
+        if self.batcher is not None and not self.evicting:
             return "loaded" if self.batcher.ready else "lost"
         if self.loading is not None:
             return "loading"
@@ -205,7 +205,7 @@ class Models:
     @property
     def ready(self) -> bool:
         """Whatever is loaded ran lately. What is not loaded is not asked."""
-        return all(m.batcher.ready for m in self.loaded if m.batcher and not m.leaving)
+        return all(m.batcher.ready for m in self.loaded if m.batcher and not m.evicting)
 
     def preload(self) -> None:
         """Load at start, in their order, what fits; the rest is loaded when it is asked for."""
@@ -224,18 +224,18 @@ class Models:
         return model
 
     @contextlib.asynccontextmanager
-    async def held(self, model: Model) -> AsyncIterator[Batcher]:
+    async def acquired(self, model: Model) -> AsyncIterator[Batcher]:
         """The model's queue, loaded if need be, which stays while the `with` lasts.
 
         Raises:
             ModelNotLoaded: and will not be for some seconds.
         """
-        await self._take(model)
+        await self._acquire(model)
         try:
             assert model.batcher is not None
             yield model.batcher
         finally:
-            self._give_back(model)
+            self._release(model)
 
     async def stop(self, seconds: float) -> None:
         """Answer what was accepted, within the time."""
@@ -246,8 +246,8 @@ class Models:
         await asyncio.gather(*drains)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    async def _take(self, model: Model) -> None:
-        if model.batcher is not None and not model.leaving:
+    async def _acquire(self, model: Model) -> None:
+        if model.batcher is not None and not model.evicting:
             self._grant(model)
             return
         if model.failed_at is not None and time.monotonic() - model.failed_at < RETRY_SECONDS:
@@ -260,7 +260,7 @@ class Models:
             await grant
         except asyncio.CancelledError:
             if grant.done() and not grant.cancelled() and grant.exception() is None:
-                self._give_back(model)
+                self._release(model)
             raise
 
     def _grant(self, model: Model) -> None:
@@ -268,7 +268,7 @@ class Models:
         model.used_at = time.monotonic()
         model.idle.clear()
 
-    def _give_back(self, model: Model) -> None:
+    def _release(self, model: Model) -> None:
         model.users -= 1
         if model.users == 0:
             model.idle.set()
@@ -340,9 +340,9 @@ class Models:
     async def _evict(self, model: Model) -> None:
         if model.batcher is None:
             return
-        model.leaving = True
+        model.evicting = True
         await model.idle.wait()
-        batcher, model.batcher, model.leaving = model.batcher, None, False
+        batcher, model.batcher, model.evicting = model.batcher, None, False
         self.metrics.evictions.labels(model.name).inc()
         self.metrics.memory.labels(model.name).set(0)
         self.metrics.model.remove(model.name, model.source.sha256, model.provider)

@@ -118,11 +118,11 @@ class Service:
 
     def _local(self, model: Model) -> Local:
         async def features(images: Sequence[np.ndarray]) -> np.ndarray:
-            async with self.models.held(model) as batcher:
+            async with self.models.acquired(model) as batcher:
                 return await asyncio.wrap_future(batcher.submit(list(images)))
 
         async def differences(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
-            async with self.models.held(model) as batcher:
+            async with self.models.acquired(model) as batcher:
                 return await self.decoders.run(batcher.engine.differences, a, b)
 
         return Local(

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from augself_hub.errors import AugSelfError
-from serving.http.access_log import AccessLog, Visit
+from serving.http.access_log import AccessLog, RequestRecord
 from serving.metrics import Metrics
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -34,9 +34,9 @@ def scope(**headers: str) -> dict:
     [("a-B_3.z", True), ("", False), ("a b", False), ("x" * 129, False), ("<script>", False)],
 )
 def test_a_well_formed_request_id_is_taken_over(given, kept):
-    visit = Visit(scope(x_request_id=given))
+    visit = RequestRecord(scope(x_request_id=given))
     assert (visit.id == given) is kept
-    assert visit.id and Visit(scope()).id != Visit(scope()).id
+    assert visit.id and RequestRecord(scope()).id != RequestRecord(scope()).id
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_a_well_formed_request_id_is_taken_over(given, kept):
     ],
 )
 def test_traceparent_as_the_standard_has_it(header, accepted):
-    visit = Visit(scope(traceparent=header))
-    record = visit.record(200, 0)
+    visit = RequestRecord(scope(traceparent=header))
+    record = visit.line(200, 0)
     assert ("trace_id" in record) is accepted
     if accepted:
         assert record["trace_id"] == TRACE and record["span_id"] != SPAN

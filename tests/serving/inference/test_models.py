@@ -174,7 +174,7 @@ def test_a_client_that_leaves_while_a_model_loads_does_not_hold_it(
 
     async def scenario(client):
         async def take() -> None:
-            async with models.held(models.named("other")):
+            async with models.acquired(models.named("other")):
                 await asyncio.sleep(60)
 
         taking = [asyncio.create_task(take()) for _ in range(3)]
