@@ -20,7 +20,7 @@ from typing import Any
 
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.hub import is_hub_id
-from augself_hub.images import listed
+from augself_hub.images import folders, listed
 from augself_hub.images.files import SUFFIXES, expanded, file_system, suffix_of
 from augself_hub.images.inventory import Tally
 from augself_hub.images.source import Source
@@ -157,7 +157,7 @@ def _folder(folder: Path, location: str, options: Options) -> Source:
     if options.kind == "dataset" or (saved and options.kind is None):
         return _data_set(str(folder), options)
     tally = Tally()
-    found = listed.walk(folder, tally)
+    found = folders.walk(folder, tally)
     names, problems, packed = found
     of_kind = {
         "tars": [path for path in packed if path.casefold().endswith(TARS)],
@@ -180,7 +180,7 @@ def _folder(folder: Path, location: str, options: Options) -> Source:
             f"{location} holds no image ({', '.join(SUFFIXES)}); {_what_is_there(tally, names)}"
         )
     chosen = kind if kind in ("splits", "classes") else None
-    return listed.folder_source(folder, location, found, tally, chosen)
+    return folders.folder_source(folder, location, found, tally, chosen)
 
 
 _SUFFIX = {"tars": ".tar", "parquet": ".parquet"}
