@@ -245,9 +245,10 @@ def _read(file: Any, columns: list[str], groups: Sequence[int] | None = None) ->
         leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in columns
     ]
     with parquet.ParquetFile(file, read_dictionary=texts) as opened:
-        if groups is None:
-            return opened.read(columns=columns)
-        return opened.read_row_groups(groups, columns=columns)
+        # Group by group: Arrow cannot join dictionaries of several of them inside a struct.
+        numbers = range(opened.num_row_groups) if groups is None else groups
+        parts = [opened.read_row_group(number, columns=columns) for number in numbers]
+        return pa.concat_tables(parts) if parts else opened.read_row_groups([], columns=columns)
 
 
 def _refuse_bomb(footer: parquet.FileMetaData, size: int) -> None:
