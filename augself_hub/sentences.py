@@ -1,9 +1,12 @@
-"""A predicted difference as sentences: what is different, by how much, and what cannot be told."""
+"""A predicted difference as sentences: what is different, by how much, and what cannot be told.
+
+`sentences` says every dimension; `headline` and `untold` are one line each.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,3 +219,133 @@ _ANSWERS = {
 
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+SIDEWAYS = 0.12  # of a's side: nearer centres count as the same place
+SIZES = (0.87, 1.15)  # of a's side: between them b shows about as much
+_NOUNS = {
+    "y": "the place up or down",
+    "x": "the place sideways",
+    "height": "the height",
+    "width": "the width",
+    "sigma": "sharpness",
+    "inverted": "solarization",
+    "mirrored": "mirroring",
+    "same": "mirroring",
+    "quarter_turns": "rotation",
+}
+_TURNED = (
+    "",
+    "is turned a quarter to the left",
+    "is upside down",
+    "is turned a quarter to the right",
+)
+
+
+def headline(described: dict[str, Any]) -> str:
+    """The difference in a few words: "b is 1.3 times brighter, shows the left part, is mirrored".
+
+    Only what is larger than its standard error is said.
+    """
+    said = list(_said(described))
+    return f"b {', '.join(said)}" if said else "b shows no clear difference from a"
+
+
+def _said(described: dict[str, Any]) -> Iterator[str]:
+    clear = {
+        record["name"]: record["value"]
+        for told in described.values()
+        if isinstance(told, list)
+        for record in told
+        if record["value"] is not None and abs(record["value"]) > (record["standard_error"] or 0.0)
+    }
+    if "brightness" in clear:
+        factor = math.exp(clear["brightness"])
+        dark = f"is darker ({factor:.1f} times as bright)"
+        yield f"is {factor:.1f} times brighter" if factor > 1 else dark
+    for name, more, less in (
+        ("contrast", "has more contrast", "has less contrast"),
+        ("saturation", "is more colourful", "is less colourful"),
+    ):
+        if name in clear:
+            yield more if clear[name] > 0 else less
+    if "hue" in clear:
+        towards = "yellow" if clear["hue"] > 0 else "violet"
+        yield f"has its reds turned towards {towards} by {abs(clear['hue']) * 360:.0f} degrees"
+    if place := _place(clear):
+        yield place
+    for name, value in _probabilities(described):
+        if name == "mirrored" and value >= SURE:
+            yield "is mirrored"
+        if isinstance(value, list) and max(value) >= SURE and value.index(max(value)):
+            yield _TURNED[value.index(max(value))]
+    for name, more, less in (
+        ("sigma", "is more blurred", "is sharper"),
+        ("inverted", "has more of it inverted", "has less of it inverted"),
+    ):
+        if name in clear:
+            yield more if clear[name] > 0 else less
+
+
+def _place(clear: dict[str, float]) -> str:
+    """Which part of a it shows. Centres in sides of a, sizes as log ratios; nothing: not clear."""
+    size = math.exp((clear.get("height", 0.0) + clear.get("width", 0.0)) / 2)
+    down, right = clear.get("y", 0.0), clear.get("x", 0.0)
+    rows = "" if abs(down) < SIDEWAYS else "lower" if down > 0 else "upper"
+    columns = "" if abs(right) < SIDEWAYS else "right" if right > 0 else "left"
+    where = f"{rows} {columns}".strip()
+    if size < SIZES[0]:
+        return f"shows the {where or 'middle'} part"
+    if size > SIZES[1]:
+        return f"shows more around it{f', mostly {_towards(where)}' if where else ''}"
+    return f"is moved {_towards(where)}" if where else ""
+
+
+def _towards(where: str) -> str:
+    return {"upper": "up", "lower": "down"}.get(where, f"to the {where}")
+
+
+def _probabilities(described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for told in described.values():
+        if isinstance(told, dict):
+            name = next(name for name in told if name != "reason")
+            if told[name] is not None:
+                yield name, told[name]
+
+
+def untold(described: dict[str, Any]) -> str:
+    """What the model cannot tell and why, in one short line; empty where it can tell all."""
+    why: dict[str, list[str]] = {}
+    for told in described.values():
+        for record in told if isinstance(told, list) else [told]:
+            if isinstance(told, list):
+                name, value = record["name"], record["value"]
+            else:
+                name = next(name for name in record if name != "reason")
+                value = record[name]
+            if value is None:
+                why.setdefault(_why(record["reason"]), []).append(_NOUNS.get(name, name))
+            elif isinstance(told, dict) and not _sure(value):
+                why.setdefault("unsure", []).append(_NOUNS[name])
+    if not why:
+        return ""
+    parts = (f"{_and(names)} ({reason})" for reason, names in why.items())
+    return f"It cannot tell {'; '.join(parts)}."
+
+
+def _sure(probability: float | list[float]) -> bool:
+    if isinstance(probability, list):
+        return max(probability) >= SURE
+    return not 1 - SURE < probability < SURE
+
+
+def _why(reason: str) -> str:
+    if reason.startswith(NOT_LEARNED):
+        return "not learned"
+    if reason.startswith(BEYOND):
+        return "larger than in training"
+    return "a picture is gray" if reason.startswith("not observable") else reason.split(":")[0]
+
+
+def _and(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "embedded.md": "augself_hub/pretrained/README.md",
     "curves.png": "augself_hub/pretrained/curves.png",
     "photographs.md": "serving/demo/examples/LICENSES.md",
+    "gallery.md": "serving/demo/pictures/LICENSES.md",
 }
 MADE: dict[str, Callable[[], str]] = {
     "reference/command-line.md": command_line,

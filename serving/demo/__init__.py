@@ -9,26 +9,33 @@ looks of a page where it is mounted, not where it is built:
 
 from __future__ import annotations
 
+import contextlib
+from html import escape
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 
-from serving.demo import features, neighbours, the_model, two_photographs, two_views
+from serving.demo import neighbours, the_model, what_changed, your_pictures
 from serving.demo.files import Files
-from serving.demo.gallery import of_examples, of_table
+from serving.demo.gallery import of_table, shipped
 from serving.demo.routes import Routes
 from serving.demo.sessions import MOST
 from serving.demo.visitors import AT_ONCE, Models
 from serving.limits import Limits
 
-TITLE = "AugSelf: features that know how a picture was changed"
+TITLE = "AugSelf: features that keep colour and place"
 INTRODUCTION = (
-    "Most self-supervised encoders learn to ignore crops and colours. AugSelf lets them keep both."
+    "Encoders that train themselves see each picture cropped and recoloured, and learn to ignore "
+    "both. AugSelf also makes them say <b>what was changed</b>, so their features keep colour and "
+    "place."
 )
+PAPER = "https://arxiv.org/abs/2111.09613"
 THEME = gr.themes.Default(
-    primary_hue="teal",
+    primary_hue="slate",
+    secondary_hue="slate",
     font=("system-ui", "sans-serif"),
     font_mono=("ui-monospace", "monospace"),
 ).set(
@@ -42,12 +49,22 @@ THEME = gr.themes.Default(
     block_label_text_color="*neutral_600",
     block_info_text_color="*neutral_600",
 )
+LABELS = {"source": "Code", "repository": "Code", "documentation": "Docs"}
+HEADER = """
+header { display: flex; flex-wrap: wrap; align-items: baseline; justify-content: space-between;
+  gap: 4px 24px; }
+h1 { margin: 0; font-size: 1.6rem; font-weight: 700; color: var(--body-text-color); }
+nav { display: flex; gap: 20px; }
+nav a { color: var(--link-text-color); text-decoration: underline; }
+p { margin: 8px 0 0; font-size: 1.05rem; line-height: 1.5; color: var(--body-text-color); }
+"""
 # Whatever a card or a package might ask for, the browser asks this server or nobody.
 HEAD = (
     '<meta http-equiv="Content-Security-Policy" content="default-src \'self\' data: blob: '
     "'unsafe-inline' 'unsafe-eval'\">"
 )
 CSS = """
+.tab-container button.selected { color: var(--body-text-color) !important; }
 .block.hide-container > .html-container { padding: 0; }
 .card td, .card th { word-break: normal; overflow-wrap: anywhere; min-width: 90px; }
 .icon-button[aria-label="common.upload"] { display: none; }
@@ -72,7 +89,7 @@ def looks(limits: Limits) -> dict[str, Any]:
         "head": HEAD,
         "css": CSS,
         "js": JS,
-        "footer_links": ["settings"],  # not the API page: programs have /v1
+        "footer_links": [],  # programs have /v1, described at /docs
         "run_history": False,
         "max_file_size": limits.body_bytes,
         "mcp_server": False,
@@ -80,6 +97,21 @@ def looks(limits: Limits) -> dict[str, Any]:
         "enable_monitoring": False,
         "show_error": False,  # ours are shown all the same; a bug's text is not for visitors
     }
+
+
+def header() -> str:
+    """The title, what it is about, and the links that there are. Code and documentation are where
+    the package's own metadata says."""
+    links = {"Paper": PAPER, "API": "docs"}
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for line in metadata.metadata("augself-hub").get_all("Project-URL") or ():
+            name, _, url = line.partition(", ")
+            links |= {LABELS[name.lower()]: url} if name.lower() in LABELS else {}
+    shown = "".join(
+        f'<a href="{escape(url, quote=True)}" target="_blank" rel="noopener">{name}</a>'
+        for name, url in links.items()
+    )
+    return f"<header><h1>{TITLE}</h1><nav>{shown}</nav></header><p>{INTRODUCTION}</p>"
 
 
 def build(models: Models, files: Files, table: str | None = None) -> gr.Blocks:
@@ -93,17 +125,16 @@ def build(models: Models, files: Files, table: str | None = None) -> gr.Blocks:
     Raises:
         UsageError: the table comes from no served model, or its pictures are not there.
     """
-    gallery = of_examples() if table is None else of_table(Path(table), list(models.values()))
+    gallery = shipped() if table is None else of_table(Path(table), list(models.values()))
     names = list(models)
     page = gr.Blocks(title="AugSelf Hub", analytics_enabled=False)
     with page:
-        gr.Markdown(f"# {TITLE}\n{INTRODUCTION}")
+        gr.HTML(header(), css_template=HEADER, apply_default_css=False)
         picker = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1)
         with gr.Tabs(overflow_behavior="wrap"):
-            two_views.tab(page, models, files, picker)
-            two_photographs.tab(models, files, picker)
-            neighbours.tab(models, picker, gallery)
-            features.tab(models, files, picker)
+            neighbours.tab(page, models, gallery)
+            what_changed.tab(models, files, picker)
+            your_pictures.tab(models, files, picker, gallery)
             the_model.tab(models, picker)
     return page
 

@@ -1,25 +1,21 @@
-"""Pictures about pictures: boxes in a photograph, view b in view a's frame, what was taken back.
+"""Boxes in a photograph and in view a's frame, and pictures put into them.
 
 A frame is a view's own square, 1 wide and 1 high; a box in it may reach outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from augself_hub.augmentations.sampling import Parameters
 from augself_hub.preprocess import Box
+from serving.demo.visitors import data_url
 
-LONGEST_SIDE = 640  # of the photograph as it is shown with the two boxes
-SMALLEST_VIEW = 256  # smaller views are shown with larger pixels
-FRAME_SIDE = 480  # of what is shown in view a's frame
-COLORS = ("#2563eb", "#ea580c")  # of the boxes of view a and view b
-TRUE, PREDICTED = "#0d9488", "#a855f7"  # as in the bars
+LONGEST_SIDE = 640  # of the photograph as it is shown with the boxes
+TRUE, PREDICTED = "#0d9488", "#a855f7"  # the page's two colours: what is true, what the model says
 NOTHING = "#8b93a1"  # where a view shows nothing
 _FARTHEST = 2.0  # frames; what a head places farther away ends there
-_FRAME: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 def box_in_pixels(crop: np.ndarray, image: Image.Image) -> Box:
@@ -41,50 +37,41 @@ def box_in_frame(difference: np.ndarray) -> Box:
     return float(left), float(top), float(left + width), float(top + height)
 
 
-def outlined(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
-    """The image, small enough to show, with the boxes of view a and view b drawn in."""
-    scale = min(1.0, LONGEST_SIDE / max(image.size))
-    shown = image.resize([max(1, round(side * scale)) for side in image.size])
-    pen, font = ImageDraw.Draw(shown), ImageFont.load_default(28)
-    for name, color, box in zip("ab", COLORS, boxes, strict=True):
-        left, top, right, bottom = (v * scale for v in box)
-        pen.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), None, color, 5)
-        # a's name stands at its lower left, b's at its lower right: equal boxes show both.
-        corner = (left if name == "a" else right - 30, bottom - 34)
-        pen.rectangle((*corner, corner[0] + 29, corner[1] + 33), color)
-        pen.text((corner[0] + 15, corner[1] + 16), name, "white", font, "mm")
-    return shown
+def box_in_photograph(box: Box, a: Parameters) -> Box:
+    """A box in a's displayed frame -> the same in shares of the photograph.
 
-
-def enlarged(view: np.ndarray) -> np.ndarray:
-    """A small view with every pixel repeated: what the model sees, not a smoothed picture."""
-    times = -(-SMALLEST_VIEW // view.shape[0])
-    return view.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def in_frame(view_a: np.ndarray, boxes: Sequence[tuple[str, Box]]) -> Image.Image:
-    """View a, (S, S, 3) uint8, and around and over it boxes in its frame, each in its colour.
-
-    Returns:
-        A square RGBA image as large as it takes to show all of them, transparent elsewhere.
+    A view is cut, then mirrored, then turned to the left: this goes back through all three.
     """
-    corners = np.array([_FRAME, *(box for _, box in boxes)])
-    low, high = corners[:, :2].min(), corners[:, 2:].max()
-    margin = 0.03 * (high - low)
-    scale = FRAME_SIDE / (high - low + 2 * margin)
-    shown = Image.new("RGBA", (FRAME_SIDE, FRAME_SIDE))
-    pen = ImageDraw.Draw(shown)
-    left, top, right, bottom = _pixels(_FRAME, low - margin, scale)
-    side = (max(1, right - left), max(1, bottom - top))
-    shown.paste(Image.fromarray(view_a).resize(side, Image.Resampling.NEAREST), (left, top))
-    for color, box in boxes:
-        pen.rectangle(_pixels(box, low - margin, scale), None, color, 5)
-    return shown
+    corners = np.array([box[:2], box[2:]])
+    for _ in range(int(a["rot"][0])):  # a turn to the right: what was above is on the right
+        corners = np.stack([1 - corners[:, 1], corners[:, 0]], 1)
+    if a["flip"][0]:
+        corners[:, 0] = 1 - corners[:, 0]
+    top, left, height, width = a["crop"][0]
+    placed = corners * (width, height) + (left, top)
+    (x0, y0), (x1, y1) = placed.min(0), placed.max(0)
+    return float(x0), float(y0), float(x1), float(y1)
 
 
-def _pixels(box: Box, low: float, scale: float) -> tuple[int, int, int, int]:
-    left, top, right, bottom = (round((v - low) * scale) for v in box)
-    return left, top, max(left, right), max(top, bottom)
+def overlay(image: Image.Image, a: Box, true: Box, predicted: Box) -> str:
+    """The photograph as SVG with a's box, b's true box and the one the model says."""
+    height = 1000 * image.height / image.width
+    shapes = (
+        ("white", "", a, 5.0),
+        (TRUE, "", true, 9.0),
+        (PREDICTED, ' stroke-dasharray="26 12"', predicted, 9.0),
+    )
+    drawn = "".join(
+        f'<rect x="{1000 * x0:.0f}" y="{height * y0:.0f}" width="{1000 * (x1 - x0):.0f}" '
+        f'height="{height * (y1 - y0):.0f}" fill="none" stroke="{color}" '
+        f'stroke-width="{width}"{dash}/>'
+        for color, dash, (x0, y0, x1, y1), width in shapes
+    )
+    return (
+        f'<svg viewBox="0 0 1000 {height:.0f}" role="img" aria-label="the photograph with the '
+        f'boxes of a and b"><image href="{data_url(image, LONGEST_SIDE)}" width="1000" '
+        f'height="{height:.0f}"/>{drawn}</svg>'
+    )
 
 
 def placed(view: np.ndarray, box: Box, side: int) -> np.ndarray:

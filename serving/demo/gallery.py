@@ -1,34 +1,50 @@
 """Pictures to search, and their features under one model or another, computed once.
 
-The examples' gallery holds tiles of the example photographs, each in three colourings, so that a
-search that ignores colour and one that does not have something to disagree about.
+The shipped gallery has 160-pixel pictures of known licences, and comes with their features under
+two models that were trained alike but for AugSelf: `docs/making/gallery.py` makes both.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from augself_hub.augmentations.functional import hue
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import FeatureTable, read_manifest
 from augself_hub.images import Listing, Options, open_source
 from augself_hub.preprocess import decode
-from serving.demo.visitors import EXAMPLES
 from serving.inference.client import Local
 
 log = logging.getLogger(__name__)
-ROWS = 3  # of tiles in a photograph
-COLORINGS = {"": 0.0, ", hue turned a third": 1 / 3, ", hue turned two thirds": 2 / 3}
-PICKS = 12  # pictures offered as queries
+PICTURES = Path(__file__).parent / "pictures"
+FEATURES = PICTURES / "features.npz"
+PICKS = 24  # pictures offered as queries
+OPENING = "transportation-roadsigns-07"  # the one that is shown first, chosen by eye
 LARGEST = 500  # pictures of a table that are searched, evenly spaced
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Features (N, D) of a gallery under two models trained alike, with AugSelf and without.
+
+    Args:
+        about: the command that computed them; of each model its sha256 and how it was trained.
+    """
+
+    augself: np.ndarray
+    plain: np.ndarray
+    about: dict[str, Any]
 
 
 @dataclass
@@ -39,6 +55,7 @@ class Gallery:
         names: of the pictures. open: a number -> the picture, RGB.
         about: what they are, one sentence. picks: the numbers offered as queries.
         known: sha256 of a model -> (N, D) features that need not be computed.
+        twins: what two models say that are not served.
     """
 
     names: Sequence[str]
@@ -46,35 +63,29 @@ class Gallery:
     about: str
     picks: Sequence[int]
     known: dict[str, np.ndarray] = field(default_factory=dict)
-    _found: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
+    twins: Twins | None = None
+    _found: dict[str, np.ndarray] = field(default_factory=dict)
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def features(self, model: Local, colorless: bool) -> np.ndarray:
-        """(N, D), of the pictures as they are or made gray first.
+    def features(self, model: Local) -> np.ndarray:
+        """(N, D) under a served model.
 
         Raises:
             AugSelfError: the server is full: nothing is kept, so the next one tries again.
         """
-        if not colorless and model.sha256 in self.known:
+        if model.sha256 in self.known:
             return self.known[model.sha256]
-        key = (model.sha256, colorless)
         with self._busy:
-            if key not in self._found:
-                self._found[key] = np.concatenate(list(self._computed(model, colorless)))
-        return self._found[key]
+            if model.sha256 not in self._found:
+                self._found[model.sha256] = np.concatenate(list(self._computed(model)))
+        return self._found[model.sha256]
 
-    def _computed(self, model: Local, colorless: bool) -> Iterator[np.ndarray]:
+    def _computed(self, model: Local) -> Iterator[np.ndarray]:
         """In requests within the server's limits, as everybody's."""
         numbers = range(len(self.names))
         for start in range(0, len(numbers), model.limits.items):
-            some = (self.open(n) for n in numbers[start : start + model.limits.items])
-            yield features_of(model, some, colorless)
-
-
-def features_of(model: Local, pictures: Iterator[Image.Image], colorless: bool) -> np.ndarray:
-    """Pictures -> (N, D); without colour each is made gray first."""
-    shown = (p.convert("L").convert("RGB") if colorless else p for p in pictures)
-    return model.features([model.prepare(picture) for picture in shown])
+            some = numbers[start : start + model.limits.items]
+            yield model.features([model.prepare(self.open(number)) for number in some])
 
 
 def nearest(query: np.ndarray, features: np.ndarray, but: int | None, count: int) -> np.ndarray:
@@ -91,48 +102,72 @@ def nearest(query: np.ndarray, features: np.ndarray, but: int | None, count: int
     return np.argsort(-cosine, kind="stable")[: min(count, len(rows) - (but is not None))]
 
 
-def of_examples() -> Gallery:
-    """Square tiles of the examples in three colourings."""
-    tiles = [tile for path in EXAMPLES for tile in _tiles(Path(path))]
-    pictures = [
-        (f"{name}{suffix}", _recolored(tile, turns))
-        for name, tile in tiles
-        for suffix, turns in COLORINGS.items()
-    ]
-    names = [name for name, _ in pictures]
-    about = (
-        f"The gallery: {len(tiles)} tiles of the example photographs, each in {len(COLORINGS)} "
-        "colourings."
+def shipped() -> Gallery:
+    """The pictures that come with the demo.
+
+    Raises:
+        AugSelfError: the stored features are not of these pictures.
+    """
+    with np.load(FEATURES, allow_pickle=False) as stored:
+        names, about = stored["names"].tolist(), json.loads(str(stored["about"]))
+        twins = Twins(stored["augself"], stored["plain"], about)
+    if digest(names) != about["pictures"]:
+        raise AugSelfError(f"{FEATURES} is not of the pictures beside it: install again")
+    pictures = [decode((PICTURES / name).read_bytes()) for name in names]
+    stems = [Path(name).stem for name in names]
+    colors = np.stack([palette(picture) for picture in pictures])
+    gaps = shared(colors, twins.augself) - shared(colors, twins.plain)
+    seen = gaps * (1 - colors[:, -1])  # of gray pictures one sees little
+    seen[stems.index(OPENING)] = np.inf
+    picks = _different(stems, np.argsort(-seen, kind="stable"))
+    about = f"{len(names)} photographs and drawings"
+    return Gallery(stems, pictures.__getitem__, about, picks, twins=twins)
+
+
+def palette(picture: Image.Image) -> np.ndarray:
+    """(13,) shares of twelve hues, each pixel as far as it is coloured, and of what has no colour.
+
+    What has none counts a quarter: white paper says little about a drawing.
+    """
+    hue, saturation, value = (
+        np.asarray(picture.resize((48, 48)).convert("HSV"), int).reshape(-1, 3).T
     )
-    return Gallery(names, [picture for _, picture in pictures].__getitem__, about, _picks(tiles))
+    colored = saturation * value / 255**2
+    hues = np.bincount(hue * 12 // 256, weights=colored, minlength=12)
+    shares: np.ndarray = np.append(hues, (len(hue) - colored.sum()) / 4)
+    shares /= shares.sum()
+    return shares
 
 
-def _picks(tiles: Sequence[tuple[str, Image.Image]]) -> list[int]:
-    """The most colourful tile of every photograph, as it is and with another hue."""
-    best: dict[str, tuple[float, int]] = {}
-    for number, (name, tile) in enumerate(tiles):
-        photograph, colors = name.split()[0], np.asarray(tile, np.int16)
-        colorful = float(np.ptp(colors, axis=-1).mean())
-        best[photograph] = max(best.get(photograph, (-1.0, 0)), (colorful, number))
-    return [len(COLORINGS) * n + turned for _, n in best.values() for turned in (0, 1)]
+def shared(colors: np.ndarray, features: np.ndarray, count: int = 8) -> np.ndarray:
+    """(N, 13) palettes and (N, D) features -> (N,) how much of its colours a picture shares with
+    its `count` nearest ones on average, in [0, 1]."""
+    near = [nearest(query, features, number, count) for number, query in enumerate(features)]
+    return np.array([_overlap(own, colors[some]) for own, some in zip(colors, near, strict=True)])
 
 
-def _tiles(path: Path) -> Iterator[tuple[str, Image.Image]]:
-    image = Image.open(path).convert("RGB")
-    side = image.height // ROWS
-    corners = ((x, y) for y in range(ROWS) for x in range(image.width // side))
-    for number, (x, y) in enumerate(corners, 1):
-        yield f"{path.stem} {number}", image.crop((x * side, y * side, *_end(x, y, side)))
+def _overlap(own: np.ndarray, others: np.ndarray) -> float:
+    return float(np.minimum(own, others).sum(axis=1).mean())
 
 
-def _end(x: int, y: int, side: int) -> tuple[int, int]:
-    return (x + 1) * side, (y + 1) * side
+def _different(names: Sequence[str], ordered: np.ndarray) -> list[int]:
+    """The first PICKS numbers, at most two of pictures whose names begin alike."""
+    taken: Counter[str] = Counter()
+    found: list[int] = []
+    for number in map(int, ordered):
+        family = names[number].rsplit("-", 1)[0].rsplit("-", 1)[0]
+        if len(found) < PICKS and taken[family] < 2:
+            found.append(number)
+            taken[family] += 1
+    return found
 
 
-def _recolored(tile: Image.Image, turns: float) -> Image.Image:
-    views = np.asarray(tile, np.float32).transpose(2, 0, 1)[None] / 255
-    turned = hue(views, np.array([turns], np.float32))[0].transpose(1, 2, 0)
-    return Image.fromarray(np.round(turned * 255).astype(np.uint8)) if turns else tile
+def digest(names: Sequence[str]) -> str:
+    """sha256 of the shipped pictures of these names, in this order."""
+    known = hashlib.sha256()
+    for name in names:
+        known.update((PICTURES / name).read_bytes())
+    return known.hexdigest()
 
 
 def of_table(folder: Path, models: Sequence[Local]) -> Gallery:

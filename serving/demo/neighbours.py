@@ -1,142 +1,185 @@
-"""The tab "Neighbours": the pictures nearest to one, by features that know colour and others."""
+"""The tab "Neighbours", which tells what AugSelf is for: one picture, and what is nearest to it by
+features that keep colour and place and by features that do not."""
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Callable, Sequence
 from functools import partial
 from html import escape
-from typing import Any
 
 import gradio as gr
 import numpy as np
 from PIL import Image
 
-from serving.demo.gallery import Gallery, features_of, nearest
-from serving.demo.picks import THUMBNAIL, picked, picks
-from serving.demo.visitors import BUSY, PRIVATE, Models, data_url, given, readable, upload
-from serving.inference.client import Local
+from augself_hub.errors import AugSelfError
+from serving.demo.gallery import Gallery, nearest, palette
+from serving.demo.picks import BUTTONS_JS, picked, picks
+from serving.demo.visitors import PRIVATE, QUIET, Models, data_url
 
-SENTENCE = (
-    "Which pictures are close to this one? First by features that know colour, then by others."
-)
-COLORLESS = "the same model, colour taken away"
-NOTE = "All pictures were made gray before the model saw them: a stand-in for a colour-blind one."
 COUNT = 8  # neighbours on each side
+QUERY, THUMBNAIL = 160, 128  # pixels
+Side = tuple[str, str, Callable[[], np.ndarray]]  # title, how it was trained, (N, D) features
+WITH, WITHOUT = "with AugSelf", "without AugSelf"
+NOTHING = "nothing"
 
 
-def tab(models: Models, picker: gr.Dropdown, gallery: Gallery) -> None:
-    """Build the tab inside the page, which is open, and wire it."""
-    names = list(models)
-    with gr.Tab("Neighbours") as place:
-        gr.Markdown(f"{SENTENCE} {gallery.about}")
-        with gr.Row():
-            with gr.Column(scale=3, min_width=300):
-                offered = [(gallery.names[n], gallery.open(n)) for n in gallery.picks]
-                choice = picks("Pick a picture", offered)
-            own = upload("or upload your own", scale=2)
-        against = gr.Dropdown(
-            [*names, COLORLESS],
-            value=names[1] if len(names) > 1 else COLORLESS,
-            label="Compare with",
-            visible=len(names) > 1,
+def tab(page: gr.Blocks, models: Models, gallery: Gallery) -> None:
+    """Build the tab inside `page`, which is open, and wire it."""
+    names = list(sides(models, gallery))
+    several = len(models) > 1 or gallery.twins is None
+    left, right = names[0], names[1] if len(names) > 1 else NOTHING
+    with gr.Tab("Neighbours"):
+        board = gr.HTML(
+            _board(models, gallery, left, right, gallery.picks[0]) if gallery.twins else "",
+            css_template=STYLE,
+            js_on_load=BUTTONS_JS,
+            apply_default_css=False,
         )
-        number = gr.State(gallery.picks[0])
-        query = gr.HTML(css_template=STYLE, apply_default_css=False)
         with gr.Row():
-            sides = [_side() for _ in range(2)]
+            with gr.Column(scale=5, min_width=280):
+                offered = [(gallery.names[n], gallery.open(n)) for n in gallery.picks]
+                choice = picks("Try another, or click any picture above", offered)
+            with gr.Column(scale=1, min_width=140):
+                any_one = gr.Button("Any picture", variant="primary")
+        with gr.Row(visible=several):
+            one = gr.Dropdown(names, value=left, label="First row: features of")
+            other = gr.Dropdown([*names, NOTHING], value=right, label="Second row: features of")
+        gr.Markdown(_about(gallery))
+        number = gr.State(gallery.picks[0])
     answer = {
-        "fn": partial(search, models, gallery),
-        "inputs": [picker, against, own, number],
-        "outputs": [query, *sides],
-        **BUSY,
+        "fn": partial(_board, models, gallery),
+        "inputs": [one, other, number],
+        "outputs": board,
+        **QUIET,
     }
 
-    def chosen_number(event: gr.EventData) -> tuple[int, None]:
-        """A picked picture takes the upload's place."""
-        return gallery.picks[picked(event, len(gallery.picks))], None
+    def of_picks(event: gr.EventData) -> int:
+        return gallery.picks[picked(event, len(gallery.picks))]
 
-    chosen = choice.click(chosen_number, None, [number, own], **PRIVATE, **BUSY)
-    gr.on([own.upload, place.select], api_name="neighbours", **answer)
-    chosen.success(**PRIVATE, **answer)
-    gr.on([own.clear, against.input, picker.input], **PRIVATE, **answer)
+    def of_board(event: gr.EventData) -> int:
+        return picked(event, len(gallery.names))
+
+    for chosen in (
+        choice.click(of_picks, None, number, **PRIVATE, **QUIET),
+        board.click(of_board, None, number, **PRIVATE, **QUIET),
+        any_one.click(
+            lambda: secrets.randbelow(len(gallery.names)), None, number, **PRIVATE, **QUIET
+        ),
+    ):
+        chosen.success(**PRIVATE, **answer)
+    shown = [one.input, other.input] + ([] if gallery.twins else [page.load])
+    gr.on(shown, api_name="neighbours", **answer)
 
 
-def _side() -> gr.HTML:
-    """On a phone the two sides stand below each other."""
-    with gr.Column(min_width=300):
-        return gr.HTML(css_template=STYLE, apply_default_css=False)
+def sides(models: Models, gallery: Gallery) -> dict[str, Side]:
+    """What pictures can be near by: the two models trained alike first, then those served."""
+    found: dict[str, Side] = {}
+    if (twins := gallery.twins) is not None:
+        how, other = "trained with AugSelf", "the same training without AugSelf"
+        found[WITH] = ("Features that keep colour and place", how, lambda: twins.augself)
+        found[WITHOUT] = ("Features that learned to ignore them", other, lambda: twins.plain)
+    for name, model in models.items():
+        augself = model.spec.provenance.get("augself")
+        how = f"trained with AugSelf ({augself})" if augself not in (None, "", "none") else (
+            "trained without AugSelf, as far as its folder says")  # fmt: skip
+        found[name] = (f"Features of {name}", how, partial(gallery.features, model))
+    return found
 
 
-def search(
-    models: Models, gallery: Gallery, name: str, against: str, own: bytes | None, number: int
-) -> tuple[Any, ...]:
-    """An uploaded picture, else one of the gallery -> it and its neighbours both ways, as HTML.
-
-    Raises:
-        gr.Error: the upload is no image we read, or the server is full.
-    """
-    model, other = models[name], models.get(against, models[name])
-    with readable():
-        picture = gallery.open(number) if own is None else model.reduced(given(own))
-        but = number if own is None else None
-        left = _near(gallery, model, picture, but, colorless=False)
-        right = _near(gallery, other, picture, but, colorless=against == COLORLESS)
-    heads = (model.name, other.name)
-    notes = [_trained(model), _trained(other)]
-    if against == COLORLESS:
-        heads, notes[1] = (f"{model.name}, with colour", f"{model.name}, colour taken away"), NOTE
+def _board(models: Models, gallery: Gallery, left: str, right: str, number: int) -> str:
+    """One picture and its neighbours by one kind of features and another, as HTML."""
+    known = sides(models, gallery)
+    try:
+        rows = [known[name] for name in (left, right) if name != NOTHING]
+        query = gallery.open(number)
+        near = []
+        for _, _, features in rows:
+            some = features()
+            near.append(nearest(some[number], some, number, COUNT))
+    except AugSelfError as error:
+        return f'<p class="problem" role="alert">{escape(str(error))}</p>'
+    shares = [_shared(gallery, query, numbers) for numbers in near]
+    parts = [
+        _row(gallery, row, numbers, share)
+        for row, numbers, share in zip(rows, near, shares, strict=True)
+    ]
     return (
-        f'<figure><img src="{data_url(picture, THUMBNAIL)}" alt=""><figcaption>The query'
-        "</figcaption></figure>",
-        listed(gallery, left, picture, heads[0], notes[0]),
-        listed(gallery, right, picture, heads[1], notes[1]),
+        f'<p class="seen">{_seen(known, left, right, shares)}</p><div class="board"><figure>'
+        f'<img src="{data_url(query, QUERY)}" alt="{escape(gallery.names[number], quote=True)}">'
+        f"<figcaption>this picture</figcaption></figure><div>{''.join(parts)}</div></div>"
     )
 
 
-def _near(
-    gallery: Gallery, model: Local, picture: Image.Image, but: int | None, colorless: bool
-) -> np.ndarray:
-    query = features_of(model, iter([picture]), colorless)[0]
-    return nearest(query, gallery.features(model, colorless), but, COUNT)
+def _shared(gallery: Gallery, query: Image.Image, numbers: np.ndarray) -> float:
+    own = palette(query)
+    others = np.stack([palette(gallery.open(int(number))) for number in numbers])
+    return float(np.minimum(own, others).sum(axis=1).mean())
 
 
-def _trained(model: Local) -> str:
-    """What the model's folder says of AugSelf."""
-    augself = model.spec.provenance.get("augself")
-    if augself:
-        return f"Trained with AugSelf ({augself})."
-    return "Trained without AugSelf, as far as its folder says."
+def _seen(known: dict[str, Side], left: str, right: str, shares: Sequence[float]) -> str:
+    """What is seen, in one line."""
+    if len(shares) == 1:
+        return f"The nearest pictures share <b>{shares[0]:.0%}</b> of this picture's colours."
+    said = {WITH: "With AugSelf", WITHOUT: "without"}
+    names = [said.get(name, f"By {escape(name)}'s features") for name in (left, right)]
+    return (
+        f"{names[0]}, the nearest pictures share <b>{shares[0]:.0%}</b> of this picture's colours; "
+        f"{names[1]}, <b>{shares[1]:.0%}</b>."
+    )
 
 
-def listed(gallery: Gallery, numbers: np.ndarray, query: Image.Image, head: str, note: str) -> str:
-    """One side's neighbours as HTML, and how far their colours are from the query's."""
-    pictures = [gallery.open(int(number)) for number in numbers]
+def _row(gallery: Gallery, side: Side, numbers: np.ndarray, share: float) -> str:
+    title, how, _ = side
     items = (
-        f'<li><img src="{data_url(picture, THUMBNAIL)}" '
-        f'alt="{escape(gallery.names[int(number)], quote=True)}"></li>'
-        for number, picture in zip(numbers, pictures, strict=True)
+        f'<li><button type="button" data-index="{number}" aria-label="'
+        f'{escape(gallery.names[int(number)], quote=True)}: show its nearest pictures">'
+        f'<img src="{data_url(gallery.open(int(number)), THUMBNAIL)}" alt=""></button></li>'
+        for number in numbers
     )
-    away = np.mean([np.abs(mean_color(p) - mean_color(query)).mean() for p in pictures])
     return (
-        f"<h4>{escape(head)}</h4><p>{escape(note)}</p><ol>{''.join(items)}</ol>"
-        f"<p>Their average colour is <b>{away:.0f}</b> of 255 levels away from the query's.</p>"
+        f"<section><h3>{escape(title)}</h3><p>{escape(how)}</p><ol>{''.join(items)}</ol></section>"
     )
 
 
-def mean_color(picture: Image.Image) -> np.ndarray:
-    """(3,) mean red, green and blue, 0 to 255."""
-    mean: np.ndarray = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float).mean(
-        axis=(0, 1)
+def _about(gallery: Gallery) -> str:
+    """What the pictures and the two models are, in small print."""
+    text = f"{gallery.about}. Nearest: the largest cosine of the features."
+    if gallery.twins is None:
+        return f"<small>{text}</small>"
+    one, other = (gallery.twins.about[name] for name in ("augself", "plain"))
+    return (
+        f"<small>{text} Both models are small ({one['parameters']:,} weights, 48 pixels) and were "
+        f"trained on the same pictures from the same start, {one['trained']['steps']:,} steps; "
+        "the first also learned to say how two crops of a picture differ. The pictures offered are "
+        "those where the difference is largest; over the whole gallery the nearest pictures share "
+        f"{one['shared']:.0%} of the colours with AugSelf, {other['shared']:.0%} without.</small>"
     )
-    return mean
 
 
 STYLE = """
-h4 { margin: 0; font-weight: 600; }
-p { margin: 4px 0 12px; color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-b { color: var(--body-text-color); }
-ol { display: grid; grid-template-columns: repeat(4, 1fr); gap: 8px; list-style: none;
-  margin: 0 0 8px; padding: 0; }
-img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 6px; }
-figure { display: flex; align-items: center; gap: 12px; margin: 0; }
-figure img { width: 88px; }
+.seen { font-size: 1.25rem; line-height: 1.5; margin: 0 0 16px; color: var(--body-text-color); }
+.board { display: grid; grid-template-columns: minmax(150px, 1fr) 4fr; gap: 24px; }
+figure { margin: 0; align-self: center; text-align: center; }
+figure img { width: 100%; max-width: 240px; aspect-ratio: 1; object-fit: cover; border-radius: 10px;
+  display: block; margin: 0 auto; }
+figcaption { margin-top: 6px; color: var(--body-text-color-subdued); font-size: var(--text-md); }
+section + section { margin-top: 18px; }
+h3 { display: inline; margin: 0; font-size: 1.05rem; font-weight: 600;
+  color: var(--body-text-color); }
+section p { display: inline; margin: 0 0 0 10px; color: var(--body-text-color-subdued); }
+ol { display: grid; grid-template-columns: repeat(8, 1fr); gap: 8px; list-style: none;
+  margin: 8px 0 0; padding: 0; }
+button { display: block; width: 100%; padding: 0; border: 0; border-radius: 8px; cursor: pointer;
+  background: none; }
+button:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 2px; }
+button img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 8px;
+  border: 1px solid var(--border-color-primary); box-sizing: border-box; }
+@media (max-width: 760px) {
+  .board { grid-template-columns: 1fr; gap: 12px; }
+  .seen { font-size: 1.05rem; }
+  figure img { width: 120px; }
+  ol { grid-template-columns: repeat(4, 1fr); }
+  section p { display: block; margin: 0; }
+}
 """

@@ -10,22 +10,22 @@ from PIL import Image
 
 from serving.demo.visitors import data_url
 
-THUMBNAIL = 128
-_JS = """
+THUMBNAIL = 112
+BUTTONS_JS = """
 element.addEventListener('click', (event) => {
   const button = event.target.closest('button');
   if (!button) return;
-  element.querySelectorAll('button').forEach((b) => b.setAttribute('aria-pressed', b === button));
+  if (button.hasAttribute('aria-pressed')) element.querySelectorAll('button[aria-pressed]')
+    .forEach((b) => b.setAttribute('aria-pressed', b === button));
   trigger('click', {index: Number(button.dataset.index)});
 });
 """
 _STYLE = """
 display: grid; grid-template-columns: repeat(auto-fill, minmax(68px, 1fr)); gap: 8px;
-max-width: 620px;
 button { padding: 0; border: 3px solid transparent; border-radius: 8px; cursor: pointer;
   background: none; }
-button[aria-pressed="true"] { border-color: #0d9488; }
-button:focus-visible { outline: 3px solid #a855f7; outline-offset: 1px; }
+button[aria-pressed="true"] { border-color: var(--body-text-color); }
+button:focus-visible { outline: 3px solid var(--body-text-color); outline-offset: 1px; }
 img { display: block; width: 100%; aspect-ratio: 1; object-fit: cover; border-radius: 5px; }
 """
 
@@ -46,7 +46,9 @@ def picks(
         f'<img src="{data_url(picture, THUMBNAIL)}" alt=""></button>'
         for place, (name, picture) in enumerate(pictures)
     )
-    return gr.HTML("".join(buttons), css_template=_STYLE, js_on_load=_JS, apply_default_css=False)
+    return gr.HTML(
+        "".join(buttons), css_template=_STYLE, js_on_load=BUTTONS_JS, apply_default_css=False
+    )
 
 
 def picked(event: gr.EventData, count: int) -> int:

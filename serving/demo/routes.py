@@ -25,12 +25,12 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.demo.features import too_many
 from serving.demo.files import Files
 from serving.demo.sessions import Sessions
+from serving.demo.your_pictures import too_many
 from serving.http.access_log import note
 from serving.http.gate import inner_path
 from serving.http.problems import Problem
@@ -122,6 +122,8 @@ class Routes:
         """What answers a request. Raises Problem: nothing does."""
         method, path = scope["method"], inner_path(scope)
         if method in ("GET", "HEAD"):
+            if path == "/" and scope["query_string"].startswith(b"view="):
+                return RedirectResponse("docs")  # in place of Gradio's own description and settings
             if path in PLAIN or CODE.fullmatch(path):
                 return self._gradio()
             if path.startswith(f"{API}/file="):

@@ -8,18 +8,29 @@ from html import escape
 
 import gradio as gr
 
+from augself_hub.augmentations.spec import Spec
 from augself_hub.folder import CURVES
+from serving.demo.comparison import TITLES
 from serving.demo.visitors import PRIVATE, QUIET, Models
 from serving.inference.client import Local
 
 SENTENCE = (
-    "What answers on this page. The same models answer programs: "
-    "[the API is described at /docs](docs), [what is served at /v1/models](v1/models)."
+    "What answers on this page, and programs: [the API is described at /docs](docs), "
+    "[what is served at /v1/models](v1/models)."
 )
 STYLE = """
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 0; }
+.facts { display: grid; grid-template-columns: minmax(0, 3fr) minmax(0, 2fr); gap: 8px 48px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; margin: 0;
+  align-content: start; }
 dt { color: var(--body-text-color-subdued); }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+table { width: 100%; border-collapse: collapse; }
+caption { text-align: left; font-weight: 600; padding-bottom: 6px; color: var(--body-text-color); }
+th, td { text-align: left; padding: 3px 12px 3px 0; font-weight: 400; color: var(--body-text-color);
+  border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
+thead th { color: var(--body-text-color-subdued); }
+@media (max-width: 760px) { .facts { grid-template-columns: minmax(0, 1fr); }
+  th, td { padding-right: 6px; font-size: var(--text-sm); } }
 """
 _FRONT_MATTER = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
 _TITLE = re.compile(r"^# .*\n", re.MULTILINE)  # the page has a title of its own
@@ -32,9 +43,10 @@ def tab(models: Models, picker: gr.Dropdown) -> None:
     """Build the tab inside the page, which is open, and wire it."""
     first = next(iter(models.values()))
     with gr.Tab("The model"):
-        gr.Markdown(SENTENCE)
         known = gr.HTML(facts(first), css_template=STYLE, apply_default_css=False)
-        shown = gr.Markdown(card(first), elem_classes="card")
+        gr.Markdown(SENTENCE)
+        with gr.Accordion("The whole model card", open=False):
+            shown = gr.Markdown(card(first), elem_classes="card")
     picker.input(
         lambda name: (facts(models[name]), card(models[name])),
         picker,
@@ -45,19 +57,41 @@ def tab(models: Models, picker: gr.Dropdown) -> None:
 
 
 def facts(model: Local) -> str:
-    """The model in a few lines of HTML."""
-    heads = ", ".join(model.spec.heads) or "none"
+    """What the model says of a pair and how well, and the model in a few lines, as HTML."""
+    heads = ", ".join(TITLES[kind].lower() for kind in model.spec.heads) or "none"
     lines = {
         "Name": model.name,
         "Picture": f"{model.side} x {model.side} pixels",
         "Features": f"{model.spec.features} numbers a picture",
-        "Heads": heads,
+        "Tells": heads,
         "Limits": f"{model.limits.items} pictures a request, {model.limits.pixels:,} pixels a "
         f"picture, {model.limits.body_bytes // 2**20} MB an upload",
         "Fingerprint": model.sha256[:16],
     }
     rows = (f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in lines.items())
-    return f"<dl>{''.join(rows)}</dl>"
+    return f'<div class="facts">{measured(model.spec)}<dl>{"".join(rows)}</dl></div>'
+
+
+def measured(spec: Spec) -> str:
+    """The table that matters: of each thing the heads say, how well they do on held-out pairs."""
+    rows = []
+    for kind, head in spec.heads.items():
+        for d in head.dimensions:
+            name = "accuracy" if d.unit == "probability" else "R²"
+            score = "not measured" if d.score is None else f"{name} {d.score:.2f}"
+            learned = {True: "yes", False: "no", None: "not known"}[d.learned]
+            error = "" if d.standard_error is None else f"± {d.standard_error:.2f} {d.unit}"
+            cells = (f"<td>{escape(text)}</td>" for text in (score, error, learned))
+            what = f"{TITLES[kind].lower()}: {d.name.replace('_', ' ')}"
+            rows.append(f'<tr><th scope="row">{escape(what)}</th>{"".join(cells)}</tr>')
+    if not rows:
+        return "<p>This model has no AugSelf heads: it gives features and says no differences.</p>"
+    return (
+        "<table><caption>How well it says what changed, on pairs it was not trained on</caption>"
+        '<thead><tr><th scope="col">difference</th><th scope="col">score</th>'
+        '<th scope="col">error</th><th scope="col">learned</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def card(model: Local) -> str:

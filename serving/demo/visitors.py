@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.errors import AugSelfError
-from serving.demo.files import Files
 from serving.inference.client import Local
 from serving.inference.cores import usable_cores
 
@@ -36,15 +34,6 @@ BUSY: dict[str, Any] = {**QUIET, "show_progress": "minimal"}  # where one waits 
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
-@contextmanager
-def readable() -> Iterator[None]:
-    """Our errors are one line for people: the page shows them as they are."""
-    try:
-        yield
-    except AugSelfError as error:
-        raise gr.Error(str(error), print_exception=False) from error
-
-
 def given(data: bytes | None, what: str = "photograph") -> bytes:
     """An upload field's bytes. Raises AugSelfError where the field is empty."""
     if data is None:
@@ -59,20 +48,26 @@ def upload(label: str, value: str | None = None, **place: Any) -> gr.File:
     )
 
 
-def kept(files: Files, picture: Image.Image | np.ndarray) -> str:
-    """A PNG among the page's files, by a name made of what it holds.
+def problem(text: str) -> str:
+    """What is wrong, as HTML where the picture would be."""
+    return f'<p class="problem" role="alert">{escape(text[0].upper() + text[1:])}.</p>'
 
-    Given a picture, Gradio writes it again each time, also while another visitor reads it.
-    """
+
+def pixels_url(view: np.ndarray) -> str:
+    """A small view, (S, S, 3) uint8, as it is."""
     file = io.BytesIO()
-    Image.fromarray(np.asarray(picture)).save(file, "PNG")
-    return files.keep(file.getvalue(), "picture.png")
+    Image.fromarray(view).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def small(image: Image.Image, side: int) -> Image.Image:
+    """The picture with its longest side at most `side` pixels, in memory of its own."""
+    scale = min(1.0, side / max(image.size))  # a copy of a large picture is large, too
+    return image.resize([max(1, round(s * scale)) for s in image.size], reducing_gap=2.0)
 
 
 def data_url(image: Image.Image, side: int) -> str:
     """A thumbnail that needs no request of its own: the longest side at most `side` pixels."""
-    scale = min(1.0, side / max(image.size))  # a copy of a large picture is large, too
-    small = image.resize([max(1, round(s * scale)) for s in image.size], reducing_gap=2.0)
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
+    small(image, side).save(file, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

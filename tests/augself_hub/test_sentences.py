@@ -9,7 +9,7 @@ import pytest
 
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.differences import describe
-from augself_hub.sentences import sentences
+from augself_hub.sentences import headline, sentences, untold
 
 POLICY = Policy(size=32).with_kinds(("rot", "sol"))
 
@@ -150,3 +150,61 @@ def test_a_mark_decides_and_not_the_error():
 def test_the_paper_s_convention_keeps_its_own_terms():
     assert said("color", 0.2, 0, 0, 0, convention="paper")[0] == "brightness, a minus b"
     assert said("flip", 0.9, convention="paper") == ["Neither or both are mirrored"]
+
+
+def line(gray: bool = False, error: float = 0.1, **values: tuple[float, ...]) -> str:
+    kinds = [kind for kind in ("crop", "flip", "color", "blur", "rot", "sol") if kind in values]
+    spec = spec_of(*kinds, error=error)
+    return headline(describe(spec, {k: np.array(v) for k, v in values.items()}, gray))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"color": (np.log(1.3), 0, 0, 0)}, "b is 1.3 times brighter"),
+        ({"color": (np.log(0.7), 0, 0, 0)}, "b is darker (0.7 times as bright)"),
+        ({"color": (0, 0.3, -0.3, 0)}, "b has more contrast, is less colourful"),
+        ({"color": (0, 0, 0, -0.125)}, "b has its reds turned towards violet by 45 degrees"),
+        ({"crop": (0, -0.3, -0.5, -0.5)}, "b shows the left part"),
+        ({"crop": (-0.2, 0.2, -0.5, -0.5)}, "b shows the upper right part"),
+        ({"crop": (0.05, 0.05, -0.5, -0.5)}, "b shows the middle part"),
+        ({"crop": (0.3, 0, 0.5, 0.5)}, "b shows more around it, mostly down"),
+        ({"crop": (0, 0, 0.5, 0.5)}, "b shows more around it"),
+        ({"crop": (0, 0.3, 0.0, 0.0)}, "b is moved to the right"),
+        ({"crop": (0, 0, 0, 0)}, "b shows no clear difference from a"),
+        ({"flip": (0.9,)}, "b is mirrored"),
+        ({"flip": (0.6,)}, "b shows no clear difference from a"),
+        ({"rot": (0, 0, 0.9, 0.1)}, "b is upside down"),
+        ({"rot": (0.9, 0, 0, 0.1)}, "b shows no clear difference from a"),
+        ({"blur": (-1.0,)}, "b is sharper"),
+        (
+            {"color": (np.log(1.3), 0, 0, 0), "crop": (0, -0.3, -0.5, -0.5), "flip": (0.9,)},
+            "b is 1.3 times brighter, shows the left part, is mirrored",
+        ),
+    ],
+)
+def test_the_headline_says_what_is_clear_in_a_few_words(values, text):
+    assert line(**values) == text
+
+
+def test_the_headline_leaves_out_what_is_within_the_error_or_not_told():
+    color = (np.log(1.3), 0.3, 0.5, 0.1)
+    assert line(color=color, gray=True) == "b is 1.3 times brighter, has more contrast"
+    assert line(color=(0.2, 0.2, 0, 0), error=0.25) == "b shows no clear difference from a"
+
+
+def test_what_cannot_be_told_is_one_line():
+    spec = marked(spec_of("color", "flip", "rot"), learned=True)
+    flip = {"flip": replace(spec.heads["flip"], dimensions=marked_flip(spec))}
+    spec = replace(spec, heads={**spec.heads, **flip})
+    values = {"color": np.zeros(4), "flip": np.array([0.9]), "rot": np.array([0.4, 0.6, 0, 0])}
+    said = untold(describe(spec, values, gray=True))
+    assert said == (
+        "It cannot tell saturation and hue (a picture is gray); mirroring (not learned); "
+        "rotation (unsure)."
+    )
+    assert untold(describe(spec_of("color"), {"color": np.zeros(4)}, gray=False)) == ""
+
+
+def marked_flip(spec: Spec) -> tuple:
+    return tuple(replace(d, learned=False) for d in spec.heads["flip"].dimensions)

@@ -394,5 +394,5 @@ def test_nothing_else_opens_images():
         p for room in ("augself_hub", "serving", "training") for p in (root / room).rglob("*.py")
     ]
     opening = {str(p.relative_to(root)) for p in files if "Image.open(" in p.read_text()}
-    examples = {f"serving/demo/{name}.py" for name in ("two_views", "two_photographs", "gallery")}
+    examples = {f"serving/demo/{name}.py" for name in ("what_changed", "your_pictures")}
     assert opening == {"augself_hub/preprocess.py", "augself_hub/card.py"} | examples

@@ -13,11 +13,10 @@ from handmade import saved
 from PIL import Image
 
 from augself_hub.images.budget import DECODED
-from serving.demo import features, neighbours, two_photographs, two_views
+from serving.demo import what_changed, your_pictures
 from serving.demo.controls import controls, labels
 from serving.demo.files import Files
-from serving.demo.gallery import Gallery
-from serving.demo.neighbours import COLORLESS
+from serving.demo.gallery import shipped
 from serving.inference.client import Local
 from serving.inference.engine import Engine
 from serving.limits import Limits
@@ -38,7 +37,7 @@ class Watched(Local):
             self.waiting.append(DECODED.lent)
             return engine.features(images)
 
-        super().__init__(engine, Limits(), answer)
+        super().__init__(engine, Limits(), answer, engine.differences)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         self.making.append(DECODED.lent)
@@ -50,38 +49,31 @@ def model(tiny_model: Path) -> Watched:
     return Watched(Engine(tiny_model, "cpu", threads=1))
 
 
-def test_a_picture_is_lent_until_its_views_are_taken(model, tmp_path, monkeypatch):
+def test_a_picture_is_lent_until_its_views_are_taken(model, monkeypatch):
     models, kinds = {"tiny": model}, labels([model.spec])
     rows = controls(model.spec)
     drawn = [row.neutral for row in rows]
     made = []
+    two_views = what_changed.two_views
     monkeypatch.setattr(
-        two_views, "outlined", lambda image, _: made.append((image.size, DECODED.lent)) or image
+        what_changed,
+        "two_views",
+        lambda image, *of: made.append((image.size, DECODED.lent)) or two_views(image, *of),
     )
-    two_views.pair(models, Files(tmp_path, 10**9), kinds, "tiny", PICTURE, *drawn, *drawn)
-    ((size, lent),) = made
-    assert size == SIZE and lent >= 3 * PIXELS
+    what_changed.pair(models, kinds, "tiny", PICTURE, *drawn, *drawn)
+    assert [size for size, _ in made] == [SIZE] * 2
+    assert min(lent for _, lent in made) >= 3 * PIXELS
     assert model.waiting == [0] and DECODED.lent == 0
 
 
-def test_in_every_tab(model, tmp_path):
-    models = {"tiny": model}
-    two_photographs.compare(models, "tiny", PICTURE, PICTURE)
-    assert len(model.making) == 2 and min(model.making) >= 3 * PIXELS
-    model.making.clear()
-    paths = [tmp_path / f"{n}.png" for n in range(3)]
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_however_many_are_dropped(model, tmp_path, count):
+    paths = [tmp_path / f"{n}.png" for n in range(count)]
     for path in paths:
         path.write_bytes(PICTURE)
-    features.read_files(model, paths)
-    assert len(model.making) == 3 and min(model.making) >= 3 * PIXELS
+    (tmp_path / "files").mkdir()
+    files = Files(tmp_path / "files", 10**9)
+    shown, _, _ = your_pictures.compute({"tiny": model}, files, shipped(), "tiny", paths, "a")
+    assert "problem" not in shown
+    assert min(model.making[:count]) >= 3 * PIXELS
     assert set(model.waiting) == {0} and DECODED.lent == 0
-
-
-def test_what_is_kept_while_neighbours_are_searched_is_small(model, monkeypatch):
-    tiles = [Image.new("RGB", (40, 40), color) for color in ("teal", "red", "gray")]
-    gallery = Gallery(["a", "b", "c"], tiles.__getitem__, "", range(3))
-    seen = []
-    monkeypatch.setattr(neighbours, "mean_color", lambda picture: seen.append(picture.size) or 0.0)
-    monkeypatch.setattr(neighbours, "_near", lambda *_, **__: np.arange(3))
-    neighbours.search({"tiny": model}, gallery, "tiny", COLORLESS, PICTURE, 0)
-    assert set(seen) == {(1024, 819), (40, 40)} and DECODED.lent == 0

@@ -16,11 +16,10 @@ from PIL import Image
 pytest.importorskip("gradio")
 
 from gradio_client import handle_file
-from gradio_client.exceptions import AppError
 
 from serving.demo.the_model import card
-from serving.demo.two_photographs import PAIRS
 from serving.demo.visitors import EXAMPLES, FOLDER
+from serving.demo.your_pictures import PAIRS
 
 ROOT = Path(__file__).parents[3]
 NEUTRAL = [0.5, 0.5, 1.0, 1.0, False, 1.0, 1.0, 1.0, 0.0, False]
@@ -38,28 +37,37 @@ def test_every_bad_image_is_told_by_name_and_every_odd_one_answered(
     """SERVING.md section 3, all image rows in one drop."""
     bad = {name: data for name, (data, _) in bad_images.items()}
     files = written(tmp_path, bad | odd_images)
-    told, svg, _, _ = page.predict("tiny", files, api_name="/features")
-    assert told.startswith(f"{len(odd_images)} pictures.")
-    assert svg.count("<image") == len(odd_images)
+    shown, _, _ = page.predict("tiny", files, api_name="/your_pictures")
+    assert f"{len(odd_images)} pictures;" in shown
+    assert shown.count("<image") == len(odd_images)
     for name, (_, message) in bad_images.items():
-        assert re.search(f"- `{re.escape(name)}` was left out: .*{message}", told), name
+        assert re.search(f"<code>{re.escape(name)}</code> was left out: .*{message}", shown), name
 
 
-@pytest.mark.parametrize("name", ["cut.jpg", "tiff.jpg", "huge.png"])
-@pytest.mark.parametrize("place", ["/two_views", "/two_photographs", "/neighbours", "/features"])
-def test_every_field_explains_a_bad_upload_and_lives_on(page, bad_images, tmp_path, name, place):
-    data, message = bad_images[name]
-    (bad,) = written(tmp_path, {name: data})
-    good = handle_file(EXAMPLES[1])
+@pytest.mark.parametrize("place", ["/what_changed", "/your_pictures"])
+def test_every_field_says_what_is_wrong_where_the_picture_would_be(
+    page, bad_images, tmp_path, place
+):
+    """SERVING.md section 3, all image rows one by one, and a good one after each third."""
     asked = {
-        "/two_views": lambda file: (file, *NEUTRAL * 2),
-        "/two_photographs": lambda file: (file, good),
-        "/neighbours": lambda file: ("tiny", file),
-        "/features": lambda file: ([file],),
+        "/what_changed": lambda file: (file, *NEUTRAL * 2),
+        "/your_pictures": lambda file: ([file],),
     }[place]
-    with pytest.raises(AppError, match=message):
-        page.predict("tiny", *asked(bad), api_name=place)
-    assert page.predict("tiny", *asked(good), api_name=place)
+    good = page.predict("tiny", *asked(handle_file(EXAMPLES[1])), api_name=place)
+    for number, (name, (data, message)) in enumerate(bad_images.items()):
+        (bad,) = written(tmp_path, {name: data})
+        shown = page.predict("tiny", *asked(bad), api_name=place)[0]
+        assert 'class="problem" role="alert"' in shown, name
+        assert re.search(message, shown, re.IGNORECASE), (name, shown)
+        if number % 3 == 0:
+            again = page.predict("tiny", *asked(handle_file(EXAMPLES[1])), api_name=place)
+            assert again[0] == good[0]
+
+
+def test_every_odd_picture_is_shown(page, odd_images, tmp_path):
+    for name, file in zip(odd_images, written(tmp_path, odd_images), strict=True):
+        stage, told = page.predict("tiny", file, *NEUTRAL * 2, api_name="/what_changed")
+        assert "Undone" in stage and "The model says" in told, name
 
 
 def test_an_upload_larger_than_the_limit_is_refused(app):
@@ -73,7 +81,7 @@ def test_an_unknown_model_is_refused_before_gradio_can_log_it(page, app):
     before = len(app.log)
     for name in ("nobody", "", "tiny ", "x" * 1000):
         with pytest.raises(httpx.HTTPStatusError, match="400 Bad Request"):
-            page.predict(name, None, None, api_name="/two_photographs")
+            page.predict(name, None, *NEUTRAL * 2, api_name="/what_changed")
     time.sleep(0.2)
     assert "Traceback" not in "".join(app.log[before:])
 

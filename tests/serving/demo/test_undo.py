@@ -12,7 +12,7 @@ from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
-from serving.demo.frames import NOTHING, TRUE, box_in_frame, in_frame, placed
+from serving.demo.frames import NOTHING, box_in_frame, placed
 from serving.demo.undo import backwards, can_undo, undone
 
 POLICY = Policy(size=32)
@@ -77,13 +77,6 @@ def test_a_view_is_placed_at_its_box_and_the_rest_says_nothing():
     nothing = np.asarray(Image.new("RGB", (1, 1), NOTHING))[0, 0]
     assert (frame[:50, 50:] == 255).all()
     assert (frame[50:] == nothing).all() and (frame[:50, :50] == nothing).all()
-
-
-def test_boxes_far_outside_are_still_in_the_picture():
-    shown = in_frame(np.zeros((8, 8, 3), np.uint8), [(TRUE, (-2.0, -2.0, -1.0, -1.0))])
-    colors = {color for _, color in shown.getcolors(10000)}
-    teal = Image.new("RGBA", (1, 1), TRUE).getpixel((0, 0))
-    assert {teal, (0, 0, 0, 255), (0, 0, 0, 0)} <= colors
 
 
 def test_a_head_gone_wild_costs_no_memory():

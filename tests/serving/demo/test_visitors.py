@@ -12,7 +12,6 @@ pytest.importorskip("gradio")
 
 from gradio_client import Client, handle_file
 
-from serving.demo.neighbours import COLORLESS
 from serving.demo.visitors import EXAMPLES
 
 
@@ -23,11 +22,11 @@ def test_ten_visitors_at_once_for_a_minute_are_all_answered(app):
     asked = [
         lambda client, file: client.predict(
             "pretrained", file, *[0.5, 0.5, 1.0, 1.0, False, 1.0, 1.0, 1.0, 0.0, False] * 2,
-            api_name="/two_views",
+            api_name="/what_changed",
         ),
-        lambda client, file: client.predict("pretrained", file, file, api_name="/two_photographs"),
-        lambda client, file: client.predict("tiny", COLORLESS, file, api_name="/neighbours"),
-        lambda client, file: client.predict("pretrained", [file], api_name="/features"),
+        lambda client, file: client.predict("pretrained", [file, file], api_name="/your_pictures"),
+        lambda client, file: client.predict("tiny", "pretrained", api_name="/neighbours"),
+        lambda client, file: client.predict("pretrained", [file], api_name="/your_pictures"),
     ]  # fmt: skip
     until, before = time.monotonic() + 60, len(app.log)
 

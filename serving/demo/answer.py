@@ -1,0 +1,120 @@
+"""What a model says of a pair of pictures, in words first: one line, what it cannot tell, numbers.
+
+Words are made of what /v1/augmentations answers (`describe`), whichever head answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from augself_hub.augmentations.spec import Spec
+from augself_hub.differences import describe, is_gray, matching
+from augself_hub.sentences import headline, untold
+from serving.inference.client import Local
+
+Described = dict[str, Any]  # kind -> what describe() says of it
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One pair.
+
+    Args:
+        predicted: kind -> (1, outputs) in physical units. gray: whether either picture is.
+        unlike: whether the model takes them for pictures of two things.
+    """
+
+    predicted: dict[str, np.ndarray]
+    described: Described
+    gray: bool
+    unlike: bool
+
+
+def ask(model: Local, views: Sequence[np.ndarray] | np.ndarray, one: bool = False) -> Asked:
+    """What a model says of two prepared views, (S, S, 3) uint8 each.
+
+    Args:
+        one: both are known to be of one picture.
+
+    Raises:
+        AugSelfError: the server is full.
+    """
+    features = model.features(list(views))
+    sides, gray = (features[:1], features[1:]), [is_gray(view) for view in views]
+    predicted = model.differences(*sides)
+    match = None if one else matching(model.spec, *sides, gray)[0]
+    unlike = match is not None and match[1]
+    first = {kind: values[0] for kind, values in predicted.items()}
+    return Asked(predicted, describe(model.spec, first, any(gray), unlike), any(gray), unlike)
+
+
+def told_html(spec: Spec, asked: Asked, truth: Described | None = None, numbers: str = "") -> str:
+    """The answer as HTML: the model's line, the true one, what cannot be told, numbers folded.
+
+    Args:
+        truth: in the same form; None: nobody knows it.
+        numbers: HTML; empty: a table of what is described.
+    """
+    if not spec.heads:
+        return "<p>This model has no AugSelf heads, so it says nothing about differences.</p>"
+    if asked.unlike:
+        return (
+            '<p class="line">These look like two different pictures. The model only knows how two '
+            "views of one thing differ, so it says nothing more.</p>"
+        )
+    if spec.convention != "relative":
+        line = "This model says differences as the paper does, a minus b: see the numbers."
+        return f'<p class="line">{line}</p>{_folded(numbers or _table(asked.described))}'
+    lines = [
+        f'<p class="line"><i class="predicted"></i>The model says: {headline(asked.described)}.</p>'
+    ]
+    if truth is not None:
+        lines.append(f'<p class="line"><i class="true"></i>In truth: {headline(truth)}.</p>')
+    if missing := untold(asked.described):
+        lines.append(f'<p class="untold">{escape(missing)}</p>')
+    return "".join(lines) + _folded(numbers or _table(asked.described))
+
+
+def _folded(numbers: str) -> str:
+    return f"<details><summary>Numbers</summary>{numbers}</details>"
+
+
+def _table(described: Described) -> str:
+    rows = []
+    for told in described.values():
+        if isinstance(told, list):
+            for record in told:
+                value, error = record["value"], record["standard_error"]
+                shown = escape(record.get("reason", "")) if value is None else f"{value:+.2f}"
+                known = "" if value is None or error is None else f"± {error:.2f}"
+                rows.append((record["name"], f"{shown} {known}", record["unit"]))
+        else:
+            name = next(name for name in told if name != "reason")
+            value = told[name]
+            if value is None:
+                shown = escape(told["reason"])
+            else:
+                shown = ", ".join(
+                    f"{p:.0%}" for p in (value if isinstance(value, list) else [value])
+                )
+            rows.append((name.replace("_", " "), shown, "probability"))
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th><td>{shown}</td><td>{escape(unit)}</td></tr>'
+        for name, shown, unit in rows
+    )
+    return f"<table><tbody>{body}</tbody></table><p>±: the standard error, on average.</p>"
+
+
+STYLE = """
+.line { margin: 0 0 8px; font-size: 1.15rem; line-height: 1.5; color: var(--body-text-color); }
+.untold { margin: 0 0 8px; color: var(--body-text-color-subdued); }
+details { margin-top: 8px; }
+summary { cursor: pointer; color: var(--body-text-color-subdued); padding: 4px 0; }
+.line i { display: inline-block; width: 12px; height: 12px; margin-right: 8px; border-radius: 3px; }
+i.true { background: #0d9488; } i.predicted { background: #a855f7; }
+"""
