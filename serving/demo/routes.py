@@ -97,6 +97,7 @@ class Routes:
     def __init__(self, app: FastAPI, page: gr.Blocks, files: Files, items: int) -> None:
         self._app, self._page, self._files, self._items = app, page, files, items
         self._sessions = Sessions(page, files)
+        self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -124,7 +125,9 @@ class Routes:
         if method in ("GET", "HEAD"):
             if path == "/" and scope["query_string"].startswith(b"view="):
                 return RedirectResponse("docs")  # in place of Gradio's own description and settings
-            if path in PLAIN or CODE.fullmatch(path):
+            if path in PLAIN:
+                return self._in_turn(self._gradio())
+            if CODE.fullmatch(path):
                 return self._gradio()
             if path.startswith(f"{API}/file="):
                 return self._file(path.removeprefix(f"{API}/file="))
@@ -161,6 +164,23 @@ class Routes:
             scope = {**scope, "query_string": query.encode(), "headers": headers}
             with during or contextlib.nullcontext():
                 await self._app(scope, receive if body is None else _given(body, receive), send)
+
+        return answer
+
+    def _in_turn(self, page: ASGIApp) -> ASGIApp:
+        """A page is made in one step of 20 ms, and many at once in as many steps, one after the
+        other: with one at a time everybody else has a turn between two."""
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            messages: list[Message] = []
+
+            async def keep(message: Message) -> None:
+                messages.append(message)
+
+            async with self._turn:
+                await page(scope, receive, keep)
+            for message in messages:  # whoever reads slowly holds nobody up
+                await send(message)
 
         return answer
 

@@ -22,6 +22,7 @@ from asyncio.sslproto import SSLProtocol
 from typing import Any
 
 import h11
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.http.problems import Problem
@@ -222,6 +223,25 @@ class Handshake(SSLProtocol):
         self._connection.room.leave(self._connection)
 
 
+class _Lines(ReceiveBuffer):
+    """Lines of a head or of trailers, all with one line end, none folded.
+
+    A proxy that takes a line feed within a line, or a folded line, for something else sees another
+    request.
+    """
+
+    def maybe_extract_lines(self) -> Any:
+        before = len(self)
+        lines = super().maybe_extract_lines()
+        if lines is not None:
+            taken, letters = before - len(self), sum(map(len, lines))
+            if taken - letters not in (len(lines) + 1, 2 * len(lines) + 2):
+                raise h11.RemoteProtocolError("lines that end in two ways")
+            if any(bytes(line[:1]) in (b" ", b"\t") for line in lines):
+                raise h11.RemoteProtocolError("a folded line")
+        return lines
+
+
 class _Bounded(h11.Connection):
     """h11, with limits on what costs time: header fields, and parts of a body.
 
@@ -233,6 +253,10 @@ class _Bounded(h11.Connection):
 
     refused_with = 400
     _parts = _bytes = 0
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._receive_buffer = _Lines()
 
     def next_event(self) -> Any:
         try:

@@ -232,3 +232,35 @@ def test_uploads_beyond_the_folder_s_room_push_the_oldest_out(launch, tiny_model
         assert 0 < on_disk(folder) - before <= 800_000
     finally:
         app.stop()
+
+
+def test_pages_are_made_one_at_a_time_and_sent_together(page, monkeypatch):
+    """Each is 20 ms during which nobody is answered; a reader that is slow holds nobody up."""
+    made, now, sent = [], [0], []
+
+    async def gradio(scope, receive, send):
+        now[0] += 1
+        made.append(now[0])
+        await asyncio.sleep(0)
+        now[0] -= 1
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"page"})
+
+    async def ask(slow: bool) -> None:
+        async def send(message):
+            if slow:
+                await asyncio.sleep(60)
+            sent.append(message.get("body"))
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+        await page(scope, None, send)
+
+    async def visit() -> None:
+        slow = asyncio.create_task(ask(True))
+        await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.gather(*(ask(False) for _ in range(20))), 5)
+        slow.cancel()
+
+    monkeypatch.setattr(page, "_app", gradio)
+    asyncio.run(visit())
+    assert made == [1] * 21 and sent.count(b"page") == 20

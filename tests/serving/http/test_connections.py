@@ -179,6 +179,10 @@ BAD = {
     "both lengths, folded": (
         b"Content-Length: 3\r\nTransfer-Encoding:\r\n chunked\r\n\r\nabc", 400,
     ),
+    "a folded coding": (b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n" + GET + b"\r\n", 400),
+    "a folded field": (b"X: a\r\n\tb\r\nContent-Length: 0\r\n\r\n", 400),
+    "a coding behind a line feed": (b"X: a\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    "trailers of two line ends": (CHUNKED + b"\r\n0\r\nX: a\nY: b\r\n\r\n" + GET + b"\r\n", 400),
     "two lengths": (b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabc", 400),
     "a list of lengths": (b"Content-Length: 3, 4\r\n\r\nabc", 400),
     "two codings": (CHUNKED * 2 + b"\r\n0\r\n\r\n", 501),
