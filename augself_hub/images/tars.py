@@ -88,6 +88,10 @@ class StrictHeader(tarfile.TarInfo):
     def _proc_member(self, tar: Any) -> Any:
         if self.type in _EXTENDED and self.size > MAX_HEADER:
             raise tarfile.ReadError(f"a header of {self.size} bytes at byte {tar.offset}")
+        if self.type == tarfile.XGLTYPE:  # these are kept, and copied for every member
+            tar.global_bytes = getattr(tar, "global_bytes", 0) + self.size
+            if tar.global_bytes > MAX_HEADER:
+                raise tarfile.ReadError(f"more than {MAX_HEADER} bytes of global headers")
         return super()._proc_member(tar)  # type: ignore[misc]
 
     def _proc_sparse(self, tar: Any) -> Any:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from augself_hub.errors import ImageError, UsageError
 from augself_hub.images import SUFFIXES, ShardError, open_source
+from augself_hub.images.tars import tar_samples
 
 PNG = places.png(0, (2, 2))
 KEYS = ["0", "a/1", "a.b/2", "ü", "日本/x", "x y", "0"]
@@ -265,3 +266,34 @@ def test_a_network_that_fails_is_no_damage(tmp_path, monkeypatch):
         open_source("memory://x/y.tar")
     with pytest.raises(AugSelfError, match="cannot be reached"):
         [list(shard.items()) for shard in open_source("memory://x/y.tar", stream=True).shards(9)]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_global_headers_do_not_fill_the_memory(tmp_path, packed):
+    """200 of 60 KB, each with names of its own, were kept and copied for every member."""
+    path = tmp_path / ("a.tar.gz" if packed else "a.tar")
+    with tarfile.open(path, "w:gz" if packed else "w") as tar:
+        for number in range(200):
+            words = {f"K{number}.{n}": "x" * 50 for n in range(800)}
+            data = tarfile.TarInfo.create_pax_global_header(words)
+            tar.fileobj.write(data)
+            tar.offset += len(data)
+        header = tarfile.TarInfo("a.png")
+        header.size = 3
+        tar.addfile(header, io.BytesIO(b"png"))
+    found = []
+    with pytest.raises(ShardError, match="more than 65536 bytes of global headers"):
+        found += tar_samples(str(path), "a", lambda *_: None, packed, load=True)
+    assert found == []
+
+
+def test_a_global_header_as_git_archive_writes_it_is_read(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        data = tarfile.TarInfo.create_pax_global_header({"comment": "a" * 40})
+        tar.fileobj.write(data)
+        tar.offset += len(data)
+        header = tarfile.TarInfo("a.png")
+        header.size = 3
+        tar.addfile(header, io.BytesIO(b"png"))
+    (sample,) = tar_samples(str(tmp_path / "a.tar"), "a", lambda *_: None, False, load=True)
+    assert (sample.name, sample.data) == ("a/a", b"png")

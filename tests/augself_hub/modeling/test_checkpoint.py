@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from checkpoints import official_heads, torchvision_resnet
 
 from augself_hub.errors import CheckpointError
+from augself_hub.modeling.checkpoint import read_checkpoint
 from augself_hub.modeling.convert import convert
 
 
@@ -173,3 +175,28 @@ def test_a_refusal_is_one_line_that_names_the_file(tmp_path, augself):
     run = augself("convert", tmp_path / "a.pth", "--pretrain-data", "stl10", "--output", "model")
     assert run.status == 1 and run.err.count("\n") == 1 and "a.pth" in run.err
     assert not (tmp_path / "ran").exists()
+
+
+def bytearray_of(count: int) -> bytes:
+    return b"\x80\x02cbuiltins\nbytearray\n" + pickle.dumps(count, 2)[2:-1] + b"\x85R."
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_number_of_a_file_is_no_memory(tmp_path, archive):
+    """torch's unpickler knows bytearray, which takes a number: 200 bytes took any memory."""
+    path, pickled = tmp_path / "x.pth", bytearray_of(3 * 10**8)
+    if archive:
+        torch.save({"a": torch.zeros(1)}, path)
+        with zipfile.ZipFile(path) as whole:
+            members = {m.filename: whole.read(m) for m in whole.infolist()}
+        with zipfile.ZipFile(path, "w") as changed:
+            for name, data in members.items():
+                changed.writestr(name, pickled if name.endswith("data.pkl") else data)
+    else:
+        head = (0x1950A86A20F9469CFC6C, 1001, {"protocol_version": 1001, "little_endian": True})
+        path.write_bytes(b"".join(pickle.dumps(part, 2) for part in head) + pickled)
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="makes a bytearray"):
+        read_checkpoint(path)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
