@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
+from augself_hub.configs import MAX_FEATURES, read_json
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.lazy import needs
 from augself_hub.neighbours import nearest
@@ -89,7 +91,7 @@ class FeatureTable:
             labels=table["label"].fill_null(-1).to_numpy(),
             label_names=manifest["label_names"],
             splits=table["split"].to_pylist(),
-            features=_features(folder, table),
+            features=_features(folder, table, manifest),
             model=manifest["model"]["sha256"],
             normalized=manifest["normalized"],
             errors=_errors(folder),
@@ -265,7 +267,11 @@ class FeatureTable:
 def _errors(folder: Path) -> tuple[tuple[str, str], ...]:
     path = folder / ERRORS
     lines = path.read_text().splitlines() if path.is_file() else []
-    return tuple((error["id"], error["reason"]) for error in map(json.loads, lines))
+    try:
+        errors = [json.loads(line) for line in lines]
+        return tuple((str(error["id"]), str(error["reason"])) for error in errors)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AugSelfError(f"{path} is damaged: extract again") from error
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -341,13 +347,32 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise AugSelfError(f"{path} is missing: this is not a finished extraction")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise AugSelfError(f"{path} cannot be read: {error}") from error
+    manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         raise AugSelfError(f"{path} is not of format {FORMAT}: upgrade augself-hub")
+    for field, (kinds, wanted) in _FIELDS.items():
+        value: Any = manifest
+        for part in field.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if type(value) not in kinds or not (wanted is None or wanted(value)):
+            raise AugSelfError(f"{path} cannot be read: {field} is {repr(value)[:40]}")
     return manifest
+
+
+_Check = Callable[[Any], bool] | None
+_FIELDS: dict[str, tuple[tuple[type, ...], _Check]] = {
+    "table": ((str,), lambda v: v in (TABLE, DIFFERENCES)),
+    "layout": ((str,), lambda v: v in ("parquet", "npy")),
+    "model.name": ((str,), str.isprintable),
+    "model.sha256": ((str,), lambda v: re.fullmatch("[0-9a-f]{64}", v) is not None),
+    "model.features": ((int,), lambda v: 1 <= v <= MAX_FEATURES),
+    "counts.rows": ((int,), lambda v: 0 <= v < 2**31),
+    "dtype": ((str,), lambda v: v in ("float32", "float16")),
+    "normalized": ((bool,), None),
+    "shard_rows": ((int,), lambda v: v >= 1),
+    "source": ((dict,), lambda v: isinstance(v.get("location"), str)),
+    "label_names": ((list,), lambda v: all(isinstance(name, str) for name in v)),
+}
 
 
 def _manifest_of(folder: Path, kind: str) -> dict[str, Any]:
@@ -370,7 +395,28 @@ def _read_rows(folder: Path, manifest: dict[str, Any]) -> Any:
         )
     import pyarrow as pa
 
-    return pa.concat_tables(tables).combine_chunks()
+    table = pa.concat_tables(tables).combine_chunks()
+    if manifest["table"] == TABLE:
+        _check_columns(folder, table, manifest)
+    return table
+
+
+def _check_columns(folder: Path, table: Any, manifest: dict[str, Any]) -> None:
+    """Raises AugSelfError where a column is not what the manifest says: names it."""
+    import pyarrow as pa
+
+    wanted = {"id": pa.string(), "label": pa.int32(), "split": pa.string()}
+    if manifest["layout"] == "parquet":
+        number = pa.type_for_alias(manifest["dtype"])
+        wanted["features"] = pa.list_(number, manifest["model"]["features"])
+    for name, kind in wanted.items():
+        there = table.schema.get_field_index(name) >= 0 and table.schema.field(name).type
+        same = there == kind or (name == "split" and there == pa.null())
+        if not same or (name in ("id", "features") and table[name].null_count):
+            raise AugSelfError(f"{folder}: column {name} holds {there}, not {kind}: extract again")
+    labels = table["label"].drop_null().to_numpy()
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(manifest["label_names"]):
+        raise AugSelfError(f"{folder}: a label is none of the {len(manifest['label_names'])} names")
 
 
 def read_part(path: Path, model: str, columns: list[str] | None = None) -> Any:
@@ -389,9 +435,12 @@ def read_part(path: Path, model: str, columns: list[str] | None = None) -> Any:
         from pyarrow import parquet
     except ModuleNotFoundError as error:
         raise MissingExtra("pyarrow", "serve") from error
+    from augself_hub.images.parquet_files import refuse_bomb
+
     try:
+        refuse_bomb(parquet.read_metadata(path), path.stat().st_size)
         table = parquet.read_table(path, columns=columns, page_checksum_verification=True)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise AugSelfError(f"{path} is damaged: extract again") from error
     found = (table.schema.metadata or {}).get(MODEL_KEY, b"none").decode()
     if found != model:
@@ -401,11 +450,18 @@ def read_part(path: Path, model: str, columns: list[str] | None = None) -> Any:
     return table
 
 
-def _features(folder: Path, table: Any) -> np.ndarray:
-    if (folder / ARRAY).is_file():
-        rows: np.ndarray = np.load(folder / ARRAY, mmap_mode="r", allow_pickle=False)
-        return rows
-    return _numbers(table["features"])
+def _features(folder: Path, table: Any, manifest: dict[str, Any]) -> np.ndarray:
+    if manifest["layout"] == "parquet":
+        return _numbers(table["features"])
+    path = folder / ARRAY
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if path.is_file() else None
+    except Exception as error:  # numpy reads the header by Python's own tokenizer and parser
+        raise AugSelfError(f"{path} is damaged: extract again") from error
+    wanted = (table.num_rows, manifest["model"]["features"]), manifest["dtype"]
+    if not isinstance(array, np.ndarray) or (array.shape, array.dtype.name) != wanted:
+        raise AugSelfError(f"{path} is no array of {wanted[0]} {wanted[1]}: extract again")
+    return array
 
 
 def _numbers(column: Any) -> np.ndarray:

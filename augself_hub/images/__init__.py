@@ -15,7 +15,7 @@ fsspec is imported before a source needs it.
 
 from augself_hub.images.files import SUFFIXES, read_file
 from augself_hub.images.inventory import Inventory
-from augself_hub.images.opening import AS_FOUND, Options, open_source
+from augself_hub.images.opening import AS_FOUND, Options, open_recorded, open_source
 from augself_hub.images.source import Item, Listing, Shard, ShardError, Source
 from augself_hub.images.words import KINDS, Columns, split_of
 
@@ -31,6 +31,7 @@ __all__ = [
     "Shard",
     "ShardError",
     "Source",
+    "open_recorded",
     "open_source",
     "read_file",
     "split_of",

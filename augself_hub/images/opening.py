@@ -60,9 +60,14 @@ class Options:
     @classmethod
     def of_record(cls, source: dict[str, Any]) -> Options:
         """As the manifest of a table has them under `source`."""
-        root = source.get("image_root")
+        root, columns = source.get("image_root"), source.get("columns") or {}
+        columns = columns if isinstance(columns, dict) else {"": columns}
+        texts = (root, source.get("split"), source.get("read_as"), *columns.values())
+        known = set(columns) <= set(Columns.__dataclass_fields__)
+        if not known or not all(text is None or isinstance(text, str) for text in texts):
+            raise UsageError("the manifest of the table does not say how its source is read")
         return cls(
-            Columns(**source.get("columns", {})),
+            Columns(**columns),
             source.get("split"),
             source.get("read_as"),
             image_root=None if root is None else Path(root),
@@ -98,6 +103,25 @@ def open_source(
         opened = source
     _refuse_unread(opened, options)
     return opened if options.split is None else opened.chosen(options.split)
+
+
+def open_recorded(record: dict[str, Any]) -> Source:
+    """The source that a table's manifest says it is of, where it is a file of this machine.
+
+    Whoever wrote the manifest may be a stranger: nothing is fetched, and paths in the source lead
+    no further than they would without options.
+
+    Raises:
+        AugSelfError: it is elsewhere, or gone.
+    """
+    location = str(record["location"])
+    text = location.removeprefix(STREAM)
+    prefix, _, place = text.partition(":")
+    local = any(Path(name).exists() for name in (text, place, place.partition(":")[0]) if name)
+    local = local or (_is_pattern(text) and prefix != "hf")
+    if "://" in location or not local:
+        raise AugSelfError(f"the table's images were at {location}, which is not on this machine")
+    return open_source(location, replace(Options.of_record(record), image_root=None))
 
 
 def _open(text: str, options: Options) -> tuple[Source, Options]:

@@ -78,7 +78,7 @@ class ParquetFile:
         try:
             with open_file(url) as file:
                 size, footer = file.seek(0, os.SEEK_END), parquet.read_metadata(file)
-                _refuse_bomb(footer, size)
+                refuse_bomb(footer, size)
         except DAMAGE as error:
             return cls._damaged(url, name, split, error)
         sizes = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
@@ -251,7 +251,7 @@ def _read(file: Any, columns: list[str], groups: Sequence[int] | None = None) ->
         return pa.concat_tables(parts) if parts else opened.read_row_groups([], columns=columns)
 
 
-def _refuse_bomb(footer: parquet.FileMetaData, size: int) -> None:
+def refuse_bomb(footer: parquet.FileMetaData, size: int) -> None:
     """Rows and bytes that no file of this size has, but for one that was made to.
 
     Raises:

@@ -22,7 +22,7 @@ from PIL import Image
 
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import FeatureTable, read_manifest
-from augself_hub.images import Listing, Options, open_source
+from augself_hub.images import Listing, open_recorded
 from augself_hub.preprocess import decode
 from serving.inference.client import Local
 
@@ -185,7 +185,7 @@ def of_table(folder: Path, models: Sequence[Local]) -> Gallery:
     step = -(-len(table.ids) // LARGEST)
     was, names = read_manifest(folder)["source"], table.ids[::step]
     try:
-        source = open_source(was["location"], Options.of_record(was))
+        source = open_recorded(was)
         log.info("%s", source.inventory.text())
         listing = source.listing()
     except AugSelfError as error:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from pyarrow import parquet
 from usearch.index import Index
 
+from augself_hub.configs import read_json
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import MANIFEST, PARTS, TABLE, read_manifest, read_part
 from augself_hub.folder import new_folder
@@ -191,8 +192,12 @@ class FeatureIndex:
         graph = folder / GRAPH
         if not graph.is_file() or graph.stat().st_size != self.manifest["bytes"]:
             raise AugSelfError(f"{graph} is damaged: make the index again with augself index")
-        restored = Index.restore(graph, view=True)
-        if restored is None:  # no graph of usearch's
+        try:
+            restored = Index.restore(graph, view=True)
+        except (RuntimeError, ValueError, KeyError, TypeError):  # usearch's share no class
+            restored = None
+        shape = sum(self.manifest["parts"]), self.manifest["model"]["features"]
+        if restored is None or (len(restored), restored.ndim) != shape:
             raise AugSelfError(f"{graph} is damaged: make the index again with augself index")
         self._graph = restored
 
@@ -214,12 +219,16 @@ class FeatureIndex:
             raise UsageError(f"-k {count}: {self.table} has {self.rows} rows")
         found = self._graph.search(features, count)
         ends = np.cumsum(self.manifest["parts"])
+        if len(found.keys) and int(found.keys.max()) >= ends[-1]:
+            raise AugSelfError(f"{self.folder / GRAPH} is damaged: make the index again")
         parts = np.searchsorted(ends, found.keys.astype(np.int64), side="right")
         places = found.keys.astype(np.int64) - (ends - self.manifest["parts"])[parts]
         matches = zip(parts.tolist(), places.tolist(), found.distances.tolist(), strict=True)
         names, found_rows = self.table_manifest["label_names"], []
         for part, place, distance in matches:
             row = self._rows(part).slice(place, 1).to_pylist()[0]
+            if row["label"] is not None and not 0 <= row["label"] < len(names):
+                raise AugSelfError(f"{self.table}: a label is none of the {len(names)} names")
             label = None if row["label"] is None else names[row["label"]]
             found_rows.append(Match(row["id"], label, part, 1 - distance))
         return found_rows
@@ -231,10 +240,14 @@ class FeatureIndex:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] == FORMAT and manifest["parts"]:
+        manifest = read_json(folder / MANIFEST)
+        known = manifest["format"] == FORMAT and type(manifest["bytes"]) is int
+        parts, model = manifest["parts"], manifest["model"]
+        texts = (manifest["table"], manifest["table_sha256"], model["sha256"], model["name"])
+        counts = all(type(n) is int and 0 <= n < 2**31 for n in (*parts, model["features"]))
+        if known and parts and counts and all(isinstance(text, str) for text in texts):
             return manifest
-    except (OSError, ValueError, KeyError, TypeError):
+    except (AugSelfError, KeyError, TypeError):
         pass
     raise AugSelfError(f"{folder} is no index: make one with augself index TABLE --output INDEX")
 

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from augself_hub.atomic import whole_file
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.images import Item, Options, Shard, ShardError, open_source
+from augself_hub.images import Item, Options, Shard, ShardError, open_recorded, open_source
 from augself_hub.preprocess import decode
 from serving.search.index import Match
 
@@ -46,7 +46,10 @@ def _shards(table: dict[str, Any], source: str | None) -> Sequence[Shard]:
     """Of the table's source, opened as it was then; none where it is gone."""
     was = table["source"]
     try:
-        opened = open_source(source or was["location"], Options.of_record(was))
+        if source is None:
+            opened = open_recorded(was)
+        else:
+            opened = open_source(source, Options.of_record(was))
     except AugSelfError:
         if source is not None:
             raise

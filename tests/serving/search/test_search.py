@@ -112,13 +112,16 @@ def test_a_graph_of_many_rows_misses_few(tmp_path, engine):
 def drawn_table(folder: Path, features: np.ndarray) -> Path:
     """A table of two parts with these features, as extraction writes it."""
     (folder / "data").mkdir(parents=True)
+    model = "0" * 64
     for number, part in enumerate(np.array_split(features, 2)):
         column = pa.FixedSizeListArray.from_arrays(part.ravel(), part.shape[1])
         ids = pa.array([f"{number}-{row}" for row in range(len(part))])
-        rows = pa.table({"id": ids, "features": column}).replace_schema_metadata({MODEL_KEY: "m"})
+        rows = pa.table({"id": ids, "features": column}).replace_schema_metadata({MODEL_KEY: model})
         parquet.write_table(rows, folder / f"data/part-{number:05}.parquet")
     manifest = {"format": 1, "table": "features", "layout": "parquet", "dtype": "float32"}
-    manifest |= {"model": {"sha256": "m", "features": features.shape[1]}}
+    manifest |= {"model": {"name": "m", "sha256": model, "features": features.shape[1]}}
+    manifest |= {"normalized": False, "shard_rows": len(features), "label_names": []}
+    manifest |= {"source": {"location": "drawn"}}
     (folder / "manifest.json").write_text(
         json.dumps(manifest | {"counts": {"rows": len(features)}})
     )
