@@ -1,6 +1,6 @@
 """The server side by side with LitServe and with batch extraction; load, start-up, memory.
 
-    taskset -c 0,1 python benchmarks/server.py [--work DIR] [--quick]
+    taskset -c 0,1 python benchmarks/server.py [--work DIR] [--openvino PYTHON] [--quick]
 
 Images and models are those of benchmarks/extraction.py: 500 x 375 JPEGs, an untrained ResNet-18 at
 224 px and its int8 graph, made in DIR once. Every request brings one image in a form, the same
@@ -8,6 +8,8 @@ bytes to every server. Servers are started, warmed up, measured with 8 clients a
 stopped, in turn; a figure is the median of the rounds.
 
     ours               `augself serve` as it comes
+    ours, OpenVINO     the same on OpenVINO, in bf16 beside the fp32 of others; --openvino is the
+                       python of an environment with it (`pip install -e '.[serve,openvino]'`)
     litserve           LitServe as it comes: one worker, an image at a time, all cores
     litserve batched   one worker, 8 images at a time, at most 5 ms of waiting
     litserve 2 workers an image at a time, one core each
@@ -47,13 +49,15 @@ from augself_hub.precision import GRAPHS
 LITSERVE = Path(__file__).with_name("litserve_server.py")
 BOUNDARY = "a-boundary-of-the-benchmark"
 UNIT = "images a second, 8 clients"
+OPENVINO = "ours, OpenVINO"
 SERVERS: dict[str, list[str]] = {
     "ours": [],
     "litserve": [],
     "litserve batched": ["--batch", "8"],
     "litserve 2 workers": ["--workers", "2"],
 }
-AUGSELF = [sys.executable, "-m", "augself_hub.cli", "serve"]
+SERVE = ["-m", "augself_hub.cli", "serve"]
+AUGSELF = [sys.executable, *SERVE]
 
 
 def main() -> None:
@@ -81,6 +85,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precisions", nargs="*", default=["fp32", "int8"])
     parser.add_argument("--quick", action="store_true", help="one small round at fp32")
+    parser.add_argument("--openvino", help="python of an environment with OpenVINO")
     parser.add_argument("--load", help=argparse.SUPPRESS)  # an address: be the clients
     parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -130,10 +135,13 @@ def wait_for(process: subprocess.Popen, port: int, path: str) -> None:
 
 
 @contextmanager
-def started(server: str, folder: Path, precision: str) -> Iterator[str]:
+def started(server: str, folder: Path, precision: str, openvino: str | None) -> Iterator[str]:
+    ready = "/health/ready"
     if server == "ours":
         command = [*AUGSELF, "--model", str(folder), "--precision", precision]
-        ready = "/health/ready"
+    elif server == OPENVINO:
+        command = [str(openvino), *SERVE, "--model", str(folder), "--device", "openvino"]
+        command += ["--precision", "bf16" if precision == "fp32" else precision]
     else:
         graph = folder / GRAPHS[precision]
         command = [sys.executable, str(LITSERVE), "--graph", str(graph), *SERVERS[server]]
@@ -223,12 +231,13 @@ def post(connection: http.client.HTTPConnection, body: bytes) -> int:
 
 
 def show_speed(found: Findings, options: argparse.Namespace, folder: Path, precision: str) -> None:
-    eight: dict[str, list[Answers]] = {server: [] for server in SERVERS}
-    one: dict[str, list[Answers]] = {server: [] for server in SERVERS}
+    servers = [*SERVERS, *([OPENVINO] if options.openvino else [])]
+    eight: dict[str, list[Answers]] = {server: [] for server in servers}
+    one: dict[str, list[Answers]] = {server: [] for server in servers}
     extraction = []
     for _ in range(options.rounds):
-        for server in SERVERS:
-            with started(server, folder, precision) as address:
+        for server in servers:
+            with started(server, folder, precision, options.openvino) as address:
                 asked(options, address, 8, 32)
                 eight[server].append(asked(options, address, 8, options.requests))
                 one[server].append(asked(options, address, 1, options.requests // 6))

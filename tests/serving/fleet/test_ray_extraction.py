@@ -26,6 +26,7 @@ from serving.fleet.ray_extraction import Model, fill, room  # noqa: E402
 
 IMAGES, SHARD = 120, 4
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+OPENVINO = "OpenVINOExecutionProvider"
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,7 @@ def test_workers_fill_the_cluster():
     """A core each on CPUs; on GPUs a GPU and its share of the cores."""
     assert room(CPU, {"CPU": 16.0, "GPU": 2.0}, None) == (16, {"num_cpus": 1}, 1)
     assert room(CPU, {"CPU": 16.0}, 3) == (3, {"num_cpus": 1}, 1)
+    assert room(OPENVINO, {"CPU": 16.0}, None) == (16, {"num_cpus": 1}, 1)
     assert room(CUDA, {"CPU": 16.0, "GPU": 2.0}, None) == (2, {"num_cpus": 8, "num_gpus": 1}, 8)
     assert room(CUDA, {"CPU": 2.0, "GPU": 4.0}, None) == (4, {"num_cpus": 1, "num_gpus": 1}, 1)
     with pytest.raises(AugSelfError, match="has no GPU"):
