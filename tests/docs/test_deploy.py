@@ -104,11 +104,14 @@ def test_a_dockerfile_copies_what_there_is_and_installs_extras_that_exist(name):
     extras = project["project"]["optional-dependencies"]
     words = dict(instructions(name))
     for word, given in instructions(name):
-        if word == "COPY":
+        if word == "COPY" and "--from" not in given:
             *sources, _ = given.split()
             assert all((ROOT / source).exists() for source in sources)
-        for group in re.findall(r'pip install .*"\.\[(.*?)\]"', given):
+        for group in re.findall(r'pip install .*?"\.\[(.*?)\]"', given):
+            group = group.replace("${EXTRAS}", words.get("ARG", "").removeprefix("EXTRAS="))
             assert set(group.split(",")) <= set(extras)
+            runtimes = {"gpu", "cpu", "openvino", "cuda"} & set(group.split(","))
+            assert len(runtimes) == 1  # one ONNX Runtime
     assert words["USER"] == "augself" and words["EXPOSE"] == "7860"
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     copied = {given.split()[0] for word, given in instructions(name) if word == "COPY"}
