@@ -85,6 +85,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precisions", nargs="*", default=["fp32", "int8"])
     parser.add_argument("--quick", action="store_true", help="one small round at fp32")
+    parser.add_argument("--servers", nargs="*", help="only these, and ours; the default is all")
     parser.add_argument("--openvino", help="python of an environment with OpenVINO")
     parser.add_argument("--load", help=argparse.SUPPRESS)  # an address: be the clients
     parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
@@ -135,7 +136,9 @@ def wait_for(process: subprocess.Popen, port: int, path: str) -> None:
 
 
 @contextmanager
-def started(server: str, folder: Path, precision: str, openvino: str | None) -> Iterator[str]:
+def started(
+    server: str, folder: Path, precision: str, openvino: str | None
+) -> Iterator[tuple[str, subprocess.Popen]]:
     ready = "/health/ready"
     if server == "ours":
         command = [*AUGSELF, "--model", str(folder), "--precision", precision]
@@ -146,8 +149,18 @@ def started(server: str, folder: Path, precision: str, openvino: str | None) -> 
         graph = folder / GRAPHS[precision]
         command = [sys.executable, str(LITSERVE), "--graph", str(graph), *SERVERS[server]]
         ready = "/health"
-    with running(command, ready) as (address, _):
-        yield address
+    with running(command, ready) as found:
+        yield found
+
+
+def core_seconds(server: subprocess.Popen) -> float:
+    """What a server and its workers, which are of one session, have used of the cores so far."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            fields = stat.read_text().rpartition(")")[2].split()
+            ticks += (int(fields[11]) + int(fields[12])) * (int(fields[3]) == server.pid)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 # -- Clients ---------------------------------------------------------------------------------------
@@ -231,20 +244,23 @@ def post(connection: http.client.HTTPConnection, body: bytes) -> int:
 
 
 def show_speed(found: Findings, options: argparse.Namespace, folder: Path, precision: str) -> None:
-    servers = [*SERVERS, *([OPENVINO] if options.openvino else [])]
+    servers = options.servers or [*SERVERS, *([OPENVINO] if options.openvino else [])]
     eight: dict[str, list[Answers]] = {server: [] for server in servers}
     one: dict[str, list[Answers]] = {server: [] for server in servers}
     extraction = []
+    cores: dict[str, list[float]] = {server: [] for server in servers}
     for _ in range(options.rounds):
         for server in servers:
-            with started(server, folder, precision, options.openvino) as address:
+            with started(server, folder, precision, options.openvino) as (address, process):
                 asked(options, address, 8, 32)
+                before = core_seconds(process)
                 eight[server].append(asked(options, address, 8, options.requests))
+                cores[server].append(options.requests / (core_seconds(process) - before))
                 one[server].append(asked(options, address, 1, options.requests // 6))
         arguments = ["--model", str(folder), "--work", str(options.work)]
         arguments += ["--images", str(options.images), "--precision", precision]
-        extraction.append(child("ours", arguments)["speed"])
-    show_eight(found, precision, eight, extraction)
+        extraction.append(child("ours", arguments))
+    show_eight(found, precision, eight, cores, extraction)
     mine = middle(answers.quantile(0.5) for answers in one["ours"])
     cells = []
     for server, rounds in one.items():
@@ -255,16 +271,26 @@ def show_speed(found: Findings, options: argparse.Namespace, folder: Path, preci
 
 
 def show_eight(
-    found: Findings, precision: str, eight: dict[str, list[Answers]], extraction: list[float]
+    found: Findings,
+    precision: str,
+    eight: dict[str, list[Answers]],
+    cores: dict[str, list[float]],
+    extraction: list[dict[str, float]],
 ) -> None:
+    """Also of a core's second that the server used, which other load changes less."""
     rates = {server: [answers.rate for answers in rounds] for server, rounds in eight.items()}
-    rates["batch extraction"] = extraction
+    rates["batch extraction"] = [each["speed"] for each in extraction]
+    cores = {**cores, "batch extraction": [each["core"] for each in extraction]}
     cells = []
     for server, rate in rates.items():
-        ratio = f"{middle(rates['ours']) / middle(rate):.2f}"
-        cells.append((server, *spread(rate), ratio, *latencies(server, eight.get(server, []))))
+        ratio, of_core = (f"{middle(x['ours']) / middle(x[server]):.2f}" for x in (rates, cores))
+        used = (spread(cores[server])[0], of_core)
+        cells.append(
+            (server, *spread(rate), ratio, *latencies(server, eight.get(server, [])), *used)
+        )
     heads = [f"{precision}, 8 clients", "images/s", "quartiles", "ours to it", "median", "p99"]
-    found.table([*heads, "clients' share of a core"], cells)
+    heads += ["clients' share of a core", "a second of a core", "ours to it"]
+    found.table(heads, cells)
     found.chart({f"{precision}, {server}": rate for server, rate in rates.items()})
 
 
