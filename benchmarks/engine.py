@@ -26,10 +26,10 @@ from findings import Findings, machine, spread
 from PIL import Image
 from untrained import write_untrained
 
+from augself_hub.cores import usable_cores
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import decode, preprocess
 from augself_hub.runtime import onnxruntime
-from serving.inference.cores import usable_cores
 from serving.inference.engine import Engine
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"

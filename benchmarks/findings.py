@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image, features
 
+from augself_hub.cores import usable_cores
 from augself_hub.folder import versions
-from serving.inference.cores import usable_cores
 
 SETS = (
     *("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16"),

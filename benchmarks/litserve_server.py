@@ -8,8 +8,8 @@ from typing import Any
 import litserve
 import numpy as np
 
+from augself_hub.cores import usable_cores
 from augself_hub.preprocess import decode, preprocess
-from serving.inference.cores import usable_cores
 
 SIDE = 224
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from augself_hub.answer import Difference
 from augself_hub.augmentations.spec import Spec
+from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError
 from augself_hub.images.given import GivenImage, features_of, named, prepared
-from serving.inference.cores import usable_cores
 from serving.inference.engine import MAX_BATCH, load
 
 

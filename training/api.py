@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 from augself_hub.errors import UsageError
 from augself_hub.lazy import needs
-from training.run.settings import FIXED, FROZEN, HEADS, PAIRS, Options, Settings
+from training.run.settings import CHOSEN, FIXED, FROZEN, HEADS, PAIRS, Options, Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -37,10 +37,11 @@ def _documented(without: tuple[str, ...] = (), **defaults: Any) -> Callable[[Fun
                 continue
             factory = one.default_factory
             default = one.default if factory is dataclasses.MISSING else factory()
-            default = defaults.get(one.name, default)
+            default = defaults.get(one.name, None if one.name in CHOSEN else default)
+            shown = CHOSEN[one.name] if default is None and one.name in CHOSEN else repr(default)
             rule = one.metadata["rule"]
             may = f" ({rule})" if rule is not None and str(rule) != "a text" else ""
-            lines.append(f"        {one.name}: {one.metadata['help']}{may} Default: {default!r}.")
+            lines.append(f"        {one.name}: {one.metadata['help']}{may} Default: {shown}.")
             fields.append(
                 inspect.Parameter(
                     one.name,
@@ -132,8 +133,9 @@ def _run(
 ) -> Path:
     if unknown := sorted({*given} - {field.name for field in dataclasses.fields(Settings)}):
         raise UsageError(f"there is no setting {unknown[0]!r}: see help(augself_hub.pretrain)")
+    given = {name: v for name, v in given.items() if not (name in CHOSEN and v is None)}
     settings = Settings(data=os.fspath(data), output=Path(output), **given)
     with needs("train"):
         from training.run.pretraining import pretrain as run  # torch, once the settings are right
 
-        return run(settings, resume=resume)
+        return run(settings, resume=resume, free=CHOSEN.keys() - given.keys())

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from augself_hub.options import GroupedCommand, grouped
-from training.run.settings import FIXED, HEADS, PAIRS, Settings, flag
+from training.run.settings import CHOSEN, FIXED, HEADS, PAIRS, Settings, flag
 
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
@@ -98,6 +98,8 @@ def _settings(command: Command, without: Collection[str] = (), **defaults: Any) 
             attributes |= {"required": True}
         else:
             attributes |= {"default": default, "show_default": default is not None}
+            if one.name in CHOSEN and one.name not in defaults:
+                attributes["show_default"] = CHOSEN[one.name]
         if rule is not None and rule.choices:
             attributes["metavar"] = f"[{'|'.join(rule.choices)}]"
         if one.name in _PARSED:
@@ -131,10 +133,7 @@ def pretrain(recipe: str | None, resume: bool, **options: Any) -> None:
     """Pretrain an encoder with AugSelf on a folder of images; ends with a model folder."""
     from training.api import pretrain as run
 
-    source = click.get_current_context().get_parameter_source
-    if recipe is not None:  # which fills in what was not given
-        options = {n: value for n, value in options.items() if source(n) in GIVEN or n in NEEDED}
-    _finish(run(resume=resume, recipe=recipe, **options))
+    _finish(run(resume=resume, recipe=recipe, **_given(options)))
 
 
 @click.command("fit-heads", cls=GroupedCommand)
@@ -145,7 +144,13 @@ def fit_heads(resume: bool, **options: Any) -> None:
     """Train AugSelf heads on a frozen ENCODER (a folder or Hub id); ends with a model folder."""
     from training.api import fit_heads as run
 
-    _finish(run(resume=resume, **options))
+    _finish(run(resume=resume, **_given(options)))
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """What the user gave: the rest is a recipe's, chosen for the images, or the default."""
+    source = click.get_current_context().get_parameter_source
+    return {n: value for n, value in options.items() if source(n) in GIVEN or n in NEEDED}
 
 
 def _finish(folder: Path) -> None:

@@ -12,9 +12,9 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError
 from serving.inference.client import Local
-from serving.inference.cores import usable_cores
 
 Models = dict[str, Local]  # by name; the first is picked when the page opens
 

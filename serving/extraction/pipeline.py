@@ -29,6 +29,7 @@ import numpy as np
 import PIL
 import pyarrow as pa
 
+from augself_hub.cores import usable_cores
 from augself_hub.differences import is_gray
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import DIFFERENCES, FORMAT, TABLE
@@ -46,7 +47,6 @@ from augself_hub.images import (
 from serving.extraction.destination import Counts, Destination, Part, refuse_too_many
 from serving.extraction.progress import Progress
 from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
-from serving.inference.cores import usable_cores
 from serving.inference.engine import Engine, load
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,11 @@ import numpy as np
 
 from augself_hub import hub
 from augself_hub.augmentations.difference import both_orders, to_physical
+from augself_hub.cores import usable_cores
 from augself_hub.errors import ModelFolderError, UsageError
 from augself_hub.folder import HEADS_GRAPH, read_manifest, read_spec
 from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
 from augself_hub.preprocess import Preprocessing
-from serving.inference.cores import usable_cores
 from serving.inference.parity import refuse_unlike
 from serving.inference.provider_options import BUCKETS
 from serving.inference.providers import (

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError
 from augself_hub.runtime import onnxruntime
-from serving.inference.cores import usable_cores
 
 if TYPE_CHECKING:
     from serving.inference.providers import Graph

@@ -8,12 +8,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.images.budget import DECODED
 from augself_hub.images.structure import kind
 from augself_hub.preprocess import Preprocessing
 from serving.inference.client import Local
-from serving.inference.cores import usable_cores
 from serving.inference.decoders import Decoders
 from serving.inference.models import Model, Models
 from serving.limits import Limits

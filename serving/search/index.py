@@ -24,10 +24,10 @@ from pyarrow import parquet
 from usearch.index import Index
 
 from augself_hub.configs import read_json
+from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import MANIFEST, PARTS, TABLE, read_manifest, read_part
 from augself_hub.folder import new_folder
-from serving.inference.cores import usable_cores
 
 FORMAT = 1
 GRAPH = "index.usearch"

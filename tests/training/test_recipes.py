@@ -32,7 +32,7 @@ def asked(monkeypatch):
 
     def call(*arguments):
         made = []
-        monkeypatch.setattr(pretraining, "pretrain", lambda given, resume: made.append(given))
+        monkeypatch.setattr(pretraining, "pretrain", lambda given, **_: made.append(given))
         monkeypatch.setattr(commands, "_finish", lambda folder: None)
         main(["pretrain", "--data=photos", "--output=run", *arguments])
         return made[0]
@@ -47,7 +47,7 @@ def test_every_method_has_a_recipe_and_a_baseline_at_every_scale():
         for method in METHODS
         for baseline in ("", "-baseline")
     }
-    assert set(NAMES) == expected | {"embedded-augself", "embedded-baseline"}
+    assert set(NAMES) == expected | {"embedded-augself", "embedded-baseline", "quick"}
 
 
 @pytest.mark.parametrize("name", NAMES)

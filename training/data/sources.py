@@ -27,6 +27,7 @@ from augself_hub.images import AS_FOUND, Inventory, Options, Source, open_source
 from augself_hub.images.inventory import Tally
 from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
+from augself_hub.images.structure import structure
 from augself_hub.preprocess import decode, to_rgb
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,20 @@ class Images:
         labels = [new[self.labels[i]] for i in kept]
         return dataclasses.replace(self.at(kept), labels=labels, classes=list(classes))
 
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) of an image, upright: of a file what its header says.
+
+        Raises ImageError or OSError for a damaged one.
+        """
+        return _size(self.read, index)
+
+    def decoded_smaller(self, least: int) -> Images:
+        """The same, but large JPEGs are decoded at 1/2, 1/4 or 1/8, their sides `least` or more.
+
+        What torchvision decodes comes as it is.
+        """
+        return dataclasses.replace(self, read=_smaller(self.read, least))
+
     def at(self, positions: Sequence[int]) -> Images:
         """The images at these positions, in this order."""
         return dataclasses.replace(
@@ -100,9 +115,27 @@ class _Decoded:
     """`read` of what is listed as files' bytes."""
 
     bytes_at: Callable[[int], bytes]
+    least: int | None = None
 
     def __call__(self, index: int) -> Image.Image:
-        return decode(self.bytes_at(index))
+        return decode(self.bytes_at(index), least=self.least)
+
+
+def _size(read: Callable[[int], Image.Image], index: int) -> tuple[int, int]:
+    if isinstance(read, _Chosen):
+        return _size(read.read, read.positions[index])
+    if isinstance(read, _Decoded):
+        found = structure(read.bytes_at(index))
+        turned = found.orientation >= 5
+        return (found.width, found.height) if turned else (found.height, found.width)
+    image = read(index)
+    return image.height, image.width
+
+
+def _smaller(read: Callable[[int], Image.Image], least: int) -> Callable[[int], Image.Image]:
+    if isinstance(read, _Chosen):
+        return dataclasses.replace(read, read=_smaller(read.read, least))
+    return dataclasses.replace(read, least=least) if isinstance(read, _Decoded) else read
 
 
 def open_images(

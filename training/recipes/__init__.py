@@ -1,8 +1,9 @@
 """Named runs: the settings of one run each, with what they take and what comes out.
 
 One TOML file a scale. What stands at its top holds for all of its recipes; a table is a recipe,
-`small.toml`'s `[moco]` is `small-moco`. `time` and `result` are what to expect; `data` is how the
-recipe's command names its images; the rest are fields of `Settings`.
+`small.toml`'s `[moco]` is `small-moco`; a file without tables is one recipe. `time` and `result`
+are what to expect; `data` is how the recipe's command names its images; the rest are fields of
+`Settings`.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def recipes() -> dict[str, Recipe]:
         entries = tomllib.loads(path.read_text())
         tables = {n: e for n, e in entries.items() if isinstance(e, dict) and "method" in e}
         shared = {n: e for n, e in entries.items() if n not in tables}
-        for table, own in tables.items():
-            name, settings = f"{path.stem}-{table}", {**shared, **own}
+        for table, own in (tables or {"": {}}).items():
+            name, settings = f"{path.stem}-{table}".rstrip("-"), {**shared, **own}
             texts = {key: settings.pop(key) for key in ("data", "time", "result")}
             if "classes" in settings:
                 settings["classes"] = HERE / settings["classes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 
 import numpy as np
@@ -25,16 +26,14 @@ HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
 SIZES = 256  # images whose sizes the targets' standard deviations are taken from
 
 
-def open_datasets(
-    settings: Settings, policy: Policy
-) -> tuple[ViewsDataset | StreamViews, ViewsDataset]:
-    """The training images and those held out, by position or, where that was asked, as a stream.
+def opened(settings: Settings) -> tuple[Images | Stream, Images]:
+    """The images to train on, by position or, where that was asked, as a stream; those held out.
 
     Raises:
-        UsageError: settings that do not go with the source. AugSelfError: too few images.
+        UsageError: settings that do not go with the source. AugSelfError: nothing to train on.
     """
     if settings.stream or settings.data.startswith(STREAM):
-        return _streamed(settings, policy)
+        return _streamed(settings)
     if settings.epoch_images is not None:
         raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")
     images = open_images(settings.data, _options(settings))
@@ -44,20 +43,13 @@ def open_datasets(
     if _needs_labels(settings):
         images = _labelled(images)
     if settings.held_out:
-        held_out = _held_out(settings, settings.held_out)
-    else:
-        images, held_out = split(images, settings.seed)
-    train = ViewsDataset(images, policy, settings.seed)
-    train.check_readable()
-    if len(images) < settings.batch_size:
-        raise AugSelfError(
-            f"{len(images)} images are fewer than one batch of {settings.batch_size}: "
-            "lower --batch-size or give more images"
-        )
-    return train, ViewsDataset(held_out, policy, settings.seed)
+        return images, _held_out(settings, settings.held_out)
+    return split(images, settings.seed)
 
 
-def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDataset]:
+def _streamed(settings: Settings) -> tuple[Stream, Images]:
+    if settings.decode != "exact":
+        raise UsageError(f"--decode {settings.decode} has no effect on a stream: leave it out")
     if settings.classes is not None:
         raise UsageError(f"--classes cannot choose from {settings.data}: a stream is not listed")
     stream = open_stream(
@@ -68,17 +60,39 @@ def _streamed(settings: Settings, policy: Policy) -> tuple[StreamViews, ViewsDat
         options=_options(settings),
     )
     _tell(stream.inventory)
-    if len(stream) < settings.batch_size:
-        raise UsageError(
-            f"--epoch-images {len(stream)} is less than one batch of {settings.batch_size}: "
-            "lower --batch-size or give more"
-        )
     if settings.held_out:
-        held_out = _held_out(settings, settings.held_out)
+        return stream, _held_out(settings, settings.held_out)
+    return stream, held_out_images(stream, HELD_OUT_MOST)
+
+
+def views_of(
+    settings: Settings, policy: Policy, images: Images | Stream, held_out: Images
+) -> tuple[ViewsDataset | StreamViews, ViewsDataset]:
+    """The views of both.
+
+    Raises:
+        AugSelfError: no image can be read, or they do not fill a batch.
+    """
+    batch = settings.batch_size
+    train: ViewsDataset | StreamViews
+    if isinstance(images, Stream):
+        if len(images) < batch:
+            raise UsageError(
+                f"--epoch-images {len(images)} is less than one batch of {batch}: lower "
+                "--batch-size or give more"
+            )
+        train = StreamViews(images, policy, settings.seed)
     else:
-        held_out = held_out_images(stream, HELD_OUT_MOST)
-    train = StreamViews(stream, policy, settings.seed)
+        if settings.decode == "fast":
+            narrowest = math.sqrt(policy.scale[0] * policy.ratio[0])  # crop, to the short side
+            images = images.decoded_smaller(math.ceil(settings.size / narrowest))
+        train = ViewsDataset(images, policy, settings.seed)
     train.check_readable()
+    if len(images) < batch:
+        raise AugSelfError(
+            f"{len(images)} images are fewer than one batch of {batch}: lower --batch-size or give "
+            "more images"
+        )
     return train, ViewsDataset(held_out, policy, settings.seed)
 
 
@@ -127,17 +141,16 @@ def split(images: Images, seed: int) -> tuple[Images, Images]:
     return images.at(sorted(order[count:])), images.at(order[:count])
 
 
-def sampled_sizes(train: ViewsDataset | StreamViews, held_out: ViewsDataset, seed: int) -> Sizes:
+def sampled_sizes(train: Images | Stream, held_out: Images, seed: int) -> Sizes:
     """(height, width) of a keyed sample of the images, upright; of a stream, of what it holds out.
 
     Square where there are none.
     """
-    images = held_out.images if isinstance(train.images, Stream) else train.images
+    images = held_out if isinstance(train, Stream) else train
     sizes = []
     for index in np.random.default_rng(seed).permutation(len(images))[:SIZES]:
         try:
-            image = images.read(int(index))
+            sizes.append(images.size(int(index)))
         except (ImageError, OSError):  # training names it
             continue
-        sizes.append((image.height, image.width))
     return sizes or [(1024, 1024)]

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import platform
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -33,10 +34,10 @@ from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
 from training.monitoring.awareness import PAIRS, with_results
 from training.monitoring.monitor import Monitor, evaluate, known_images
-from training.run import checkpoints
+from training.run import checkpoints, choosing
 from training.run.arguments import set_intervals, training_arguments
 from training.run.disk import refuse_full_disk
-from training.run.images import open_datasets, sampled_sizes
+from training.run.images import opened, sampled_sizes, views_of
 from training.run.objective import Pretraining
 from training.run.optimisation import warmup_steps
 from training.run.publishing import push, stage, steps_of, write_folder
@@ -57,11 +58,16 @@ MODEL = "model"
 
 
 def pretrain(
-    settings: Settings, resume: bool = False, loss: type[AugSelfLoss] = AugSelfLoss
+    settings: Settings,
+    resume: bool = False,
+    loss: type[AugSelfLoss] = AugSelfLoss,
+    free: Collection[str] | None = None,
 ) -> Path:
     """Run a pretraining and write its model folder.
 
     Args:
+        free: settings that nobody gave and that are chosen from images and cores (`choosing`); how
+            long the run will take is said, too. None: neither.
         resume: continue from the newest valid checkpoint in `settings.output`; what has none yet
             is begun, so that whoever starts a run again need not know how far it came.
         loss: what makes the AugSelf loss; a study puts its control here.
@@ -75,22 +81,28 @@ def pretrain(
         AugSelfError: no usable images, an output that exists or that not every process sees, other
             settings than those of the run to resume, a run that diverged or collapsed.
     """
-    policy = _check(settings)
+    _check(settings)
     checkpoint = checkpoint_of(settings, resume)
     before = read_settings(settings.output)
+    settings = choosing.begun(settings, before, free or ())
     arguments = training_arguments(settings)
     set_seed(settings.seed)
-    train, held_out = open_datasets(settings, policy)
+    images, held_out_images = opened(settings)
+    sizes = sampled_sizes(images, held_out_images, settings.seed)
+    if before is None and free:
+        settings = choosing.chosen(settings, free, len(images), sizes, arguments)
+        arguments = training_arguments(settings)
+    policy = _check(settings)
+    train, held_out = views_of(settings, policy, images, held_out_images)
     decisive = decisive_settings(settings, len(train), train.images.names, train.images.inventory)
     extended = False if before is None else check_resumed(settings.output, before, decisive)
-    sizes = sampled_sizes(train, held_out, settings.seed)
-    model = _build(settings, policy, train.images, loss, sizes)
+    model = _build(settings, policy, images, loss, sizes)
     if before is not None:
         model.augself.spec = begun_spec(settings, before, model.augself.spec)
     trainer = _trainer(settings, arguments, model, train)
     _refuse_finished(settings.output / MODEL, trainer)
     trainer.earlier = checkpoints.spent_until(checkpoint)
-    known = known_images(train.images, held_out.images, settings.seed)
+    known = known_images(images, held_out_images, settings.seed)
     if settings.monitor_every:
         steps = max(1, round(settings.monitor_every * (len(train) // settings.batch_size)))
         trainer.add_callback(Monitor(trainer, lambda: _model_of(trainer), held_out, known, steps))
@@ -104,6 +116,9 @@ def pretrain(
             f"{settings.output} on {platform.node()} is not the folder that the first process "
             "writes: put --output on a file system that every node shares"
         )
+    told = None if free is None else choosing.estimate(trainer, settings)
+    if told is not None:
+        log.info("%s", told)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")

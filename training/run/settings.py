@@ -17,6 +17,7 @@ from typing import Any, TypedDict
 from augself_hub.augmentations.spec import CHOICES, Policy
 from augself_hub.errors import UsageError
 from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, Columns
+from augself_hub.preprocess import DECODES
 from training.run.rules import Rule
 
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
@@ -27,6 +28,12 @@ OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
 SCHEDULE_STEPS = ("step", "epoch")
 PAIRS = {"method_options": "--method-option", "policy": "--policy", "arguments": "--set"}
 LEAST_SIZE = 8  # pixels: below it a ResNet's last maps and the blur have nothing to work on
+CHOSEN = {  # what is not given of these is chosen for the images and the cores (`choosing`)
+    "batch_size": "a quarter of the images, 16 to 256",
+    "epochs": "10 to 200, by images and cores",
+    "size": "96; on few cores 64; less for small images",
+    "workers": "by the cores",
+}
 _TEXT, _MAYBE = Rule(str), Rule(str, optional=True)
 _POSITIVE, _COUNT = Rule(float, 0, open=True), Rule(int, 1)
 
@@ -147,6 +154,14 @@ class Settings:
         ),
     )
     workers: int = field(default=2, metadata=_about("Images", "Decoding processes.", Rule(int, 0)))
+    decode: str = field(
+        default="exact",
+        metadata=_about(
+            "Images",
+            "fast decodes large JPEGs smaller, no smaller than the views need.",
+            Rule(str, choices=DECODES),
+        ),
+    )
     max_skipped: float = field(
         default=0.1,
         metadata=_about("Images", "Share of the images that may be unreadable.", Rule(float, 0, 1)),
@@ -255,12 +270,12 @@ class Options(TypedDict, total=False):
     encoder: str
     augself: dict[str, float]
     convention: str
-    size: int
+    size: int | None
     color_strength: float
     policy: dict[str, Any]
     normalization: str | None
-    epochs: float
-    batch_size: int
+    epochs: float | None
+    batch_size: int | None
     base_lr: float
     optimizer: str
     schedule: str
@@ -268,7 +283,8 @@ class Options(TypedDict, total=False):
     warmup_epochs: float
     weight_decay: float
     seed: int
-    workers: int
+    workers: int | None
+    decode: str
     max_skipped: float
     monitor_every: float
     held_out: str | None
@@ -320,9 +336,14 @@ def command_line(settings: Settings) -> str:
             words.append(name)
         elif option.name in ("data", "held_out") and value is not None:
             words.append(f"{name} {source_name(value)}")
-        elif value != defaults[option.name]:
+        elif value != defaults[option.name] or _may_be_chosen(option.name):
             words.append(f"{name} {_short(value)}")
     return " ".join(words)
+
+
+def _may_be_chosen(name: str) -> bool:
+    """Whether a command without the option could mean another value elsewhere."""
+    return name in CHOSEN and name != "workers"  # which decides nothing
 
 
 def _pair(name: str, value: Any) -> str:

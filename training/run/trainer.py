@@ -159,6 +159,12 @@ class AugSelfTrainer(Trainer):
         also = f", or {without}" if without else ""
         raise Diverged(f"{what}: lower --base-lr or the weights in --augself{also}")
 
+    def steps_left(self) -> int:
+        """Optimizer steps of a run that has not begun."""
+        if self.args.max_steps > 0:
+            return self.args.max_steps
+        return math.ceil(self.args.num_train_epochs * self.epoch_steps)
+
     def spent(self) -> checkpoints.Spent:
         """The time of all starts of this run until now; CPU time is this process's alone."""
         now = checkpoints.Spent(time.monotonic(), time.process_time())

@@ -17,7 +17,7 @@ from augself_hub.cli import main
 from augself_hub.errors import UsageError
 from training import api, commands
 from training.run import pretraining
-from training.run.settings import FIXED, Options, Settings, command_line, policy_of
+from training.run.settings import CHOSEN, FIXED, Options, Settings, command_line, policy_of
 
 
 def settings(**given):
@@ -106,7 +106,7 @@ HEADS = settings(method="frozen", encoder="org/encoder", size=96, epochs=200.0, 
 def test_the_command_of_a_run_asks_for_the_same_run(made, monkeypatch):
     asked = []
 
-    monkeypatch.setattr(pretraining, "pretrain", lambda asked_for, resume: asked.append(asked_for))
+    monkeypatch.setattr(pretraining, "pretrain", lambda asked_for, **_: asked.append(asked_for))
     monkeypatch.setattr(commands, "_finish", lambda folder: None)
     command, *arguments = shlex.split(command_line(made))
     assert command == "augself"
@@ -118,7 +118,9 @@ def test_every_field_can_be_given_by_name():
     fields = {field.name for field in dataclasses.fields(Settings)} - {"data", "output"}
     assert set(typing.get_type_hints(Options)) == fields
     hints = typing.get_type_hints(Settings)
-    assert all(typing.get_type_hints(Options)[name] == hints[name] for name in fields)
+    for name in fields:  # what may be chosen may be None: then it is
+        wanted = hints[name] | None if name in CHOSEN else hints[name]
+        assert typing.get_type_hints(Options)[name] == wanted
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,7 @@ def test_paths_and_numbers_of_other_libraries_are_taken_as_what_they_are():
 def test_a_recipe_fills_in_what_was_not_given(monkeypatch):
     """Values that happen to be the defaults count as given, too."""
     asked = []
-    monkeypatch.setattr(pretraining, "pretrain", lambda made, resume: asked.append(made))
+    monkeypatch.setattr(pretraining, "pretrain", lambda made, **_: asked.append(made))
     monkeypatch.setattr(commands, "_finish", lambda folder: None)
     main(["pretrain", "--data=d", "--output=o", "--recipe=small-moco", "--size=96"])
     api.pretrain("d", "o", recipe="small-moco", size=96)
@@ -163,7 +165,7 @@ def test_help_shows_every_setting_with_its_default(function):
     fixed = FIXED if function is api.fit_heads else ()
     names = {f.name for f in dataclasses.fields(Settings)} - {*fixed}
     assert names <= {*shown}
-    assert shown["size"].default == (224 if function is api.fit_heads else 96)
+    assert shown["size"].default == (224 if function is api.fit_heads else None)
     assert "        size: Side of the views in pixels. (a whole number of 8 or more)" in (
         function.__doc__
     )

@@ -9,10 +9,9 @@ import shutil
 
 import pytest
 
-from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
 from training.run import checkpoints, resuming
-from training.run.images import open_datasets
+from training.run.images import opened
 from training.run.pretraining import pretrain
 
 pytestmark = pytest.mark.forks
@@ -85,7 +84,7 @@ def test_other_settings_are_refused_by_name(run, change, said):
 
 def compared(settings):
     """Whether a run would be extended; raises where it cannot be resumed like this."""
-    images = open_datasets(settings, Policy(16))[0].images
+    images = opened(settings)[0]
     now = resuming.decisive_settings(settings, len(images), images.names, images.inventory)
     return resuming.check_resumed(settings.output, resuming.read_settings(settings.output), now)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serving.inference.cores import usable_cores
+from augself_hub.cores import usable_cores
 
 
 def test_cores_are_the_least_of_affinity_and_quotas(tmp_path):

@@ -1,0 +1,172 @@
+"""What is chosen where nothing was given, by hand; that a choice is kept; and the time foretold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+import torch
+from PIL import Image
+
+from augself_hub import pretrain
+from augself_hub.errors import AugSelfError
+from training.data.sources import open_images
+from training.run import choosing, pretraining
+from training.run.choosing import Machine, choices, duration
+from training.run.settings import CHOSEN, Settings, command_line
+
+TWO_CORES, GPU = Machine(2, False), Machine(16, True)
+PHOTOGRAPHS = [(600, 800)]
+
+
+@pytest.mark.parametrize(
+    ("images", "sizes", "machine", "expected"),
+    [
+        (91, PHOTOGRAPHS, TWO_CORES, {"batch_size": 16, "epochs": 200, "size": 64, "workers": 1}),
+        (285, PHOTOGRAPHS, TWO_CORES, {"batch_size": 64, "epochs": 70, "size": 64, "workers": 1}),
+        (9000, PHOTOGRAPHS, TWO_CORES, {"batch_size": 256, "epochs": 10, "size": 64, "workers": 1}),
+        (9000, PHOTOGRAPHS, GPU, {"batch_size": 256, "epochs": 200, "size": 96, "workers": 8}),
+        (9000, PHOTOGRAPHS, Machine(1, False),
+         {"batch_size": 256, "epochs": 10, "size": 64, "workers": 0}),
+        (9000, PHOTOGRAPHS, Machine(32, False),
+         {"batch_size": 256, "epochs": 36, "size": 96, "workers": 2}),
+        (1797, [(32, 32)], TWO_CORES, {"batch_size": 256, "epochs": 11, "size": 32, "workers": 1}),
+        (500, [(70, 99), (50, 80), (70, 90)], GPU,
+         {"batch_size": 64, "epochs": 200, "size": 64, "workers": 8}),
+        (20, [(20, 30)], TWO_CORES, {"batch_size": 16, "epochs": 200, "size": 32, "workers": 1}),
+        (5, PHOTOGRAPHS, TWO_CORES, {"batch_size": 4, "epochs": 200, "size": 64, "workers": 1}),
+    ],
+)  # fmt: skip
+def test_choices_by_hand(images, sizes, machine, expected):
+    made = choices(CHOSEN, images, sizes, machine)
+    assert {choice.name: choice.value for choice in made} == expected
+    assert expected["batch_size"] <= images
+    assert all(choice.reason for choice in made)
+
+
+def test_a_batch_can_be_shared_out():
+    """Three processes of two turns each."""
+    (batch,) = choices(["batch_size"], 9000, PHOTOGRAPHS, Machine(16, True, 3, 3), turns=2)
+    assert batch.value == 252 and batch.value % 6 == 0
+
+
+def test_what_is_given_is_not_chosen():
+    assert [c.name for c in choices({"size", "workers"}, 91, PHOTOGRAPHS, GPU)] == [
+        "size", "workers",
+    ]  # fmt: skip
+    assert choices((), 91, PHOTOGRAPHS, GPU) == []
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The settings a run ends with, instead of the run."""
+    made = []
+
+    def stop(settings, *_):
+        made.append(settings)
+        raise AugSelfError("far enough")
+
+    monkeypatch.setattr(pretraining, "_build", stop)
+    monkeypatch.setattr(choosing, "machine", lambda: TWO_CORES)
+    monkeypatch.setattr("training.run.choosing.usable_cores", lambda: 2)
+    return made
+
+
+def test_a_small_folder_is_told_what_was_chosen_and_why(asked, photo_folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "training")
+    with pytest.raises(AugSelfError, match="far enough"):
+        pretrain(photo_folder, tmp_path / "run", epochs=3)
+    (made,) = asked
+    assert (made.batch_size, made.epochs, made.size, made.workers) == (16, 3, 64, 1)
+    said = caplog.text
+    assert "chosen for 38 images, each of them an option:" in said
+    assert "--batch-size 16: a power of two that leaves 2 steps an epoch of 38 images" in said
+    assert "--size 64: pixels, for 2 cores" in said and "--epochs" not in said
+
+
+def test_a_recipe_s_settings_are_given(asked, photo_folder, tmp_path):
+    with pytest.raises(AugSelfError, match="38 images are fewer than one batch of 128"):
+        pretrain(photo_folder, tmp_path / "run", recipe="small-moco")
+    with pytest.raises(AugSelfError, match="far enough"):
+        pretrain(photo_folder, tmp_path / "run", recipe="quick")
+    (made,) = asked
+    assert (made.method, made.encoder, made.decode) == ("simclr", "resnet18-w24", "fast")
+    assert (made.batch_size, made.epochs, made.workers) == (16, 200, 1)
+
+
+def test_none_is_not_given(asked, photo_folder, tmp_path):
+    with pytest.raises(AugSelfError, match="far enough"):
+        pretrain(photo_folder, tmp_path / "run", epochs=None, batch_size=8, workers=None)
+    assert (asked[0].epochs, asked[0].batch_size) == (200, 8)
+
+
+def test_a_run_is_resumed_as_it_was_begun_on_another_machine(photo_folder, tmp_path, monkeypatch):
+    """Begun on two cores, gone on with on sixteen and a GPU: nothing is chosen again."""
+    given = {"encoder": "resnet18-w16", "report_to": (), "arguments": {"max_steps": 2}}
+    monkeypatch.setattr(choosing, "machine", lambda: Machine(1, False))
+    first = pretrain(photo_folder, tmp_path / "run", **given)
+    before = json.loads((tmp_path / "run/settings.json").read_text())
+    assert (before["batch_size"], before["size"]) == (16, 64)
+    monkeypatch.setattr(choosing, "machine", lambda: Machine(16, True))
+    more = {**given, "arguments": {"max_steps": 3}}
+    assert pretrain(photo_folder, tmp_path / "run", resume=True, **more) == first
+    command = (first / "README.md").read_text()
+    assert "--batch-size 16" in command and "--size 64" in command
+
+
+def test_the_command_of_a_run_names_what_may_be_chosen():
+    made = Settings(data="photos", output="run")
+    assert all(o in command_line(made) for o in ("--batch-size 256", "--epochs 200", "--size 96"))
+    assert "--workers" not in command_line(made)
+
+
+def test_the_estimate_changes_nothing_and_is_of_the_right_size(small_run, monkeypatch, caplog):
+    """A run with it is, weight by weight, the run without; and it takes about as long."""
+    caplog.set_level(logging.INFO, "training")
+    run = {"method": "moco", "method_options": {"width": 8, "queue": 24}, "monitor_every": 0,
+           "epochs": 2.0}  # fmt: skip
+    began = time.monotonic()
+    told = pretraining.pretrain(small_run("told", **run))
+    taken = time.monotonic() - began
+    (line,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("about ")]
+    assert ": 8 steps of" in line
+    foretold = float(line.split("steps of ")[1].split(" s")[0]) * 8
+    assert 0 < foretold < 5 * taken
+    monkeypatch.setattr(choosing, "estimate", lambda *_: None)
+    untold = pretraining.pretrain(small_run("untold", **run))
+    from safetensors.torch import load_file
+
+    a, b = (load_file(folder / "model.safetensors") for folder in (told, untold))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_durations():
+    assert [duration(s) for s in (0.2, 40, 125, 5400, 12600)] == [
+        "1 seconds", "40 seconds", "2 minutes", "1.5 hours", "3.5 hours",
+    ]  # fmt: skip
+
+
+def test_sizes_are_read_off_headers(tmp_path):
+    """A photograph that lies on its side has the size it is shown in."""
+    image = Image.new("RGB", (40, 30))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    image.save(tmp_path / "b.png")
+    images = open_images(tmp_path)
+    assert [images.size(i) for i in (0, 1)] == [(40, 30), (30, 40)]
+    for some in (images, images.at([1, 0])):
+        for index in (0, 1):
+            assert some.size(index) == some.read(index).size[::-1]
+
+
+def test_large_jpegs_are_decoded_smaller_by_asking(tmp_path):
+    Image.new("RGB", (1600, 1200), "red").save(tmp_path / "large.jpg")
+    Image.new("RGB", (1600, 1200), "red").save(tmp_path / "large.png")
+    images = open_images(tmp_path)
+    smaller = images.decoded_smaller(165)
+    assert smaller.read(0).size == (400, 300) and smaller.read(1).size == (1600, 1200)
+    assert smaller.at([0]).read(0).size == (400, 300) and images.read(0).size == (1600, 1200)
+    assert images.at([0]).decoded_smaller(600).read(0).size == (800, 600)
