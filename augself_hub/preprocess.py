@@ -33,9 +33,9 @@ from augself_hub.errors import (
 from augself_hub.images.bounds import Bounds, Structure, check_pixels
 from augself_hub.images.budget import DECODED
 from augself_hub.images.structure import structure
+from augself_hub.images.words import DECODES
 
 MAX_PIXELS = Bounds.pixels
-DECODES = ("exact", "fast")
 Box = tuple[float, float, float, float]
 
 

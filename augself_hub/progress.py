@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():  # in a notebook without ipywidgets the bar is text, and that is all
+    warnings.simplefilter("ignore")
+    from tqdm.auto import tqdm
 
 SECONDS = 1.0  # before a bar is shown: what is done sooner needs none
 

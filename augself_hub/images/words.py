@@ -15,6 +15,7 @@ from augself_hub.errors import AugSelfError, UsageError
 MAX_NUMBER = 2**31  # a label is an int32 of the table
 MAX_NAME = 1000  # letters of a class name
 
+DECODES = ("exact", "fast")
 KINDS = ("images", "splits", "classes", "tars", "parquet", "dataset")
 COLUMN_HELP = "Repeatable: which column of a table is image, label or split."
 ROOT_HELP = "Paths in a table may lead into this folder too; else only below the table's own."

@@ -3,6 +3,7 @@
     python docs/making/figures.py docs/figures
 
 differences.png   two views of a photograph; what takes one to the other, true and predicted
+undo.jpg          edited copies of photographs, and what the model says of them taken back
 predicted.svg     the same for many pairs, a dot each
 conventions.svg   what the paper's targets cost and which are out of reach
 """
@@ -20,8 +21,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from augself_hub import AugSelfModel, Policy
+from augself_hub import AugSelfModel, Encoder, Policy
 from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import Parameters, draw
 from augself_hub.augmentations.spec import HEADS
 from augself_hub.modeling.views import finish_views, stack_parameters, two_crops
@@ -31,6 +33,10 @@ PHOTOGRAPHS = Path(__file__).parents[2] / "serving/demo/examples"
 TRUE, PREDICTED, GRAY = "#0d9488", "#a855f7", "#9ca3af"
 PAIRS = 60  # of each photograph
 SHOWN = ("fig.jpg", 19)  # a photograph and which of its pairs
+EDITS = (  # a photograph, its copy's brightness, contrast, saturation and hue, and what that is
+    ("autumn.jpg", (0.7, 1.0, 1.0, 0.0), "0.7 times as bright"),
+    ("brushes.jpg", (1.0, 1.0, 1.0, 0.08), "hues turned by 29\N{DEGREE SIGN}"),
+)
 Pairs = tuple[torch.Tensor, Parameters, Parameters]
 
 
@@ -40,6 +46,7 @@ def main(folder: Path) -> None:
     mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     model = AugSelfModel.from_pretrained()
     differences(model).savefig(folder / "differences.png", dpi=120)
+    undo(Encoder()).savefig(folder / "undo.jpg", dpi=100, pil_kwargs={"quality": 88})
     for name, figure in (("predicted", predicted(model)), ("conventions", conventions())):
         figure.savefig(folder / f"{name}.svg", dpi=200, metadata={"Date": None})
 
@@ -102,6 +109,52 @@ def differences(model: AugSelfModel) -> Figure:
     bars.set_xlabel("standard deviations of random pairs")
     bars.legend(frameon=False, loc="best")
     return figure
+
+
+def undo(encoder: Encoder) -> Figure:
+    """Photographs, copies edited by one number each, and the copies with the answer applied.
+
+    The model compares the first two columns; the third is the second, its colours turned back by
+    what the model says.
+    """
+    figure = Figure(figsize=(6.4, 3 * len(EDITS) * 0.5 + 0.3), layout="constrained")
+    grid = figure.subplots(len(EDITS), 3, squeeze=False)
+    for axes, (name, edit, text) in zip(grid, EDITS, strict=True):
+        image = to_rgb(Image.open(PHOTOGRAPHS / name))
+        image = image.resize((300, 225), box=_middle(*image.size))
+        a = np.asarray(image)
+        b = _recoloured(a, np.array(edit))
+        told = encoder.difference(a, b).differences["color"]
+        said = np.array([record["value"] or 0.0 for record in told])
+        back = _recoloured(b, np.append(np.exp(-said[:3]), -said[3]), backwards=True)
+        heads = ("a photograph", f"a copy, {text}", "taken back by the answer")
+        for place, shown, head in zip(axes, (a, b, back), heads, strict=True):
+            place.imshow(shown)
+            place.set_axis_off()
+            place.set_title(head, fontsize=8)
+    return figure
+
+
+def _middle(width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest 4:3 box in the middle."""
+    w, h = min(width, height * 4 / 3), min(height, width * 3 / 4)
+    return (width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2
+
+
+def _recoloured(image: np.ndarray, color: np.ndarray, backwards: bool = False) -> np.ndarray:
+    """(H, W, 3) uint8, brightness, contrast and saturation times factors, hue turned."""
+    parameters = {
+        "flip": np.array([False]),
+        "color": color[None],
+        "order": np.array([[3, 2, 1, 0] if backwards else [0, 1, 2, 3]]),
+        "sol": np.array([1.0]),
+        "gray": np.array([False]),
+        "blur": np.array([0.0]),
+        "rot": np.array([0]),
+    }
+    views = image.transpose(2, 0, 1)[None].astype(np.float32) / 255
+    changed = augment(views, parameters, Policy(size=64))[0]
+    return np.round(changed.transpose(1, 2, 0) * 255).astype(np.uint8)
 
 
 def predicted(model: AugSelfModel) -> Figure:

@@ -30,7 +30,7 @@ from training.run.trainer import AugSelfTrainer
 
 LARGEST_BATCH, SMALLEST_BATCH = 256, 16
 STEPS = 4  # of an epoch, at least, where the images are enough
-SEEN = 10_000  # images a core trains on: some five minutes of a ResNet-18 at 64 pixels
+SEEN = 10_000  # images a core trains on: with the recipe quick some minutes
 EPOCHS, LEAST_EPOCHS = 200, 10
 SIZE, SIZE_ON_CPUS, SMALLEST_SIZE = 96, 64, 32
 FEW_CORES = 8

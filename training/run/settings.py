@@ -16,8 +16,7 @@ from typing import Any, TypedDict
 
 from augself_hub.augmentations.spec import CHOICES, Policy
 from augself_hub.errors import UsageError
-from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, Columns
-from augself_hub.preprocess import DECODES
+from augself_hub.images.words import COLUMN_HELP, DECODES, KINDS, READ_AS_HELP, Columns
 from training.run.rules import Rule
 
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
