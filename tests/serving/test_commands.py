@@ -104,7 +104,11 @@ def test_an_answers_body_does_not_wait_for_its_head():
     ("arguments", "package", "importers"),
     [
         (("serve",), "fastapi", ["serving.http.api"]),
-        (("extract", "{folder}", "--output", "x"), "pyarrow", ["serving.extraction.pipeline"]),
+        (
+            ("extract", "{folder}", "--output", "{folder}/x"),
+            "pyarrow",
+            ["serving.extraction.api", "serving.extraction.pipeline"],
+        ),
     ],
 )
 def test_a_missing_extra_is_named(
@@ -112,6 +116,8 @@ def test_a_missing_extra_is_named(
 ):
     for importer in importers:
         monkeypatch.delitem(sys.modules, importer, raising=False)
+        parent, _, name = importer.rpartition(".")
+        monkeypatch.delattr(sys.modules[parent], name, raising=False)  # else it is found there
     monkeypatch.setitem(sys.modules, package, None)
     names = {"a": pictures[0], "folder": pictures[0].parent, "model": tiny_model}
     done = augself(*(argument.format(**names) for argument in arguments))
