@@ -138,7 +138,15 @@ def _with_revision(model: str, revision: str | None) -> tuple[str, str | None]:
     name, _, named = model.partition("@")
     if named and revision and named != revision:
         raise UsageError(f"{model} names a revision, and revision={revision!r} another: give one")
-    return name, revision or named or None
+    revision = revision or named or None
+    if revision is not None and (
+        revision.startswith("/")
+        or ".." in revision
+        or not revision.isprintable()
+        or any(letter in revision for letter in "\\ ~^:?*[")
+    ):  # the client keeps it as a file's name below its cache
+        raise UsageError(f"revision {revision!r} is no branch, tag or commit")
+    return name, revision
 
 
 def is_hub_id(text: str) -> bool:

@@ -473,3 +473,16 @@ def test_an_encoder_of_the_hub_that_would_run_code_is_refused_before_its_weights
     with pytest.raises(ModelFolderError, match=min(field)):
         build_encoder(NAME, 32)
     assert not local_hub.asked(r"(GET|HEAD) .*model\.safetensors$")
+
+
+@pytest.mark.parametrize(
+    "revision", ["../../x", "/tmp/x", "a/../../b", "a\\b", "a\0b", "a b", "x\n"]
+)
+def test_a_revision_leads_to_no_place_of_this_machine(published, revision, tmp_path):
+    """The client keeps what it stands for in a file of that name."""
+    before = list(published.requests)
+    with pytest.raises(UsageError, match="is no branch, tag or commit"):
+        hub.resolve("somebody/tiny", revision)
+    with pytest.raises(AugSelfError):
+        hub.resolve("somebody/tiny@/tmp/x")
+    assert published.requests == before and not (tmp_path / "x").exists()
