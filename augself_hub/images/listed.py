@@ -17,6 +17,8 @@ from augself_hub.images.inventory import Inventory, Tally
 from augself_hub.images.source import UNLABELED
 from augself_hub.images.words import Columns, Labels
 
+MAX_LIST = 2**29  # bytes: five million paths; it is in memory several times over
+
 
 def path_source(
     paths: Sequence[str], location: str, root: Path = Path(), kind: str = "list"
@@ -159,6 +161,11 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[list[str]]]:
 
 
 def read_text(path: Path) -> str:
+    """Raises AugSelfError: it is larger than `MAX_LIST`, or no UTF-8."""
+    if (size := path.stat().st_size) > MAX_LIST:
+        raise AugSelfError(
+            f"{path} has {size} bytes, a list at most {MAX_LIST}: cut it into several"
+        )
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -170,3 +170,15 @@ def test_what_is_no_source_is_refused(source, options, error, message):
     with pytest.raises(error, match=message) as refused:
         [list(shard.items()) for shard in open_source(source, **options).shards(4)]
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.tsv", "folder/metadata.csv"])
+def test_a_list_that_no_memory_holds_is_refused(name, tmp_path, monkeypatch):
+    """A sparse file of a terabyte takes no room on the disk."""
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    Path("folder/a.png").write_bytes(places.png(0, (2, 2)))
+    with Path(name).open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(AugSelfError, match=r"has 1099511627776 bytes, a list at most"):
+        open_source("folder" if "/" in name else name)
