@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,15 +38,14 @@ from serving.demo.frames import (
     overlay,
 )
 from serving.demo.picks import picked, picks
+from serving.demo.stage import SLIDE_JS, STYLE, pictures
 from serving.demo.undo import can_undo, learned, undone
 from serving.demo.visitors import (
     EXAMPLES,
     PRIVATE,
     QUIET,
     Models,
-    data_url,
     given,
-    pixels_url,
     problem,
     small,
     upload,
@@ -57,12 +55,7 @@ SENTENCE = (
     "Cut and recolour a photograph: that makes b. The model sees a and b as small as in their "
     "corners, and says what changed. From its answer alone b is taken back."
 )
-UNDO = (
-    "a on the left; on the right b with the predicted change taken back (gray: b does not show it)"
-)
-NO_UNDO = (
-    "This model says differences as the paper does, in the photograph's frame: b stays as it is."
-)
+WAITING = "<p>Pick a photograph, or upload one.</p>"
 SHOWN = 448  # pixels, sides of the views on the page
 FIRST = 157  # the draw that b starts with: one that the embedded model tells well
 
@@ -142,7 +135,7 @@ def _layout(kinds: Kinds, files: Files, spec: Spec) -> _Parts:
             named = [(Path(path).stem, Image.open(path)) for path in EXAMPLES]
             examples = picks("A photograph", named)
         photograph = upload("or your own", files.shipped(Path(EXAMPLES[0])), scale=2)
-    stage = gr.HTML(WAITING, css_template=STYLE, js_on_load=_SLIDE_JS, apply_default_css=False)
+    stage = gr.HTML(WAITING, css_template=STYLE, js_on_load=SLIDE_JS, apply_default_css=False)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
             told = gr.HTML(css_template=f"{NUMBERS}{answer.STYLE}{STYLE}", apply_default_css=False)
@@ -295,7 +288,7 @@ def pair(
         back = undone(shown[1], one, asked.gray, spec.policy, SHOWN)
         boxes = _overlay(whole, a, compared)
     told = answer.told_html(spec, asked, _truth(compared), table(compared))
-    return _stage(shown, views, back), told + boxes
+    return pictures(shown, views, back), told + boxes
 
 
 def two_views(
@@ -342,62 +335,3 @@ def _overlay(image: Image.Image, a: Parameters, rows: Sequence[Row]) -> str:
     )
     whole = box_in_photograph((0.0, 0.0, 1.0, 1.0), a)
     return f'<figure class="boxes">{overlay(image, whole, true, predicted)}{caption}</figure>'
-
-
-def _stage(shown: np.ndarray, seen: np.ndarray, back: np.ndarray | None) -> str:
-    """a and b at full resolution, each with what the model sees of it, and b taken back."""
-    urls = [data_url(Image.fromarray(view), SHOWN) for view in shown]
-    views = "".join(
-        f'<figure><div class="view"><img src="{url}" alt="{alt}"><img class="seen" '
-        f'src="{pixels_url(small)}" alt="{name} as the model sees it"></div>'
-        f"<figcaption><b>{name}</b>{note}</figcaption></figure>"
-        for name, url, small, alt, note in (
-            ("a", urls[0], seen[0], "a, the reference", "; the corner: what the model sees"),
-            ("b", urls[1], seen[1], "b, cut and recoloured", ", cut and recoloured"),
-        )
-    )  # fmt: skip
-    if back is None:
-        return f'<div class="stage">{views}<p>{NO_UNDO}</p></div>'
-    taken_back = data_url(Image.fromarray(back), SHOWN)
-    undo = (
-        f'<figure class="undo"><div class="view"><img src="{taken_back}" '
-        f'alt="b taken back to a"><img class="over" src="{urls[0]}" alt="">'
-        '<input type="range" min="0" max="100" value="50" aria-label="how much of a covers b taken '
-        f'back"></div><figcaption><b>Undone</b>: {escape(UNDO)}</figcaption></figure>'
-    )
-    return f'<div class="stage">{views}{undo}</div>'
-
-
-WAITING = "<p>Pick a photograph, or upload one.</p>"
-_SLIDE_JS = """
-element.addEventListener('input', (event) => {
-  if (event.target.type === 'range')
-    event.target.parentElement.style.setProperty('--at', event.target.value + '%');
-});
-"""
-STYLE = """
-.stage { display: grid; grid-template-columns: 1fr 1fr 1.25fr; gap: 16px; align-items: start; }
-figure { margin: 0; }
-figcaption { margin-top: 6px; color: var(--body-text-color-subdued); font-size: var(--text-sm); }
-figcaption b { color: var(--body-text-color); }
-figcaption i { display: inline-block; width: 10px; height: 10px; margin: 0 4px 0 8px;
-  border-radius: 2px; }
-.view { position: relative; --at: 50%; }
-.view img { display: block; width: 100%; aspect-ratio: 1; border-radius: 8px; }
-.view img.seen { position: absolute; right: 8px; bottom: 8px; width: 22%;
-  image-rendering: pixelated; border: 2px solid white; border-radius: 4px; box-sizing: border-box; }
-.view img.over { position: absolute; inset: 0; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
-.undo .view::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--at);
-  width: 3px; margin-left: -1.5px; background: white; box-shadow: 0 0 3px black;
-  pointer-events: none; }
-.view input { position: absolute; inset: auto 0 8px 0; width: 100%; margin: 0;
-  cursor: ew-resize; accent-color: #374151; }
-.boxes { margin-top: 16px; max-width: 420px; }
-.boxes svg { display: block; width: 100%; height: auto; border-radius: 8px; }
-.problem { padding: 48px 16px; text-align: center; font-size: 1.1rem; border-radius: 8px;
-  border: 1px dashed var(--border-color-primary); color: var(--body-text-color); }
-@media (max-width: 760px) {
-  .stage { grid-template-columns: 1fr 1fr; gap: 10px; }
-  .stage .undo { grid-column: 1 / -1; }
-}
-"""

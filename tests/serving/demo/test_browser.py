@@ -291,6 +291,30 @@ def test_the_browser_itself_refuses_to_ask_others(visit):
     assert refused.startswith("https://far.example")
 
 
+def test_below_a_root_path_nothing_is_asked_of_the_root(launch, tiny_model, browser):
+    app = launch("--model", str(tiny_model), "--root-path", "/hub")
+    context = browser.new_context()
+    try:
+        page = context.new_page()
+        page.set_default_timeout(1000 * SECONDS)
+        asked, failed = [], []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("response", lambda r: failed.append(r.url) if r.status >= 400 else None)
+        page.goto(f"{app.url}/hub/")
+        page.locator("section li button").first.wait_for()
+        tab(page, "What changed?")
+        said(page).last.wait_for()
+        tab(page, "Your pictures")
+        page.get_by_role("button", name="or six photographs").click()
+        page.locator(".map").wait_for()
+        assert page.evaluate("fetch('docs').then((answer) => answer.status)") == 200
+        inside = (f"{app.url}/hub/", "data:", "blob:")
+        assert [url for url in asked if not url.startswith(inside)] == failed == []
+    finally:
+        context.close()
+        app.stop()
+
+
 def test_sliders_move_by_keyboard(visit):
     page = visit()
     tab(page, "What changed?")
