@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from serving.client import AsyncClient, Client
     from serving.encoder import Encoder
     from serving.extraction.api import extract
-    from training.api import fit_heads, pretrain
+    from training.api import fit_heads, fit_matcher, pretrain
     from training.evaluation.api import evaluate
 
 _EXPORTS = {
@@ -57,6 +57,7 @@ _EXPORTS = {
     "extract": "serving.extraction.api",
     "pretrain": "training.api",
     "fit_heads": "training.api",
+    "fit_matcher": "training.api",
     "evaluate": "training.evaluation.api",
     "convert": "augself_hub.modeling.convert",
     "export": "augself_hub.modeling.api",
@@ -71,6 +72,7 @@ _EXTRAS = {  # the others come with `model`
     "extract": "serve",
     "pretrain": "train",
     "fit_heads": "train",
+    "fit_matcher": "train",
     "evaluate": "train,extract",
     "export": "export",
 }
@@ -92,6 +94,7 @@ __all__ = [
     "export",
     "extract",
     "fit_heads",
+    "fit_matcher",
     "pretrain",
     "pull",
     "push",

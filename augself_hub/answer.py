@@ -5,19 +5,17 @@ The encoder (`serving.encoder`), the client of a server and the torch model answ
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-import numpy as np
-
 from augself_hub.augmentations.spec import Spec
 from augself_hub.commands import table
-from augself_hub.differences import UNLIKE, describe, is_gray, matching
+from augself_hub.differences import UNLIKE, Answered, records
 from augself_hub.sentences import sentences
 
-HEADS = ("augmentation", "name", "value", "unit", "standard error, on average")
+HEADS = ("augmentation", "name", "value", "unit", "standard error")
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,29 +35,10 @@ class Difference:
     match: float | None
 
     @classmethod
-    def of(
-        cls,
-        model: str,
-        spec: Spec,
-        images: Sequence[np.ndarray],
-        features: np.ndarray,
-        physical: dict[str, np.ndarray],
-    ) -> Difference:
-        """From what was computed of one pair.
-
-        Args:
-            images: two (S, S, 3) uint8, as the model sees them. features: theirs, (2, D).
-            physical: kind -> (1, outputs) in physical units.
-        """
-        gray = [is_gray(image) for image in images]
-        match = matching(spec, features[:1], features[1:], gray)[0]
-        told = describe(
-            spec,
-            {kind: values[0] for kind, values in physical.items()},
-            any(gray),
-            unlike=match is not None and match[1],
-        )
-        return cls(model, spec.convention, told, match and match[0])
+    def of(cls, model: str, spec: Spec, answered: Answered) -> Difference:
+        """From what was computed of one pair."""
+        (record,) = records(spec, answered)
+        return cls(model, spec.convention, record["differences"], record["match"])
 
     @property
     def unlike(self) -> bool:
@@ -81,7 +60,7 @@ class Difference:
             if isinstance(told, list):
                 yield from (_row(kind, record) for record in told)
                 continue
-            name, value = next((name, value) for name, value in told.items() if name != "reason")
+            name, value = next((n, v) for n, v in told.items() if n not in ("reason", "head"))
             if value is None:
                 yield kind, name, "-", "probability", told["reason"]
                 continue
@@ -119,4 +98,6 @@ def _row(kind: str, record: dict[str, Any]) -> tuple[str, str, str, str, str]:
         return kind, record["name"], "-", record["unit"], record["reason"]
     error = record["standard_error"]
     known = "not measured" if error is None else f"{error:.3f}"
+    if error is not None and record.get("head") != "matcher":
+        known += " on average"
     return kind, record["name"], f"{record['value']:+.3f}", record["unit"], known

@@ -20,12 +20,12 @@ from augself_hub.configs import read_json
 from augself_hub.folder import (
     CARD,
     CURVES,
-    ENCODER_GRAPH,
     MANIFEST,
     card_is_edited,
     read_manifest,
     read_spec,
 )
+from augself_hub.precision import graph_of
 from augself_hub.preprocess import Preprocessing
 from augself_hub.results import read_evaluation
 from augself_hub.terminal import shown
@@ -70,11 +70,18 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
         spec=spec,
         architecture=architecture,
         size=Preprocessing.from_folder(folder).size,
-        graphs=(folder / ENCODER_GRAPH).is_file(),
+        graphs=(folder / graph_of(spec)).is_file(),
         dimensions=[
             (kind, d.name, d.unit, _number(d.standard_error), _learned(d)) for kind, d in dimensions
         ],
         needs_color=any(d.needs_color for _, d in dimensions),
+        matcher=spec.matcher,
+        matched=[
+            (kind, d.name, d.unit, _learned(d))
+            for kind, head in (spec.matcher.heads if spec.matcher else {}).items()
+            for d in head.dimensions
+        ],
+        answers=[kind for kind, (which, _) in spec.answering().items() if which == "matcher"],
         cuts=[(case, cut) for case, cut in (cuts or {}).items() if cut is not None],
         provenance=[
             (shown(key.replace("_", " ")), shown(str(v))) for key, v in spec.provenance.items()

@@ -22,6 +22,7 @@ from augself_hub.terminal import PlainFormatter, shown
 COMMANDS = {
     "pretrain": "training.commands:pretrain",
     "fit-heads": "training.commands:fit_heads",
+    "fit-matcher": "training.commands:fit_matcher",
     "evaluate": "training.evaluation.commands:evaluate",
     "convert": "augself_hub.modeling.commands:convert",
     "export": "augself_hub.modeling.commands:export",
@@ -39,6 +40,7 @@ COMMANDS = {
 EXTRAS = {  # what a command is installed with; the others need nothing more
     "pretrain": "train",
     "fit-heads": "train",
+    "fit-matcher": "train",
     "evaluate": "train,extract",
     "convert": "model",
     "export": "export",

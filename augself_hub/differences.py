@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from augself_hub.augmentations.spec import Dimension, Head, Match, Spec
+from augself_hub.augmentations.matching import Told
+from augself_hub.augmentations.spec import Cut, Dimension, Head, Match, Spec
 
 GRAY_TOLERANCE = 2  # levels: a gray picture that went through JPEG still counts as gray
 GRAY_REASON = "not observable: at least one of the two pictures is gray"
+BLANK_REASON = "not observable: at least one of the two pictures is blank"
 NOT_LEARNED = "not learned"
 BEYOND = "beyond what was trained on"
 UNLIKE = "unlike pictures"
@@ -24,6 +27,73 @@ def is_gray(image: np.ndarray) -> bool:
     A gray picture has no saturation and no hue, so nothing can be said about their difference.
     """
     return int(np.ptp(image, axis=-1).max()) <= GRAY_TOLERANCE
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Is an (S, S, 3) uint8 image of one colour, to about 2 levels? Then it shows nothing."""
+    return int(np.ptp(image.reshape(-1, 3), axis=0).max()) <= GRAY_TOLERANCE
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model says of N pairs of pictures, and what of it may be passed on.
+
+    Args:
+        told: by whichever head answers.
+        match: (N,) probability that both pictures show one thing; NaN where the model cannot tell.
+        unlike: (N,) bool, they count as pictures of two things.
+        gray, blank: (N,) bool, at least one of the pictures is.
+    """
+
+    told: Told
+    match: np.ndarray
+    unlike: np.ndarray
+    gray: np.ndarray
+    blank: np.ndarray
+
+    @classmethod
+    def of(
+        cls, spec: Spec, images: Sequence[np.ndarray], features: np.ndarray, told: Told
+    ) -> Answered:
+        """From the pictures as the model sees them.
+
+        Args:
+            images: 2 N (S, S, 3) uint8, all first ones, then all second ones.
+            features: theirs, (2 N, D). told: of the N pairs.
+        """
+        pairs = len(images) // 2
+        gray, blank = (np.array([f(i) for i in images], bool) for f in (is_gray, is_blank))
+        cut = None if spec.matcher is None or told.match is None else spec.matcher.match
+        if cut is not None and told.match is not None:
+            found: list[tuple[float, bool] | None] = [_cut(cut, float(s)) for s in told.match]
+        else:
+            found = matching(spec, features[:pairs], features[pairs:], gray.tolist())
+        match = np.array([math.nan if one is None else one[0] for one in found])
+        unlike = np.array([one is not None and one[1] for one in found], bool)
+        of_pairs = (side[:pairs] | side[pairs:] for side in (gray, blank))
+        return cls(told, match, unlike, *of_pairs)
+
+
+def records(spec: Spec, answered: Answered) -> Iterator[dict[str, Any]]:
+    """{match, differences} of each pair, in the shape of the HTTP answer."""
+    maps = answered.told.match is not None
+    for i, match in enumerate(answered.match):
+        told = describe(
+            spec,
+            {kind: values[i] for kind, values in answered.told.values.items()},
+            bool(answered.gray[i]),
+            unlike=bool(answered.unlike[i]),
+            blank=bool(answered.blank[i]),
+            errors={kind: values[i] for kind, values in answered.told.errors.items()},
+            maps=maps,
+        )
+        yield {"match": None if math.isnan(match) else float(match), "differences": told}
+
+
+def _cut(cut: Cut, score: float) -> tuple[float, bool]:
+    """The probability that a pair is of one thing, and whether it counts as two."""
+    probability = float(1 + np.tanh((cut.slope * score + cut.intercept) / 2)) / 2
+    return probability, probability < cut.least
 
 
 def matching(
@@ -46,16 +116,16 @@ def matching(
     for cosine, first, second in zip(cosines, gray[: len(a)], gray[len(a) :], strict=True):
         match = spec.match or Match()
         cut = match.alike if first == second else match.one_gray
-        if cut is None:
-            found.append(None)
-            continue
-        probability = float(1 + np.tanh((cut.slope * cosine + cut.intercept) / 2)) / 2
-        found.append((probability, probability < cut.least))
+        found.append(None if cut is None else _cut(cut, cosine))
     return found
 
 
 def reason(
-    dimension: Dimension, value: float | None, gray: bool, unlike: bool = False
+    dimension: Dimension,
+    value: float | None,
+    gray: bool,
+    unlike: bool = False,
+    blank: bool = False,
 ) -> str | None:
     """Why a dimension has no answer for a pair; None where it has one.
 
@@ -63,10 +133,13 @@ def reason(
         value: in the dimension's unit; None for a probability.
         gray: at least one of the two pictures is gray.
         unlike: the two pictures are not of one thing.
+        blank: at least one of the two pictures is of one colour.
     """
     error = dimension.standard_error or 0.0
     if dimension.learned is False or (dimension.learned is None and error > _guessing(dimension)):
         return not_learned(dimension)
+    if blank:
+        return BLANK_REASON
     if gray and dimension.needs_color:
         return GRAY_REASON
     if unlike:
@@ -105,40 +178,68 @@ def not_learned(dimension: Dimension) -> str:
 
 
 def describe(
-    spec: Spec, differences: dict[str, np.ndarray], gray: bool, unlike: bool = False
+    spec: Spec,
+    differences: dict[str, np.ndarray],
+    gray: bool,
+    unlike: bool = False,
+    *,
+    blank: bool = False,
+    errors: dict[str, np.ndarray] | None = None,
+    maps: bool = False,
 ) -> dict[str, Any]:
     """One pair's differences in the shape of the HTTP answer.
 
     Args:
         differences: kind -> (outputs,) in physical units.
-        gray: at least one of the two pictures is gray.
+        gray, blank: at least one of the two pictures is.
         unlike: the two pictures are not of one thing (`matching`).
+        errors: kind -> (n,) standard errors of this very pair, where they are known.
+        maps: the matcher has looked at the pair; else its features alone were seen.
 
     Returns:
-        kind -> a list of {name, value, unit, standard_error} for a regression head; kind -> {name:
-        probability} for a binary head, {name: [probabilities]} for classes. What cannot be told is
-        None and comes with a reason. The standard error is right on average, not for every pair.
+        kind -> a list of {name, value, unit, standard_error, head} for a regression head; kind ->
+        {name: probability, head} for a binary head, {name: [probabilities], head} for classes.
+        `head` says which answered, `matcher` or `features`. What cannot be told is None and comes
+        with a reason. The standard error is this pair's of the matcher, of features right on
+        average and not for every pair.
     """
-    return {kind: _head(head, differences[kind], gray, unlike) for kind, head in spec.heads.items()}
+    hidden = {"gray": gray, "unlike": unlike, "blank": blank}
+    return {
+        kind: _head(head, which, differences[kind], (errors or {}).get(kind), hidden)
+        for kind, (which, head) in spec.answering(maps).items()
+    }
 
 
-def _head(head: Head, values: np.ndarray, gray: bool, unlike: bool) -> Any:
+def _head(
+    head: Head,
+    which: str,
+    values: np.ndarray,
+    errors: np.ndarray | None,
+    hidden: dict[str, bool],
+) -> Any:
     if head.type == "regression":
+        average = [d.standard_error for d in head.dimensions]
+        known = average if errors is None else errors.tolist()
         return [
-            _number(d, float(v), gray, unlike) for d, v in zip(head.dimensions, values, strict=True)
+            _number(d, which, float(v), error, hidden)
+            for d, v, error in zip(head.dimensions, values, known, strict=True)
         ]
     dimension = head.dimensions[0]
-    if why := reason(dimension, None, gray, unlike):
-        return {dimension.name: None, "reason": why}
-    return {dimension.name: float(values[0]) if head.type == "binary" else values.tolist()}
+    if why := reason(dimension, None, **hidden):
+        return {dimension.name: None, "head": which, "reason": why}
+    told = float(values[0]) if head.type == "binary" else values.tolist()
+    return {dimension.name: told, "head": which}
 
 
-def _number(dimension: Dimension, value: float, gray: bool, unlike: bool) -> dict[str, Any]:
-    why = reason(dimension, value, gray, unlike)
+def _number(
+    dimension: Dimension, which: str, value: float, error: float | None, hidden: dict[str, bool]
+) -> dict[str, Any]:
+    why = reason(dimension, value, **hidden)
     record = {
         "name": dimension.name,
         "value": value if why is None else None,
         "unit": dimension.unit,
-        "standard_error": dimension.standard_error,
+        "standard_error": error,
+        "head": which,
     }
     return record if why is None else {**record, "reason": why}

@@ -10,6 +10,7 @@ errors.jsonl                  one {"id", "reason"} a line for what could not be 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -27,7 +28,8 @@ from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.lazy import needs
 from augself_hub.neighbours import nearest
 
-FORMAT = 1
+FORMAT, DIFFERENCES_FORMAT = 1, 2  # of 1 a table of differences had numbers alone
+ERROR, REASON = "_standard_error", "_reason"  # behind a number's name: what is said of it
 MANIFEST = "manifest.json"
 ERRORS = "errors.jsonl"
 PARTS = "data/part-*.parquet"
@@ -282,10 +284,14 @@ class DifferenceTable:
 
     Args:
         a, b: the images' names; a difference is what takes a to b.
-        values: e.g. color_brightness -> (N,) float32, NaN where it is not observable; of a head
-            with classes (N, classes) probabilities.
+        values: e.g. color_brightness -> (N,) float32, NaN where it cannot be told; of a head with
+            classes (N, classes) probabilities.
         units: of the values, by the same names.
         model: sha256 of the encoder's graph.
+        errors: standard errors of the values, (N,), by the same names; of the matcher each pair's.
+        reasons: why a value is NaN, N texts or None each, by the same names.
+        match: (N,) probability that both images show one thing, NaN where the model cannot tell;
+            None: a table of version 0.1, which has neither errors nor reasons.
     """
 
     a: list[str]
@@ -293,6 +299,9 @@ class DifferenceTable:
     values: dict[str, np.ndarray]
     units: dict[str, str]
     model: str
+    errors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    reasons: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
+    match: np.ndarray | None = None
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> DifferenceTable:
@@ -300,13 +309,17 @@ class DifferenceTable:
         folder = Path(folder)
         manifest = _manifest_of(folder, DIFFERENCES)
         table = _read_rows(folder, manifest)
-        fields = [field for field in table.schema if field.name not in ("a", "b")]
+        names = [name for name in table.column_names if name not in ("a", "b", "match")]
+        numbers = [name for name in names if not name.endswith((ERROR, REASON))]
         return cls(
             a=table["a"].to_pylist(),
             b=table["b"].to_pylist(),
-            values={field.name: _numbers(table[field.name]) for field in fields},
-            units={field.name: field.metadata[b"unit"].decode() for field in fields},
+            values={name: _numbers(table[name]) for name in numbers},
+            units={name: table.field(name).metadata[b"unit"].decode() for name in numbers},
             model=manifest["model"]["sha256"],
+            errors={n: _numbers(table[n + ERROR]) for n in numbers if n + ERROR in names},
+            reasons={n: table[n + REASON].to_pylist() for n in numbers if n + REASON in names},
+            match=_numbers(table["match"]) if "match" in table.column_names else None,
         )
 
     def __len__(self) -> int:
@@ -316,10 +329,13 @@ class DifferenceTable:
         return f"DifferenceTable({len(self):,} pairs, {', '.join(self.values)})"
 
     def to_arrow(self) -> Any:
-        """A pyarrow.Table: a, b, and a column a number, null where it is not observable."""
+        """A pyarrow.Table: a, b, match, and a column a number, null where it cannot be told, beside
+        its error and the reason."""
         with needs("serve"):
             import pyarrow as pa
         columns: dict[str, Any] = {"a": pa.array(self.a), "b": pa.array(self.b)}
+        if self.match is not None:
+            columns["match"] = pa.array(self.match, mask=np.isnan(self.match))
         for name, values in self.values.items():
             if values.ndim == 1:
                 columns[name] = pa.array(values, mask=np.isnan(values))
@@ -329,6 +345,11 @@ class DifferenceTable:
                     None if no else row for no, row in zip(hidden, values.tolist(), strict=True)
                 ]
                 columns[name] = pa.array(rows, pa.list_(pa.float32(), values.shape[1]))
+            if name in self.errors:
+                errors = self.errors[name]
+                columns[name + ERROR] = pa.array(errors, mask=np.isnan(errors))
+            if name in self.reasons:
+                columns[name + REASON] = pa.array(self.reasons[name], pa.string())
         return pa.table(columns)
 
     def to_pandas(self) -> Any:
@@ -348,8 +369,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise AugSelfError(f"{path} is missing: this is not a finished extraction")
     manifest = read_json(path)
-    if manifest.get("format") != FORMAT:
-        raise AugSelfError(f"{path} is not of format {FORMAT}: upgrade augself-hub")
+    if manifest.get("format") not in (FORMAT, DIFFERENCES_FORMAT):
+        raise AugSelfError(
+            f"{path} is not of format {FORMAT} or {DIFFERENCES_FORMAT}: upgrade augself-hub"
+        )
     for field, (kinds, wanted) in _FIELDS.items():
         value: Any = manifest
         for part in field.split("."):

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from augself_hub.augmentations.spec import CHOICES, Policy, Spec
+from augself_hub.augmentations.spec import CHOICES, MatcherSpec, Policy, Spec
 from augself_hub.configs import (
     MAX_FEATURES,
     MAX_SIDE,
@@ -37,8 +37,11 @@ ENCODER = Path("model.safetensors")
 MANIFEST = Path("augself/manifest.json")
 CONFIG = Path("augself/config.json")
 HEADS = Path("augself/model.safetensors")
+MATCHER = Path("augself/matcher.safetensors")
 ENCODER_GRAPH = Path("onnx/model.onnx")
+FEATURES_GRAPH = Path("onnx/features.onnx")  # in ENCODER_GRAPH's place where there is a matcher
 HEADS_GRAPH = Path("onnx/heads.onnx")
+MATCHER_GRAPH = Path("onnx/matcher.onnx")
 EVALUATION = Path("evaluation.json")
 TRAINING_LOG = Path("training_log.json")
 CURVES = Path("curves.png")
@@ -157,14 +160,18 @@ def read_spec(folder: Path) -> Spec:
     _check_policy(spec.policy, f"{path}: policy")
     number(spec.features, f"{path}: features", 1, MAX_FEATURES, whole=True)
     number(spec.hidden, f"{path}: hidden", 1, MAX_FEATURES, whole=True)
-    for kind, head in spec.heads.items():
-        what = f"{path}: heads.{kind}"
+    matched = {} if spec.matcher is None else spec.matcher.heads
+    named = [(f"heads.{kind}", head) for kind, head in spec.heads.items()]
+    for name, head in named + [(f"matcher.heads.{kind}", head) for kind, head in matched.items()]:
+        what = f"{path}: {name}"
         if head.type == "classes":
             number(head.classes, f"{what}.classes", 2, MAX_FEATURES, whole=True)
         for dimension in head.dimensions:
             number(dimension.std, f"{what}.{dimension.name}.std", 1e-12, 1e12)
             if dimension.standard_error is not None:
                 number(dimension.standard_error, f"{what}.{dimension.name}.standard_error", 0, 1e12)
+    if spec.matcher is not None:
+        _check_matcher(spec.matcher, f"{path}: matcher")
     return spec
 
 
@@ -179,6 +186,22 @@ def _check_policy(policy: Policy, what: str) -> None:
             if name not in ("size", *CHOICES):
                 least = 1e-6 if name in ("scale", "ratio") else 0
                 number(one, f"{what}.{name}", least, 1e3)
+
+
+def _check_matcher(matcher: MatcherSpec, what: str) -> None:
+    number(matcher.level, f"{what}.level", -1000, -1, whole=True)
+    for field, most in (("channels", 1 << 14), ("cells", 64)):
+        number(matcher.shape.get(field), f"{what}.shape.{field}", 1, most, whole=True)
+    for field in ("flips", "turns"):
+        if not isinstance(matcher.shape.get(field), bool):
+            raise ModelFolderError(f"{what}.shape.{field} is neither true nor false")
+    for field, value in matcher.shape.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if not isinstance(one, bool):
+                number(one, f"{what}.shape.{field}", -(1 << 14), 1 << 14)
+    crop = matcher.heads.get("crop")
+    if crop is None or len(crop.dimensions) != 4:
+        raise ModelFolderError(f"{what}.heads.crop does not say its four dimensions")
 
 
 def write_manifest(folder: Path, parity: dict[str, float] | None = None) -> None:

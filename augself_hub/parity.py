@@ -13,6 +13,7 @@ from augself_hub.augmentations.difference import to_physical
 from augself_hub.augmentations.spec import Head
 
 MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of an image's features with its fp32 features: int8, fp16
+MAPS_COSINE = 0.97  # of an image's map on average; what a matcher makes of it has its own bounds
 HEAD_TOLERANCE = 0.1  # average change of a regression head, in standard deviations of its target
 PROBABILITY_TOLERANCE = 0.05  # average change of a probability
 

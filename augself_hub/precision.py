@@ -7,13 +7,32 @@ float32 features. The heads are fp32 always.
 
 from __future__ import annotations
 
-from augself_hub.folder import ENCODER_GRAPH
+from pathlib import Path
+
+from augself_hub.augmentations.spec import Spec
+from augself_hub.folder import ENCODER_GRAPH, FEATURES_GRAPH
 
 QUANTIZED = ("int8", "fp16")
 PRECISIONS = ("fp32", "bf16", *QUANTIZED)
-GRAPHS = {
-    "fp32": ENCODER_GRAPH,
-    "bf16": ENCODER_GRAPH,
-    "int8": ENCODER_GRAPH.with_stem("model_int8"),
-    "fp16": ENCODER_GRAPH.with_stem("model_fp16"),
-}
+
+
+def _named(graph: Path) -> dict[str, Path]:
+    """precision -> file."""
+    smaller = {precision: graph.with_stem(f"{graph.stem}_{precision}") for precision in QUANTIZED}
+    return {"fp32": graph, "bf16": graph, **smaller}
+
+
+GRAPHS, GRAPHS_WITH_MAPS = _named(ENCODER_GRAPH), _named(FEATURES_GRAPH)
+
+
+def graph_of(spec: Spec, precision: str = "fp32") -> Path:
+    """Where a model folder has its encoder's graph of a precision.
+
+    With a matcher it also gives feature maps, and is called features.onnx.
+    """
+    return (GRAPHS if spec.matcher is None else GRAPHS_WITH_MAPS)[precision]
+
+
+def stale_graphs(spec: Spec) -> list[Path]:
+    """Names of graphs that give maps where there is no matcher, or none where there is one."""
+    return list((GRAPHS_WITH_MAPS if spec.matcher is None else GRAPHS).values())

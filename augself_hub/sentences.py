@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from augself_hub.differences import BEYOND, GRAY_REASON, NOT_LEARNED, UNLIKE
+from augself_hub.differences import BEYOND, BLANK_REASON, GRAY_REASON, NOT_LEARNED, UNLIKE
 
 SURE = 0.75  # a probability beyond which, or below its complement, yes or no is said
+_BLANK = "the pictures cannot show it, at least one of them is blank"
 _FRACTIONS = {
     0.1: "a tenth",
     0.2: "a fifth",
@@ -167,6 +168,7 @@ def _number_said(kind: str, record: dict[str, Any], convention: str) -> Sentence
         texts = {
             NOT_LEARNED: ("this model has not learned it", why),
             GRAY_REASON: ("the pictures cannot show it, at least one of them is gray", ""),
+            BLANK_REASON: (_BLANK, ""),
             BEYOND: (f"the answer lies {BEYOND}", why.removeprefix(f"{BEYOND}: ")),
         }
         text, number = next((t for k, t in texts.items() if why.startswith(k)), ("not known", why))
@@ -180,16 +182,18 @@ def _number_said(kind: str, record: dict[str, Any], convention: str) -> Sentence
 
 def _number(record: dict[str, Any]) -> str:
     error = record["standard_error"]
-    known = "error not measured" if error is None else f"± {error:.2f} on average"
+    known = "error not measured" if error is None else f"± {error:.2f}"
+    if error is not None and record.get("head") != "matcher":
+        known += " on average"
     return f"{record['value']:+.2f} {known}, {record['unit']}"
 
 
 def _one_of(kind: str, told: dict[str, Any]) -> Sentence:
     """Of a probability, or of one for each class."""
-    name, p = next((name, value) for name, value in told.items() if name != "reason")
+    name, p = next((n, v) for n, v in told.items() if n not in ("reason", "head"))
     if p is None:
         noun = {"mirrored": "Mirroring", "same": "Mirroring", "quarter_turns": "Rotation"}
-        texts = {NOT_LEARNED: "this model has not learned it"}
+        texts = {NOT_LEARNED: "this model has not learned it", BLANK_REASON: _BLANK}
         text = next((t for k, t in texts.items() if told["reason"].startswith(k)), "not known")
         return Sentence(kind, f"{noun.get(name, name)}: {text}", told["reason"], told=False)
     if isinstance(p, list):

@@ -27,7 +27,8 @@ from PIL import Image
 from untrained import write_untrained
 
 from augself_hub.cores import usable_cores
-from augself_hub.precision import GRAPHS
+from augself_hub.folder import read_spec
+from augself_hub.precision import graph_of
 from augself_hub.preprocess import decode, preprocess
 from augself_hub.runtime import onnxruntime
 from serving.inference.engine import Engine
@@ -165,7 +166,8 @@ def inference(
     """Images a second on ready tensors, batch 16, and the engine against its own session."""
     images = [preprocess(decode(path.read_bytes()), SIDE) for path in photographs[:BATCH]]
     pixels = np.stack(images)
-    sessions = {p: bare_session(folder / GRAPHS[p], threads) for p in ("fp32", "int8")}
+    spec = read_spec(folder)
+    sessions = {p: bare_session(folder / graph_of(spec, p), threads) for p in ("fp32", "int8")}
     jobs: dict[str, Callable[[], Any]] = {
         precision: running(session, pixels) for precision, session in sessions.items()
     }

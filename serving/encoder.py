@@ -61,7 +61,7 @@ class Encoder:
         self.dim: int = self.spec.features
 
     def __repr__(self) -> str:
-        kinds = ", ".join(self.spec.heads) or "none"
+        kinds = ", ".join(self.spec.answering()) or "none"
         return (
             f"Encoder({self.name}: {self.size} x {self.size} pixels -> {self.dim} features, "
             f"heads: {kinds}, {self._engine.provider})"
@@ -109,11 +109,9 @@ class Encoder:
             AugSelfError: the model has no heads.
             UsageError, ImageError, AugSelfError: as `features` does.
         """
-        if not self.spec.heads:
+        if not self.spec.answering():
             raise AugSelfError(
                 f"{self.name} has no AugSelf heads: train some with augself fit-heads"
             )
         images = [named(which, one, self._prepare) for which, one in (("a", a), ("b", b))]
-        features = self._engine.features(images)
-        physical = self._engine.differences(features[:1], features[1:])
-        return Difference.of(self.name, self.spec, images, features, physical)
+        return Difference.of(self.name, self.spec, self._engine.answered(images))

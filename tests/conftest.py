@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,13 @@ def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _untrained(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
-def _untrained(folder: Path, seed: int) -> Path:
+@pytest.fixture(scope="session")
+def matched_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first of them with a matcher of random weights, which tells mirrored pairs."""
+    return _untrained(tmp_path_factory.mktemp("models") / "matched", seed=0, matcher=True)
+
+
+def _untrained(folder: Path, seed: int, matcher: bool = False) -> Path:
     import torch
 
     from augself_hub import AugSelfLoss, AugSelfModel
@@ -99,6 +106,23 @@ def _untrained(folder: Path, seed: int) -> Path:
     model = AugSelfModel(
         encoder.network, loss.heads, loss.spec, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD)
     )
+    if matcher:
+        model = _with_random_matcher(model)
     model.save_pretrained(folder)
     export_folder(folder)
     return folder
+
+
+def _with_random_matcher(model: Any) -> Any:
+    import torch
+
+    from augself_hub.modeling.maps import find_map
+    from augself_hub.modeling.matcher import Matcher, MatcherShape
+
+    place = find_map(model.encoder, model.preprocessing.size)
+    std = tuple(d.std for d in model.spec.heads["crop"].dimensions)
+    matcher = Matcher(MatcherShape(place.channels, place.cells), std)
+    with torch.no_grad():
+        for parameter in matcher.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    return model.with_matcher(matcher, place.level)

@@ -1,11 +1,11 @@
-"""Training from Python: what `augself pretrain` and `augself fit-heads` call, too."""
+"""Training from Python: what `augself pretrain`, `fit-heads` and `fit-matcher` call, too."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
@@ -123,6 +123,52 @@ def fit_heads(  # type: ignore[misc]  # encoder is a setting, too; given by name
         raise UsageError(f"--{fixed[0].replace('_', '-')} would have no effect on fitting heads")
     given = {**HEADS, **settings, "encoder": os.fspath(encoder), "method": FROZEN}
     return _run(data, output, resume, given)
+
+
+def fit_matcher(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    held_out: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    column: Sequence[str] = (),
+    read_as: str | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> Path:
+    """Add a matcher to a model folder: where view b lies in view a, from the encoder's maps.
+
+    Encoder and heads stay as they are. The folder is changed in one step, with its graphs, card and
+    results; a matcher that it has already is replaced.
+
+    Example:
+        fit_matcher("runs/first/model", "PHOTOS", options={"pairs": 20000})
+
+    Args:
+        model: a model folder with a crop head of convention relative.
+        data: images to fit on, any source that `pretrain` takes but a stream.
+        held_out: images to measure on; default: 5% of data.
+        split, column, read_as: how data is read, as `pretrain` takes them.
+        seed: of initialisation, order and views.
+        options: of the fit, e.g. pairs (of views, in all), passes (of each) or rate.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: an option that is wrong, or an encoder that gives no maps.
+        AugSelfError: no usable images.
+    """
+    from augself_hub.images import Columns
+    from augself_hub.images import Options as Reading
+
+    folder, chosen = Path(model), Reading(Columns.parse(tuple(column)), split, read_as)
+    with needs("train"):
+        from training.run.matching import add_matcher
+
+        others = None if held_out is None else os.fspath(held_out)
+        add_matcher(folder, os.fspath(data), others, chosen, seed, options)
+    return folder
 
 
 def _run(

@@ -11,6 +11,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP
 from augself_hub.options import GroupedCommand, grouped
 from training.run.settings import CHOSEN, FIXED, HEADS, PAIRS, Settings, flag
 
@@ -151,6 +152,32 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     """What the user gave: the rest is a recipe's, chosen for the images, or the default."""
     source = click.get_current_context().get_parameter_source
     return {n: value for n, value in options.items() if source(n) in GIVEN or n in NEEDED}
+
+
+@click.command("fit-matcher")
+@click.argument("model", type=PATH)
+@click.option("--data", required=True, help="Images to fit on, as augself pretrain takes them.")
+@click.option("--held-out", help="Images to measure on. Default: 5% of --data.")
+@click.option("--split", help="The split that is fitted on; default: train, if there are several.")
+@click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
+@click.option("--read-as", type=click.Choice(KINDS), help=READ_AS_HELP)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    flag("matcher_options"),
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_pairs,
+    help="Of the fit, e.g. pairs=36000 or passes=5.",
+)
+def fit_matcher(model: Path, data: str, **options: Any) -> None:
+    """Add a matcher to MODEL, a folder whose encoder and heads stay as they are.
+
+    It says from feature maps where one view lies in another, and whether it is mirrored.
+    """
+    from training.api import fit_matcher as run
+
+    click.echo(f"wrote {run(model, data, **options)}")
 
 
 def _finish(folder: Path) -> None:

@@ -8,12 +8,73 @@ numpy and torch alike (the array API), on N pairs at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from array_api_compat import array_namespace
 
+from augself_hub.augmentations.difference import both_orders, to_physical
+from augself_hub.augmentations.spec import MatcherSpec, Spec
+
 Array = Any
+SURE = 1e-6  # probabilities are kept this far from 0 and 1 where their logit is taken
 OUTPUTS = ("crop", "log_variance", "flip", "rot", "match")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model says of N ordered pairs (a, b), by whichever head answers (`Spec.answering`).
+
+    Args:
+        values: kind -> (N, outputs) in physical units; probabilities for flip and rot.
+        errors: kind -> (N, n) standard errors of each pair; of regressions of the matcher alone.
+        match: (N,) the matcher's logit that both show one picture; None: no matcher looked.
+    """
+
+    values: dict[str, Array]
+    errors: dict[str, Array]
+    match: Array | None = None
+
+
+def told(
+    spec: Spec,
+    by_heads: tuple[Mapping[str, Array], Mapping[str, Array]],
+    by_matcher: tuple[Mapping[str, Array], Mapping[str, Array]] | None = None,
+) -> Told:
+    """Raw outputs of both orders, (a, b) and (b, a) -> one answer about (a, b).
+
+    Args:
+        by_heads: of the heads on features, kind -> (N, outputs); empty where there are none.
+        by_matcher: of the matcher, by the names of OUTPUTS; None: there are no maps.
+    """
+    ab, ba = by_heads
+    values = {
+        kind: both_orders(head, to_physical(head, ab[kind]), to_physical(head, ba[kind]))
+        for kind, (which, head) in spec.answering(by_matcher is not None).items()
+        if which == "features"
+    }
+    if by_matcher is None or spec.matcher is None:
+        return Told(values, {})
+    matched = said(spec.matcher, *by_matcher)
+    kinds = [kind for kind, (which, _) in spec.answering().items() if which == "matcher"]
+    values |= {kind: matched[kind] for kind in kinds}
+    errors = {"crop": matched["standard_error"]} if "crop" in kinds else {}
+    return Told(values, errors, logit(matched["match"])[:, 0])
+
+
+def said(
+    matcher: MatcherSpec, ab: Mapping[str, Array], ba: Mapping[str, Array]
+) -> dict[str, Array]:
+    """`combined`, of a matcher by its description."""
+    xp, stds = array_namespace(ab["crop"]), [d.std for d in matcher.heads["crop"].dimensions]
+    std = xp.asarray(stds, dtype=ab["crop"].dtype, device=ab["crop"].device)
+    return combined(ab, ba, std, matcher.turns)
+
+
+def logit(probability: Array) -> Array:
+    xp = array_namespace(probability)
+    p = xp.clip(probability, SURE, 1 - SURE)
+    return xp.log(p / (1 - p))
 
 
 def combined(

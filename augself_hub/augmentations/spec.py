@@ -4,7 +4,7 @@ Three records and one table:
 
 - `Policy` says how views are drawn (probabilities and ranges, in physical units);
 - `Dimension` and `Head` say what an AugSelf head predicts and how its output is read;
-- `Spec` is what a model folder stores in augself/config.json: a policy and the heads;
+- `Spec` is what a model folder stores in augself/config.json: a policy, the heads, the matcher;
 - `HEADS` is the table: convention -> augmentation kind -> head.
 
 `relative` is this project's convention, `paper` the one official checkpoints were trained with.
@@ -136,7 +136,8 @@ class Cut:
     """How pairs of one picture are told from pairs of two, by the cosine of their features.
 
     The probability that both are of one picture, where either is as likely beforehand, is
-    1 / (1 + exp(-(slope * cosine + intercept))), fitted to held-out pairs.
+    1 / (1 + exp(-(slope * cosine + intercept))), fitted to held-out pairs. A matcher's own logit
+    takes the cosine's place where there is one.
 
     Args:
         least: a pair with a lower probability counts as unlike pictures.
@@ -269,6 +270,39 @@ def heads_for(kinds: Any, policy: Policy, convention: str = "relative") -> dict[
 
 
 @dataclass(frozen=True)
+class MatcherSpec:
+    """The geometric head on feature maps, whose weights are augself/matcher.safetensors.
+
+    Args:
+        level: where the encoder's map is taken: hidden states, from the last, -1, -2 ...
+        shape: the network's sizes, `modeling.matcher.MatcherShape` by its fields: channels and
+            cells of a map, (C, S, S); whether it tells flips and turns; groups, width, hidden ...
+        heads: kind -> what it answers of crop, flip and rot, with what was measured of each.
+        match: how unlike pictures are told by its logit; None: not measured.
+    """
+
+    level: int
+    shape: dict[str, Any]
+    heads: dict[str, Head]
+    match: Cut | None = None
+
+    @property
+    def maps(self) -> tuple[int, int, int]:
+        """(C, S, S) of one picture."""
+        return (self.shape["channels"], self.shape["cells"], self.shape["cells"])
+
+    @property
+    def turns(self) -> bool:
+        """Whether it tells quarter turns."""
+        return bool(self.shape["turns"])
+
+    def outputs(self) -> dict[str, int]:
+        """Its network's raw outputs of a pair, by name: how many numbers each."""
+        rot = 4 if self.turns else 1
+        return {"crop": 4, "log_variance": 4, "flip": 1, "rot": rot, "match": 1}
+
+
+@dataclass(frozen=True)
 class Spec:
     """What augself/config.json says: enough to put a raw prediction back into physical units.
 
@@ -279,6 +313,7 @@ class Spec:
         features: D, the width of the encoder's features.
         hidden: width of the heads' hidden layers.
         match: how unlike pictures are told; None: not measured, or not possible.
+        matcher: the geometric head; None: there is none.
         provenance: free text facts: who trained it, from what, with which version.
     """
 
@@ -288,7 +323,25 @@ class Spec:
     features: int
     hidden: int = 512
     match: Match | None = None
+    matcher: MatcherSpec | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def answering(self, maps: bool = True) -> dict[str, tuple[str, Head]]:
+        """kind -> which head answers, `matcher` or `features`, and what it says of itself.
+
+        What both can answer the matcher does, unless it has learned nothing of that kind.
+
+        Args:
+            maps: whether there are feature maps of the pair; of features alone the heads answer.
+        """
+        by_features = {kind: ("features", head) for kind, head in self.heads.items()}
+        by_matcher = {
+            kind: ("matcher", head)
+            for kind, head in (self.matcher.heads if self.matcher and maps else {}).items()
+            if kind not in self.heads or any(d.learned is not False for d in head.dimensions)
+        }
+        found = by_features | by_matcher
+        return {kind: found[kind] for kind in HEADS[self.convention] if kind in found}
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
@@ -314,7 +367,10 @@ class Spec:
             heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
             match = data.pop("match", None)
             match = None if match is None else _build_match(match)
-            spec = _known(_build(cls, {**data, "policy": policy, "heads": heads, "match": match}))
+            matcher = data.pop("matcher", None)
+            matcher = None if matcher is None else _build_matcher(matcher)
+            parts = {"policy": policy, "heads": heads, "match": match, "matcher": matcher}
+            spec = _known(_build(cls, {**data, **parts}))
             return _as_format_2(spec) if written_as == 1 else spec
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -347,7 +403,11 @@ def _known(spec: Spec) -> Spec:
             f"augself/config.json has the unknown convention {spec.convention!r}: "
             "upgrade augself-hub"
         )
-    for kind, head in spec.heads.items():
+    if spec.matcher and spec.convention != "relative":
+        raise ModelFolderError(
+            "augself/config.json has a matcher, and convention paper has none: remove its entry"
+        )
+    for kind, head in (*spec.heads.items(), *(spec.matcher.heads if spec.matcher else {}).items()):
         if kind not in known or head.type != known[kind].type:
             raise ModelFolderError(
                 f"augself/config.json has the unknown head {kind!r} ({head.type}): "
@@ -392,6 +452,16 @@ def _is(kind: str, value: Any) -> bool:
 def _build_match(data: dict[str, Any]) -> Match:
     cuts = {name: None if cut is None else _build(Cut, cut) for name, cut in data.items()}
     return _build(Match, cuts)
+
+
+def _build_matcher(data: dict[str, Any]) -> MatcherSpec:
+    shape = {k: tuple(v) if isinstance(v, list) else v for k, v in data["shape"].items()}
+    if max(len(data["shape"]), len(data["heads"])) > MAX_DIMENSIONS:
+        raise ModelFolderError("augself/config.json has a matcher of too many fields or heads")
+    heads = {kind: _build_head(head) for kind, head in data["heads"].items()}
+    match = data.get("match")
+    match = None if match is None else _build(Cut, match)
+    return _build(MatcherSpec, {**data, "shape": shape, "heads": heads, "match": match})
 
 
 def _build_head(data: dict[str, Any]) -> Head:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from augself_hub.precision import GRAPHS, QUANTIZED
+from augself_hub.precision import QUANTIZED, graph_of
 
 
 @click.command()
@@ -58,15 +58,17 @@ def export(
     measured = run(
         model, quantize=precision, calibration=calibration, require_speedup=require_speedup
     )
+    from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, read_spec
+
+    encoder = model / graph_of(read_spec(model), precision or "fp32")
     if precision is not None:
         _print_quantized(measured)
-        click.echo(f"wrote {model / GRAPHS[precision]}")
+        click.echo(f"wrote {encoder}")
         return
-    from augself_hub.folder import ENCODER_GRAPH, HEADS_GRAPH
-
     for part, difference in measured.items():
         click.echo(f"{part}: largest difference from torch {difference:.1e} (norm-relative)")
-    graphs = [model / ENCODER_GRAPH] + [model / HEADS_GRAPH] * ("heads" in measured)
+    others = {"heads": HEADS_GRAPH, "matcher": MATCHER_GRAPH}
+    graphs = [encoder, *(model / path for part, path in others.items() if part in measured)]
     click.echo(f"wrote {' and '.join(map(str, graphs))}")
 
 
@@ -92,8 +94,10 @@ def _print_quantized(measured: dict[str, Any]) -> None:
     mean, worst, loss = (measured[k] for k in ("cosine_mean", "cosine_worst", "probe_loss"))
     click.echo(f"features: cosine with fp32 {mean:.4f} on average, {worst:.4f} at worst")
     click.echo(f"linear probe: {'not measured' if loss is None else f'loss {loss:.4f}'}")
-    for kind, change in measured["heads"].items():
-        click.echo(f"head {kind}: average change {change:.3f}")
+    for part in ("heads", "matcher"):
+        for kind, change in measured.get(part, {}).items():
+            name = f"head {kind}" if part == "heads" else f"matcher, {kind}"
+            click.echo(f"{name}: average change {change:.3f}")
     speed = measured["speed"]
     click.echo(
         f"speed: {speed['speedup']:.2f} times fp32" if speed else "not tried on a GPU, only on CPU"

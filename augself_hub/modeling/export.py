@@ -1,7 +1,12 @@
 """Model folder -> ONNX graphs, written only if they answer as torch does.
 
-    onnx/model.onnx   images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
-    onnx/heads.onnx   features_a, features_b (N, D) -> one raw output per head, named by its kind
+    onnx/model.onnx     images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
+    onnx/heads.onnx     features_a, features_b (N, D) -> one raw output per head, named by its kind
+
+and of a model with a matcher, the first of them in model.onnx's place:
+
+    onnx/features.onnx  images -> features, and maps (N, C, S, S)
+    onnx/matcher.onnx   maps_a, maps_b (N, C, S, S) -> crop, log_variance, flip, rot, match, raw
 
 The parity gate compares ONNX Runtime with torch per image, norm-relative: ||f - g|| / ||g||. The
 same weights give the same bytes.
@@ -25,39 +30,52 @@ from torch import Tensor, nn
 from augself_hub import card
 from augself_hub.errors import AugSelfError, MissingExtra
 from augself_hub.folder import (
-    ENCODER_GRAPH,
     HEADS_GRAPH,
+    MATCHER_GRAPH,
     changed_folder,
     file_sha256,
     read_manifest,
+    read_spec,
     write_manifest,
 )
 from augself_hub.modeling.encoders import pooled
+from augself_hub.modeling.maps import MapPlace, features_and_map
+from augself_hub.modeling.matcher import Matcher
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
-from augself_hub.precision import GRAPHS, QUANTIZED
+from augself_hub.precision import QUANTIZED, graph_of, stale_graphs
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 17)
 OPSET = 20
+_OUTPUT = "__output"  # behind an output's name while the exporter chooses names of its own
 
 
 class EncoderGraph(nn.Module):
-    """uint8 images in, features out: a quarter of the bytes, no train/serve skew."""
+    """uint8 images in, features out: a quarter of the bytes, no train/serve skew.
+
+    Of a model with a matcher the maps come out, too.
+    """
 
     def __init__(self, model: AugSelfModel) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(model.encoder)
         # The exporter cannot take torch's fused attention apart where windows are in the batch.
         self.encoder.set_attn_implementation("eager")
+        self.place: MapPlace | None = None
+        if (matcher := model.spec.matcher) is not None:
+            channels, cells, _ = matcher.maps
+            self.place = MapPlace(matcher.level, channels, cells)
         self.scale: Tensor
         self.shift: Tensor
         mean, std = (torch.tensor(v) for v in (model.preprocessing.mean, model.preprocessing.std))
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = images.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
-        return pooled(self.encoder, x)
+        if self.place is None:
+            return (pooled(self.encoder, x),)
+        return features_and_map(self.encoder, x, self.place)
 
 
 class HeadsGraph(nn.Module):
@@ -71,13 +89,25 @@ class HeadsGraph(nn.Module):
         return tuple(self.heads(features_a, features_b).values())
 
 
+class MatcherGraph(nn.Module):
+    """The matcher's raw outputs, in the order of `MatcherSpec.outputs`."""
+
+    def __init__(self, matcher: Matcher) -> None:
+        super().__init__()
+        self.matcher = matcher
+
+    def forward(self, maps_a: Tensor, maps_b: Tensor) -> tuple[Tensor, ...]:
+        return tuple(vars(self.matcher(maps_a, maps_b)).values())
+
+
 def export_folder(folder: Path) -> dict[str, float]:
     """Write onnx/ into a model folder, exchanging the folder in one step.
 
     Quantised graphs stay if they were made from the same fp32 graph; others go.
 
     Returns:
-        The measured parity: the largest norm-relative difference of features and heads.
+        The measured parity: the largest norm-relative difference of each part: features, maps,
+        heads, matcher.
 
     Raises:
         AugSelfError: a graph differs from torch by more than 1e-4; the folder stays as it was.
@@ -95,32 +125,43 @@ def export_folder(folder: Path) -> dict[str, float]:
 
 def _quantized(folder: Path) -> dict[str, Any]:
     """The records of quantised graphs that belong to this encoder graph; others are removed."""
-    source = file_sha256(folder / ENCODER_GRAPH)
+    spec = read_spec(folder)
+    source = file_sha256(folder / graph_of(spec))
     parity = read_manifest(folder)["parity"]
     records = {p: parity[p] for p in QUANTIZED if p in parity and parity[p]["source"] == source}
     for precision in QUANTIZED:
         if precision not in records:
-            (folder / GRAPHS[precision]).unlink(missing_ok=True)
+            (folder / graph_of(spec, precision)).unlink(missing_ok=True)
     return records
 
 
 def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
     """Export the graphs into `folder`/onnx and pass them through the parity gate.
 
-    A model without heads has no heads graph.
+    A model without heads has no heads graph, one without a matcher none of that; what is there of a
+    model that had some goes.
     """
-    (folder / ENCODER_GRAPH).parent.mkdir(exist_ok=True)
-    size, width = model.preprocessing.size, model.spec.features
-    encoder, heads = EncoderGraph(model).eval(), HeadsGraph(model.heads).eval()
+    spec, size = model.spec, model.preprocessing.size
+    place = folder / graph_of(spec)
+    place.parent.mkdir(exist_ok=True)
+    for path in (*stale_graphs(spec), HEADS_GRAPH, MATCHER_GRAPH):
+        (folder / path).unlink(missing_ok=True)
+    parts: dict[Path, nn.Module] = {place: EncoderGraph(model).eval()}
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    features = torch.zeros(2, width)
-    kinds = list(model.spec.heads)
     with _one_registry():
-        _export(encoder, {"images": images}, ["features"], folder / ENCODER_GRAPH)
-        if kinds:
-            pair = {"features_a": features, "features_b": features.clone()}
-            _export(heads, pair, kinds, folder / HEADS_GRAPH)
-    return _parity(encoder, heads, folder, size)
+        outputs = ["features"] if spec.matcher is None else ["features", "maps"]
+        _export(parts[place], {"images": images}, outputs, place)
+        if spec.heads:
+            place = folder / HEADS_GRAPH
+            parts[place] = HeadsGraph(model.heads).eval()
+            pair = {f"features_{side}": torch.zeros(2, spec.features) for side in "ab"}
+            _export(parts[place], pair, list(spec.heads), place)
+        if model.matcher is not None and spec.matcher is not None:
+            place = folder / MATCHER_GRAPH
+            parts[place] = MatcherGraph(model.matcher).eval()
+            pair = {f"maps_{side}": torch.zeros(2, *spec.matcher.maps) for side in "ab"}
+            _export(parts[place], pair, list(spec.matcher.outputs()), place)
+    return _parity(parts, size)
 
 
 @contextlib.contextmanager
@@ -152,14 +193,27 @@ def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], pat
         graph,
         kwargs=inputs,
         input_names=list(inputs),
-        output_names=outputs,
+        output_names=[name + _OUTPUT for name in outputs],
         dynamic_shapes={name: {0: batch} for name in inputs},
         opset_version=OPSET,
         dynamo=True,
         verbose=False,
     )
     assert program is not None  # None is what the older exporter returned
-    onnx.save(_anonymous(program.model_proto), path)
+    onnx.save(_anonymous(_named(program.model_proto, outputs)), path)
+
+
+def _named(model: Any, outputs: list[str]) -> Any:
+    """The outputs under their names; what the exporter has called so inside (an operator flip gives
+    a value flip) under another.
+    """
+    names = {name: f"{name}_inside" for name in outputs} | {n + _OUTPUT: n for n in outputs}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for value in (*model.graph.output, *model.graph.value_info):
+        value.name = names.get(value.name, value.name)
+    return model
 
 
 def _anonymous(model: Any) -> Any:
@@ -174,18 +228,31 @@ def _anonymous(model: Any) -> Any:
 
 
 @torch.no_grad()
-def _parity(encoder: nn.Module, heads: HeadsGraph, folder: Path, size: int) -> dict[str, float]:
-    """Largest norm-relative difference over batches of 1, 2 and 17 images."""
+def _parity(parts: dict[Path, nn.Module], size: int) -> dict[str, float]:
+    """Largest norm-relative difference over batches of 1, 2 and 17 images.
+
+    Args:
+        parts: graph -> what it was made of, the encoder's first.
+    """
     generator = np.random.default_rng(0)
-    worst = {"features": 0.0}
+    worst: dict[str, float] = {}
+    (encoder_path, encoder), *pairwise = parts.items()
     for batch in BATCHES:
         images = generator.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-        reference = encoder(torch.from_numpy(images))
-        (features,) = _run(folder / ENCODER_GRAPH, {"images": images})
-        worst["features"] = max(worst["features"], _difference(features, reference))
-        if heads.heads:
-            difference = _heads_difference(heads, reference, folder)
-            worst["heads"] = max(worst.get("heads", 0.0), difference)
+        given = dict(zip(("features", "maps"), encoder(torch.from_numpy(images)), strict=False))
+        answers = _run(encoder_path, {"images": images})
+        measured = {
+            name: _difference(values, given[name])
+            for name, values in zip(given, answers, strict=True)
+        }
+        for path, module in pairwise:
+            what = "maps" if path.name == MATCHER_GRAPH.name else "features"
+            sides = {f"{what}_a": given[what], f"{what}_b": given[what].flip(0)}
+            raw = _run(path, {name: value.numpy() for name, value in sides.items()})
+            expected = torch.cat(module(**sides), dim=1)
+            measured[path.stem] = _difference(np.concatenate(raw, axis=1), expected)
+        for part, difference in measured.items():
+            worst[part] = max(worst.get(part, 0.0), difference)
     for part, difference in worst.items():
         if not difference <= TOLERANCE:
             raise AugSelfError(
@@ -195,14 +262,8 @@ def _parity(encoder: nn.Module, heads: HeadsGraph, folder: Path, size: int) -> d
     return worst
 
 
-def _heads_difference(heads: nn.Module, features: Tensor, folder: Path) -> float:
-    pair = {"features_a": features.numpy(), "features_b": features.flip(0).numpy()}
-    raw = np.concatenate(_run(folder / HEADS_GRAPH, pair), axis=1)
-    return _difference(raw, torch.cat(heads(features, features.flip(0)), dim=1))
-
-
 def _difference(values: np.ndarray, reference: Tensor) -> float:
-    expected = reference.numpy()
+    values, expected = values.reshape(len(values), -1), reference.flatten(1).numpy()
     norms = np.linalg.norm(expected, axis=1)
     return float((np.linalg.norm(values - expected, axis=1) / np.maximum(norms, 1e-12)).max())
 

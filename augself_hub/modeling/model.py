@@ -1,7 +1,8 @@
-"""AugSelfModel: a stock encoder and its AugSelf heads.
+"""AugSelfModel: a stock encoder, its AugSelf heads and, where one was fitted, its matcher.
 
 The encoder is what transformers loads from the same folder; the heads say how the augmentation
-parameters of two views differ (AugSelf, arXiv:2111.09613, section 3).
+parameters of two views differ (AugSelf, arXiv:2111.09613, section 3), the matcher says crop, flip
+and rotation from feature maps (`modeling.matcher`).
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from transformers.utils.generic import ModelOutput
 
 from augself_hub import hub
 from augself_hub.answer import Difference
-from augself_hub.augmentations.difference import both_orders, to_physical
-from augself_hub.augmentations.spec import Spec
+from augself_hub.augmentations.matching import Told, told
+from augself_hub.augmentations.spec import Head, MatcherSpec, Spec, heads_for
+from augself_hub.differences import Answered
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import (
     CONFIG,
     CURVES,
     ENCODER,
     HEADS,
+    MATCHER,
     TRAINING_LOG,
     new_folder,
     read_spec,
@@ -42,6 +45,8 @@ from augself_hub.folder import (
 )
 from augself_hub.images.given import GivenImage, features_of, named, prepared
 from augself_hub.modeling.encoders import pooled, refuse_unpooled
+from augself_hub.modeling.maps import MapPlace, features_and_map
+from augself_hub.modeling.matcher import Matcher, MatcherShape
 from augself_hub.modeling.opening import (
     named_dtype,
     open_network,
@@ -109,6 +114,7 @@ class AugSelfModel(nn.Module):
         heads: of the spec's kinds and widths.
         spec: what the heads predict, in which units.
         preprocessing: side, mean and std of the images.
+        matcher: of the spec's `matcher`; None where that is None.
 
     Attributes:
         folder: what it was loaded from, if it was.
@@ -122,11 +128,15 @@ class AugSelfModel(nn.Module):
         heads: AugSelfHeads,
         spec: Spec,
         preprocessing: Preprocessing,
+        matcher: Matcher | None = None,
     ) -> None:
         super().__init__()
         refuse_unpooled(encoder.config)
+        if (matcher is None) != (spec.matcher is None):
+            raise AugSelfError("a matcher goes with a spec that describes it: see with_matcher")
         self.encoder = encoder
         self.heads = heads
+        self.matcher = matcher
         self.spec = spec
         self.preprocessing = preprocessing
 
@@ -151,22 +161,51 @@ class AugSelfModel(nn.Module):
             xa, xb: (N, 3, H, W) normalised views.
 
         Returns:
-            kind -> (N, outputs) in the units of `spec.heads[kind].dimensions`; probabilities for
+            kind -> (N, outputs) in the units of the answering head's dimensions; probabilities for
             flip and rot. Both orders are averaged where swapping the views negates the answer.
 
         Raises:
             AugSelfError: the model has no heads.
         """
+        return self.told(xa, xb).values
+
+    def told(self, xa: Tensor, xb: Tensor) -> Told:
+        """The same with the standard errors of each pair, and whether both views match.
+
+        Example:
+            told = model.told(xa, xb)
+            told.values["crop"], told.errors["crop"]  # (N, 4) each, where there is a matcher
+            model.spec.answering()["crop"]  # ("matcher", its Head)
+        """
         self._refuse_without_heads()
-        return self.differences(self(xa).features, self(xb).features)
+        if self.matcher is None:
+            return self._told(self(xa).features, self(xb).features)
+        (ya, ma), (yb, mb) = self.features_and_maps(xa), self.features_and_maps(xb)
+        return self._told(ya, yb, (vars(self.matcher(ma, mb)), vars(self.matcher(mb, ma))))
+
+    def _told(self, ya: Tensor, yb: Tensor, by_matcher: Any = None) -> Told:
+        return told(self.spec, (self.heads(ya, yb), self.heads(yb, ya)), by_matcher)
+
+    def features_and_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3, H, W) normalised images -> (N, D) features and the matcher's (N, C, S, S) maps."""
+        assert self.spec.matcher is not None, "only a matcher needs maps"
+        channels, cells, _ = self.spec.matcher.maps
+        place = MapPlace(self.spec.matcher.level, channels, cells)
+        return features_and_map(self.encoder, pixel_values, place)
+
+    def with_matcher(self, matcher: Matcher, level: int) -> AugSelfModel:
+        """The same encoder and heads, and a matcher that nothing has been measured of yet.
+
+        Args:
+            matcher: as `training.methods.matcher.fit_matcher` gives it.
+            level: where its maps are taken, `MapPlace.level`.
+        """
+        spec = dataclasses.replace(self.spec, matcher=described(matcher, level, self.spec))
+        return AugSelfModel(self.encoder, self.heads, spec, self.preprocessing, matcher)
 
     def differences(self, ya: Tensor, yb: Tensor) -> dict[str, Tensor]:
-        """The same from the features of the views, (N, D) each."""
-        ab, ba = self.heads(ya, yb), self.heads(yb, ya)
-        return {
-            kind: both_orders(head, to_physical(head, ab[kind]), to_physical(head, ba[kind]))
-            for kind, head in self.spec.heads.items()
-        }
+        """What the heads say of features of the views, (N, D) each."""
+        return self._told(ya, yb).values
 
     def features(
         self,
@@ -212,24 +251,32 @@ class AugSelfModel(nn.Module):
         self._refuse_without_heads()
         read = partial(prepared, preprocessing=self.preprocessing)
         images = [named(which, one, read) for which, one in (("a", a), ("b", b))]
-        features = self._features(images)
+        x = self._pixel_values(images)
         with torch.no_grad(), self._evaluating():
-            sides = torch.from_numpy(features).to(self._device, self.encoder.dtype).split(1)
-            physical = {k: v.float().cpu().numpy() for k, v in self.differences(*sides).items()}
+            features, told = self(x).features, self.told(*x.split(1))
         name = "model" if self.folder is None else self.folder.resolve().name
-        return Difference.of(name, self.spec, images, features, physical)
+        as_numpy = Told(
+            {kind: v.float().cpu().numpy() for kind, v in told.values.items()},
+            {kind: v.float().cpu().numpy() for kind, v in told.errors.items()},
+            None if told.match is None else told.match.float().cpu().numpy(),
+        )
+        found = Answered.of(self.spec, images, features.float().cpu().numpy(), as_numpy)
+        return Difference.of(name, self.spec, found)
 
     def _features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N (S, S, 3) uint8 -> (N, D) float32."""
+        with torch.no_grad(), self._evaluating():
+            features: Tensor = self(self._pixel_values(images)).features
+        return features.float().cpu().numpy()
+
+    def _pixel_values(self, images: Sequence[np.ndarray]) -> Tensor:
+        """N (S, S, 3) uint8 -> (N, 3, S, S), normalised."""
         pixels = torch.from_numpy(np.stack(images)).to(self._device)
         mean, std = (
             torch.tensor(v, device=self._device).view(1, 3, 1, 1)
             for v in (self.preprocessing.mean, self.preprocessing.std)
         )
-        x = (pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std
-        with torch.no_grad(), self._evaluating():
-            features: Tensor = self(x.to(self.encoder.dtype)).features
-        return features.float().cpu().numpy()
+        return ((pixels.permute(0, 3, 1, 2).float() / 255 - mean) / std).to(self.encoder.dtype)
 
     @property
     def _device(self) -> torch.device:
@@ -247,7 +294,7 @@ class AugSelfModel(nn.Module):
                 module.training = mode
 
     def _refuse_without_heads(self) -> None:
-        if not self.spec.heads:
+        if not self.spec.answering():
             raise AugSelfError(
                 f"this model has no AugSelf heads ({HEADS} is missing or empty), only features: "
                 "train some with augself fit-heads"
@@ -278,8 +325,9 @@ class AugSelfModel(nn.Module):
             local_files_only: ask only the cache, as HF_HUB_OFFLINE=1 does.
             token: of the Hub; None: the one `hf auth login` keeps.
             subfolder: where in the folder or repository the model is.
-            dtype: of encoder and heads, also by name ("float16"); "auto": as they are stored.
-            device: of both; None: where torch puts new tensors.
+            dtype: of encoder, heads and matcher, also by name ("float16"); "auto": as they are
+                stored.
+            device: of all; None: where torch puts new tensors.
             others: transformers' other options are refused by name, unless they ask for nothing;
                 `torch_dtype` is its older name of `dtype`.
 
@@ -310,9 +358,12 @@ class AugSelfModel(nn.Module):
             heads = AugSelfHeads(spec)
         if spec.heads:
             _load_heads(heads, folder / HEADS)
+        matcher = None if spec.matcher is None else _load_matcher(spec.matcher, folder)
         encoder = open_network(folder, dtype, strict=True)
-        heads = heads.to(encoder.dtype)
-        loaded = cls(encoder, heads, spec, Preprocessing.from_folder(folder))
+        loaded = cls(encoder, heads, spec, Preprocessing.from_folder(folder), matcher)
+        loaded.heads.to(encoder.dtype)
+        if loaded.matcher is not None:
+            loaded.matcher.to(encoder.dtype)
         loaded.folder = folder
         return loaded.to(device).eval()
 
@@ -382,12 +433,22 @@ class AugSelfModel(nn.Module):
         (folder / CONFIG).write_text(self.spec.to_json())
         state = {name: _published(value) for name, value in self.heads.state_dict().items()}
         save_file(state, folder / HEADS)
+        self.write_matcher(folder)
+
+    def write_matcher(self, folder: Path) -> None:
+        """The matcher's weights, if there is one."""
+        if self.matcher is not None:
+            refuse_not_finite(self.matcher, "the matcher")
+            state = {name: _published(value) for name, value in self.matcher.state_dict().items()}
+            save_file(state, folder / MATCHER)
 
 
 def _spec_of_what_is_there(folder: Path) -> Spec:
-    """augself/config.json, without heads where their weights are not in the folder."""
+    """augself/config.json, without heads or matcher whose weights are not in the folder."""
     spec = read_spec(folder)
-    return spec if (folder / HEADS).is_file() else dataclasses.replace(spec, heads={})
+    if not (folder / HEADS).is_file():
+        spec = dataclasses.replace(spec, heads={})
+    return spec if (folder / MATCHER).is_file() else dataclasses.replace(spec, matcher=None)
 
 
 def _load_heads(heads: AugSelfHeads, path: Path) -> None:
@@ -400,6 +461,50 @@ def _load_heads(heads: AugSelfHeads, path: Path) -> None:
         raise ModelFolderError(
             f"{path} does not fit augself/config.json: {_line(error)}"
         ) from error
+
+
+def _load_matcher(spec: MatcherSpec, folder: Path) -> Matcher:
+    try:
+        shape = MatcherShape(**spec.shape)
+    except TypeError as error:
+        raise ModelFolderError(
+            f"{folder / CONFIG}: matcher.shape: {_line(error)}: upgrade augself-hub"
+        ) from error
+    with torch.device("meta"):  # whatever sizes augself/config.json claims
+        matcher = Matcher(shape, tuple(d.std for d in spec.heads["crop"].dimensions))
+    path = folder / MATCHER
+    try:
+        matcher.load_state_dict(load_file(path), assign=True)
+        refuse_not_finite(matcher, str(path))
+    except ModelFolderError:
+        raise
+    except Exception as error:  # as above
+        raise ModelFolderError(
+            f"{path} does not fit augself/config.json: {_line(error)}"
+        ) from error
+    return matcher
+
+
+def described(matcher: Matcher, level: int, spec: Spec) -> MatcherSpec:
+    """What augself/config.json says of a matcher: its sizes, and what it answers.
+
+    Crop's unit, deviations and largest values are those of the heads on features; nothing is
+    measured yet.
+    """
+    if spec.convention != "relative" or "crop" not in spec.heads:
+        raise AugSelfError("a matcher needs convention relative and a crop head")
+    shape = dataclasses.asdict(matcher.shape)
+    kinds = ["crop", *["flip"] * shape["flips"], *["rot"] * shape["turns"]]
+    heads = heads_for(kinds, spec.policy, spec.convention)
+    heads["crop"] = _unmeasured(spec.heads["crop"])
+    return MatcherSpec(level, shape, heads)
+
+
+def _unmeasured(head: Head) -> Head:
+    names = ("standard_error", "learned", "score", "interval", "baseline")
+    unknown: dict[str, Any] = dict.fromkeys(names)
+    dimensions = (dataclasses.replace(d, **unknown) for d in head.dimensions)
+    return dataclasses.replace(head, dimensions=tuple(dimensions))
 
 
 def _line(error: Exception) -> str:
@@ -419,7 +524,7 @@ def _same_model(folder: Path, source: Path) -> bool:
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    paths = [path for path in (ENCODER, HEADS) if (folder / path).is_file()]
+    paths = [path for path in (ENCODER, HEADS, MATCHER) if (folder / path).is_file()]
     return {f"{p}:{k}": value for p in paths for k, value in load_file(folder / p).items()}
 
 

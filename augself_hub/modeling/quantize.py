@@ -3,6 +3,8 @@
     onnx/model_int8.onnx   for CPUs: static QDQ, uint8 activations, 7-bit weights per channel
     onnx/model_fp16.onnx   for GPUs: half precision inside, float32 features
 
+Of a model with a matcher they are features_int8.onnx and features_fp16.onnx, and give maps as well.
+
 Activations are uint8 and weights keep one bit free (`reduce_range`): without VNNI, ONNX Runtime
 multiplies with an instruction that saturates at 16 bits, and full 8-bit weights then give wrong
 features on an older CPU after passing every gate on a newer one. Signed activations cost the
@@ -12,7 +14,7 @@ The first layers lose most and, with few channels, gain least: one of them stays
 where the gates ask for it (`FP32_LAYERS`).
 
 Gates, on photographs that took no part in the calibration (`augself_hub.parity` and `PROBE_LOSS`):
-features, a linear probe on them, and every head on pairs of views, separately.
+features, a linear probe on them, and every head and the matcher on pairs of views, separately.
 """
 
 from __future__ import annotations
@@ -33,11 +35,12 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.functional import augment
+from augself_hub.augmentations.matching import OUTPUTS, said
 from augself_hub.augmentations.spec import Policy, Spec
 from augself_hub.errors import AugSelfError, ImageError, ModelFolderError
 from augself_hub.folder import (
-    ENCODER_GRAPH,
     HEADS_GRAPH,
+    MATCHER_GRAPH,
     changed_folder,
     file_sha256,
     read_manifest,
@@ -49,13 +52,14 @@ from augself_hub.modeling.export import require_export_extra
 from augself_hub.modeling.views import two_crops
 from augself_hub.parity import (
     HEAD_TOLERANCE,
+    MAPS_COSINE,
     MEAN_COSINE,
     PROBABILITY_TOLERANCE,
     WORST_COSINE,
     cosines,
     head_change,
 )
-from augself_hub.precision import GRAPHS
+from augself_hub.precision import graph_of
 from augself_hub.preprocess import Preprocessing, decode, preprocess
 
 log = logging.getLogger(__name__)
@@ -89,8 +93,9 @@ def quantize_folder(
         MissingExtra: the export extra is not installed.
     """
     require_export_extra()
-    if not (folder / ENCODER_GRAPH).is_file():
-        raise ModelFolderError(f"{folder} has no {ENCODER_GRAPH}: augself export --model {folder}")
+    source = graph_of(read_spec(folder))
+    if not (folder / source).is_file():
+        raise ModelFolderError(f"{folder} has no {source}: augself export --model {folder}")
     images = Photographs.split(photographs, Preprocessing.from_folder(folder).size)
     with changed_folder(folder) as stage:
         measured = _quantize(stage, precision, images, require_speedup)
@@ -173,8 +178,9 @@ def _quantize(
 ) -> dict[str, Any]:
     """Write the graph with as few fp32 layers as the gates allow; what was measured of it."""
     spec, failed = read_spec(folder), ""
+    source, target = (folder / graph_of(spec, p) for p in ("fp32", precision))
     for layers in FP32_LAYERS[precision]:
-        _WRITERS[precision](folder / ENCODER_GRAPH, folder / GRAPHS[precision], images, layers)
+        _WRITERS[precision](source, target, images, layers)
         measured = _measured(folder, precision, images) | {"fp32_layers": layers}
         failed = _failed(measured, spec, require_speedup)
         if not failed:
@@ -242,18 +248,21 @@ def _first_nodes(path: Path, layers: int) -> list[str]:
 
 def _measured(folder: Path, precision: str, images: Photographs) -> dict[str, Any]:
     """What the manifest records of one quantised graph."""
-    fp32, quantized = (_session(folder / path) for path in (ENCODER_GRAPH, GRAPHS[precision]))
+    spec = read_spec(folder)
+    source = folder / graph_of(spec)
+    fp32, quantized = (_session(path) for path in (source, folder / graph_of(spec, precision)))
     pixels, labels = images.pixels(images.held_out), images.labels()
     features, found = _features(fp32, pixels), _features(quantized, pixels)
     cosine = cosines(features, found)
     return {
-        "source": file_sha256(folder / ENCODER_GRAPH),
+        "source": file_sha256(source),
         "calibration_images": len(images.calibration) if precision == "int8" else 0,
         "held_out_images": len(images.held_out),
         "cosine_mean": float(cosine.mean()),
         "cosine_worst": float(cosine.min()),
         "probe_loss": _probe_loss(features, found, labels),
         "heads": _head_changes(folder, fp32, quantized, images),
+        **_matcher_changes(folder, fp32, quantized, images),
         "gated_on": "CPUExecutionProvider",
         "speed": _speed(fp32, quantized, pixels[:BATCH]) if precision == "int8" else None,
     }
@@ -280,6 +289,11 @@ def _gates(
     for kind, change in measured["heads"].items():
         most = HEAD_TOLERANCE if spec.heads[kind].type == "regression" else PROBABILITY_TOLERANCE
         yield f"the change of head {kind}", change, change <= most, f"at most {most}"
+    for kind, change in measured.get("matcher", {}).items():
+        most = HEAD_TOLERANCE if kind == "crop" else PROBABILITY_TOLERANCE
+        yield f"the change of the matcher's {kind}", change, change <= most, f"at most {most}"
+    if (cosine := measured.get("maps_cosine")) is not None:
+        yield "maps' cosine on average", cosine, cosine >= MAPS_COSINE, f"at least {MAPS_COSINE}"
     if require_speedup is not None:
         times = measured["speed"]["speedup"]
         yield "the speed-up", times, times >= require_speedup, f"at least {require_speedup}"
@@ -321,6 +335,31 @@ def _head_changes(folder: Path, fp32: Any, quantized: Any, images: Photographs) 
     return {kind: head_change(head, raw, other) for (kind, head), raw, other in pairs}
 
 
+def _matcher_changes(
+    folder: Path, fp32: Any, quantized: Any, images: Photographs
+) -> dict[str, Any]:
+    """The maps' mean cosine, and the average change of what the matcher says of pairs of views.
+
+    Crop in standard deviations of its target, the others in probabilities; nothing without one.
+    """
+    spec = read_spec(folder)
+    if spec.matcher is None or not (folder / MATCHER_GRAPH).is_file():
+        return {}
+    session, views = _session(folder / MATCHER_GRAPH), images.views(spec.policy)
+    answers, sides = [], []
+    for encoder in (fp32, quantized):
+        a, b = (_outputs(encoder, view, "maps") for view in views)
+        both = ({"maps_a": a, "maps_b": b}, {"maps_a": b, "maps_b": a})
+        raw = [dict(zip(OUTPUTS, session.run(list(OUTPUTS), pair), strict=True)) for pair in both]
+        answers.append(said(spec.matcher, *raw))
+        sides.append(np.concatenate([a, b]).reshape(2 * len(a), -1))
+    std = np.array([d.std for d in spec.matcher.heads["crop"].dimensions])
+    scales = dict.fromkeys([*spec.matcher.heads, "match"], 1.0) | {"crop": std}
+    exact, found = answers
+    changes = {k: float(np.abs((exact[k] - found[k]) / s).mean()) for k, s in scales.items()}
+    return {"maps_cosine": float(cosines(*sides).mean()), "matcher": changes}
+
+
 def _speed(fp32: Any, quantized: Any, pixels: np.ndarray) -> dict[str, Any]:
     """On ready tensors, one thread, the graphs in turn: what else the machine does hits both."""
     seconds = [[_seconds(session, pixels) for session in (fp32, quantized)] for _ in range(ROUNDS)]
@@ -342,7 +381,11 @@ def _seconds(session: Any, pixels: np.ndarray) -> float:
 
 
 def _features(session: Any, pixels: np.ndarray) -> np.ndarray:
-    runs = [session.run(["features"], {"images": batch})[0] for batch in _batches(pixels)]
+    return _outputs(session, pixels, "features")
+
+
+def _outputs(session: Any, pixels: np.ndarray, name: str) -> np.ndarray:
+    runs = [session.run([name], {"images": batch})[0] for batch in _batches(pixels)]
     return np.concatenate(runs)
 
 

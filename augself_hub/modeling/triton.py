@@ -2,6 +2,9 @@
 
     DIR/NAME/config.pbtxt, 1/model.onnx          images -> features
     DIR/NAME_heads/config.pbtxt, 1/model.onnx    features_a, features_b -> one raw output a head
+    DIR/NAME_matcher/config.pbtxt, 1/model.onnx  maps_a, maps_b -> crop, flip ..., raw
+
+With a matcher the first gives maps as well.
 
 The graphs are the folder's own, byte for byte; types and shapes in config.pbtxt are read from them.
 https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto
@@ -18,10 +21,10 @@ from typing import Any
 
 from augself_hub import hub
 from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError, UsageError
-from augself_hub.folder import HEADS_GRAPH, new_folder, read_spec
-from augself_hub.precision import GRAPHS
+from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, new_folder, read_spec
+from augself_hub.precision import graph_of
 
-HEADS = "_heads"  # what the server of this project calls them under /v2
+HEADS, MATCHER = "_heads", "_matcher"  # as the server of this project calls them under /v2
 MAX_BATCH = 32  # as our own server: ONNX Runtime keeps the memory of its largest batch
 MAX_WAITING = 256  # images in the queue; more are refused, as our own server does
 DEADLINE = 30_000_000  # microseconds in the queue
@@ -88,9 +91,12 @@ def write_repository(model: str, destination: Path, precision: str = "fp32") -> 
     if destination.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{destination} lies in the model folder: write the repository elsewhere")
     name = _name(model)
-    graphs = [(name, folder / GRAPHS[precision], KINDS[precision])]
-    if read_spec(folder).heads:
+    spec = read_spec(folder)
+    graphs = [(name, folder / graph_of(spec, precision), KINDS[precision])]
+    if spec.heads:
         graphs.append((name + HEADS, folder / HEADS_GRAPH, KINDS["fp32"]))
+    if spec.matcher is not None:
+        graphs.append((name + MATCHER, folder / MATCHER_GRAPH, KINDS["fp32"]))
     for called, graph, _ in graphs:
         _refuse(destination / called, folder, graph, precision)
     return [_write(destination / called, graph, kind) for called, graph, kind in graphs]

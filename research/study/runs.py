@@ -74,6 +74,7 @@ def _chosen(plan: Plan, records: Path) -> list[str]:
 def settings_of(plan: Plan, run: Run, output: Path, corpus: Path) -> Settings:
     """What `augself pretrain` is given for a run."""
     given = {"data": f"{{corpus}}/{PRETRAIN}", "held_out": f"{{corpus}}/{HELD_OUT}"}
+    given["matcher"] = "off"  # which nothing here is asked of
     if "recipe" in (asked := {**plan.settings, **plan.arms[run.arm].settings}):
         given |= {**recipe(asked.pop("recipe")).settings, "held_out": None}
     given |= asked

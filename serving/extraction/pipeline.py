@@ -30,9 +30,8 @@ import PIL
 import pyarrow as pa
 
 from augself_hub.cores import usable_cores
-from augself_hub.differences import is_gray
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.features import DIFFERENCES, FORMAT, TABLE
+from augself_hub.features import DIFFERENCES, DIFFERENCES_FORMAT, FORMAT, TABLE
 from augself_hub.folder import versions
 from augself_hub.images import (
     AS_FOUND,
@@ -243,23 +242,22 @@ def extract_batch(
     items: Sequence[Item], engine: Engine, settings: Settings
 ) -> tuple[pa.Table, list[dict[str, str]]]:
     """Items -> the rows of those that can be read, and {id, reason} of those that cannot."""
-    readable, images, errors = [], [], []
+    good, errors = [], []
     for item in items:
         try:
-            images += [engine.preprocessing.prepare(image) for image in item.read()]
-            readable.append(item)
+            good.append((item, [engine.preprocessing.prepare(image) for image in item.read()]))
         except ImageError as error:
             errors.append({"id": item.id, "reason": str(error)})
         except OSError as error:
             errors.append({"id": item.id, "reason": error.strerror or "cannot be read"})
+    readable = [item for item, _ in good]
+    if settings.pairs:
+        images = [found[side] for side in (0, 1) for _, found in good]
+        answered = engine.answered(images) if images else None
+        return difference_table(readable, engine.spec, answered), errors
+    images = [image for _, found in good for image in found]
     features = engine.features(images) if images else np.empty((0, engine.spec.features), "f4")
-    if not settings.pairs:
-        return feature_table(readable, features, settings), errors
-    gray: np.ndarray = np.any(np.reshape([is_gray(image) for image in images], (-1, 2)), axis=1)
-    heads = engine.spec.heads.items()
-    values = {kind: np.empty((0, head.outputs), np.float32) for kind, head in heads}
-    values = engine.differences(features[::2], features[1::2]) if readable else values
-    return difference_table(readable, engine.spec, values, gray), errors
+    return feature_table(readable, features, settings), errors
 
 
 class _Batch(NamedTuple):
@@ -349,7 +347,7 @@ def _plan(
     decisive = {n: v for n, v in versions().items() if n.startswith(("augself", "onnxr"))}
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
     return {
-        "format": FORMAT,
+        "format": DIFFERENCES_FORMAT if settings.pairs else FORMAT,
         "table": DIFFERENCES if settings.pairs else TABLE,
         "layout": layout,
         "model": {
@@ -357,6 +355,7 @@ def _plan(
             "revision": engine.name.partition("@")[2] or None,
             "sha256": engine.sha256,
             "heads_sha256": engine.heads_sha256 if settings.pairs else None,
+            "matcher_sha256": engine.matcher_sha256 if settings.pairs else None,
             "features": engine.spec.features,
         },
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),

@@ -1,7 +1,7 @@
 """Items and what the model said of them -> the columns of a table.
 
 features      id, label, split, features
-differences   a, b, and a column for each number the heads predict: color_brightness, ...
+differences   a, b, match, and columns for each number the model predicts: color_brightness, ...
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from augself_hub.augmentations.spec import Head, Spec
+from augself_hub.augmentations.spec import Spec
+from augself_hub.differences import Answered, records
 from augself_hub.errors import AugSelfError
+from augself_hub.features import ERROR, REASON
 from augself_hub.images import Item
 
 
@@ -62,41 +64,38 @@ def _stored(features: np.ndarray, settings: Settings) -> np.ndarray:
     return stored
 
 
-def difference_table(
-    items: Sequence[Item], spec: Spec, values: dict[str, np.ndarray], gray: np.ndarray
-) -> pa.Table:
-    """N pairs and their predicted differences -> N rows.
+def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | None) -> pa.Table:
+    """N pairs and what the model says of them -> N rows.
 
     Args:
-        values: kind -> (N, outputs) in physical units.
-        gray: (N,) bool; where either picture is gray, what needs colour is null.
+        answered: of the N pairs; None: there are none.
+
+    For each number there are three columns, NAME, NAME_standard_error and NAME_reason: where one
+    cannot be told it is null and the reason is there. `match` is the probability that both pictures
+    show one thing, null where the model cannot tell.
     """
-    fields = [pa.field("a", pa.string()), pa.field("b", pa.string())]
-    arrays = [pa.array([item.names[side] for item in items], pa.string()) for side in (0, 1)]
-    for kind, head in spec.heads.items():
-        for field, array in _head_columns(kind, head, values[kind], gray):
-            fields.append(field)
-            arrays.append(array)
-    return pa.table(arrays, pa.schema(fields))
-
-
-def _head_columns(
-    kind: str, head: Head, values: np.ndarray, gray: np.ndarray
-) -> list[tuple[pa.Field, pa.Array]]:
-    """A column a dimension; of a head with classes one column of their probabilities.
-
-    What the model has not learned is null.
-    """
-    hidden = [(gray & d.needs_color) | (d.learned is False) for d in head.dimensions]
-    if head.type == "classes":
-        mask = np.repeat(hidden[0], values.shape[1])
-        flat = pa.array(values.ravel(), pa.float32(), mask=mask)
-        arrays = [pa.FixedSizeListArray.from_arrays(flat, values.shape[1])]
-    else:
-        arrays = [pa.array(v, pa.float32(), mask=m) for v, m in zip(values.T, hidden, strict=True)]
-    units = [{"unit": dimension.unit} for dimension in head.dimensions]
-    names = [f"{kind}_{dimension.name}" for dimension in head.dimensions]
-    return [
-        (pa.field(name, array.type, metadata=unit), array)
-        for name, array, unit in zip(names, arrays, units, strict=True)
-    ]
+    columns: dict[str, tuple[pa.Array, dict[str, str] | None]] = {
+        name: (pa.array([item.names[side] for item in items], pa.string()), None)
+        for side, name in enumerate("ab")
+    }
+    told = [] if answered is None else list(records(spec, answered))
+    match = pa.array([one["match"] for one in told], pa.float32())
+    columns["match"] = (match, {"unit": "probability"})
+    for kind, (_, head) in spec.answering(spec.matcher is not None).items():
+        of_kind = [one["differences"][kind] for one in told]
+        for place, dimension in enumerate(head.dimensions):
+            name, regression = f"{kind}_{dimension.name}", head.type == "regression"
+            found = [one[place] if regression else one for one in of_kind]
+            value = "value" if regression else dimension.name
+            numbers = pa.list_(pa.float32(), head.classes) if head.classes else pa.float32()
+            unknown = [None] * head.classes or None  # of each class
+            given = [unknown if one[value] is None else one[value] for one in found]
+            values = pa.array(given, numbers)
+            reasons = pa.array([one.get("reason") for one in found], pa.string())
+            columns[name] = (values, {"unit": dimension.unit})
+            if regression:
+                errors = pa.array([one["standard_error"] for one in found], pa.float32())
+                columns[name + ERROR] = (errors, {"unit": dimension.unit})
+            columns[name + REASON] = (reasons, None)
+    schema = [pa.field(n, array.type, metadata=about) for n, (array, about) in columns.items()]
+    return pa.table([array for array, _ in columns.values()], pa.schema(schema))

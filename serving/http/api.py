@@ -34,7 +34,7 @@ from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
-from augself_hub.differences import describe, is_gray, matching
+from augself_hub.differences import records
 from augself_hub.errors import ImageError
 from serving.http import document, kserve
 from serving.http.access_log import AccessLog, note
@@ -314,28 +314,13 @@ async def _differences(
     service: Service, fetcher: Fetcher | None, model: Model, pairs: list[tuple[Item, Item]]
 ) -> list[dict[str, Any]]:
     """All first images, then all second ones, so that one split gives both sides."""
-    spec = model.source.spec
     items = [a for a, _ in pairs] + [b for _, b in pairs]
     async with service.models.acquired(model) as batcher:
         files = items if fetcher is None else await fetcher.fetched(items)
         images = await service.images(files, model.source.preprocessing)
-        features: np.ndarray = await asyncio.wrap_future(batcher.submit(images))
-        a, b = np.split(features, 2)
-        physical = await service.decoders.run(batcher.engine.differences, a, b)
-    gray = [is_gray(image) for image in images]
-    return [
-        {
-            "index": i,
-            "match": match and match[0],
-            "differences": describe(
-                spec,
-                {kind: values[i] for kind, values in physical.items()},
-                gray[i] or gray[i + len(pairs)],
-                unlike=match is not None and match[1],
-            ),
-        }
-        for i, match in enumerate(matching(spec, a, b, gray))
-    ]
+        found = await service.answered_pairs(batcher, images)
+    answers = enumerate(records(model.source.spec, found))
+    return [{"index": i, **record} for i, record in answers]
 
 
 def _refuse_other_dimensions(wanted: int | None, model: Model) -> None:
@@ -355,7 +340,7 @@ def _ignored(options: EmbeddingOptions) -> dict[str, str]:
 
 def _record(model: Model, limits: Limits) -> ModelRecord:
     source = model.source
-    heads = source.spec.heads.items()
+    heads = {kind: head for kind, (_, head) in source.spec.answering().items()}.items()
     return ModelRecord(
         id=model.name,
         dimension=source.spec.features,

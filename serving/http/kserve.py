@@ -7,8 +7,10 @@ GET  /v2/models/{name}/ready
 POST /v2/models/{name}/infer    tensors, see `tensors`
 
 A model is there under its name, pixel_values -> features, and again as NAME_heads where it has
-heads, features_a and features_b -> one raw output a kind. The images are preprocessed already:
-`preprocess.py` says how. Models have no versions. Everything behind the routes is /v1's.
+heads, features_a and features_b -> one raw output a kind; where it has a matcher, as NAME_maps,
+pixel_values -> maps, and NAME_matcher, maps_a and maps_b -> its raw outputs. The images are
+preprocessed already: `preprocess.py` says how. Models have no versions. Everything behind the
+routes is /v1's.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from serving.inference.models import Model, Models
 from serving.inference.providers import NotFinite
 from serving.inference.service import Service
 
-HEADS = "_heads"
+HEADS, MAPS, MATCHER = "_heads", "_maps", "_matcher"
 _READY_STATES = ("loaded", "unloaded")  # asking an unloaded model loads it
 
 
@@ -87,13 +89,21 @@ def add_routes(app: FastAPI) -> None:
 
 
 def refuse_shared_names(models: Models) -> None:
-    """Raises UsageError where a model is called as another one's heads are."""
+    """Raises UsageError where a model is called as another one's heads or matcher are."""
     for name, model in models.all.items():
-        if model.source.spec.heads and name + HEADS in models.all:
-            raise UsageError(
-                f"the heads of {name} are called {name}{HEADS} under /v2, and so is another model: "
-                "rename the folder of one"
-            )
+        for part in _parts(model):
+            if name + part in models.all:
+                what = part.removeprefix("_")
+                raise UsageError(
+                    f"the {what} of {name} are called {name}{part} under /v2, and so is another "
+                    "model: rename the folder of one"
+                )
+
+
+def _parts(model: Model) -> list[str]:
+    """What a model's further graphs add to its name."""
+    spec = model.source.spec
+    return [HEADS] * bool(spec.heads) + [MAPS, MATCHER] * (spec.matcher is not None)
 
 
 async def server() -> dict[str, Any]:
@@ -162,19 +172,42 @@ async def _features(
     return [await asyncio.wrap_future(batcher.submit(list(inputs[0])))]
 
 
+async def _maps(service: Service, batcher: Batcher, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    maps = (await asyncio.wrap_future(batcher.encode(list(inputs[0])))).maps
+    assert maps is not None, "the model has a matcher"
+    return [maps]
+
+
 async def _heads(service: Service, batcher: Batcher, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    return await _pairwise(service, batcher.engine.heads, inputs, "features", "heads")
+
+
+async def _matcher(
+    service: Service, batcher: Batcher, inputs: list[np.ndarray]
+) -> list[np.ndarray]:
+    return await _pairwise(service, batcher.engine.matcher, inputs, "maps", "matcher")
+
+
+async def _pairwise(
+    service: Service,
+    run: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
+    inputs: list[np.ndarray],
+    what: str,
+    by: str,
+) -> list[np.ndarray]:
     try:
-        return list((await service.decoders.run(batcher.engine.heads, *inputs)).values())
-    except NotFinite:  # the heads were checked when they were loaded
-        message = "the features are so large that what the heads make of them is not finite"
+        return list((await service.decoders.run(run, *inputs)).values())
+    except NotFinite:  # of numbers in their range they were checked when they were loaded
+        message = f"the {what} are so large that what the {by} make of them is not finite"
         raise Problem(400, "not_finite", message, "inputs") from None
 
 
 def _graph(models: Models, name: str) -> Graph:
     """What the protocol calls a model of this name. Raises UnknownModel."""
-    owner = models.all.get(name.removesuffix(HEADS))
-    if owner is not None and owner.name != name and owner.source.spec.heads:
-        return _heads_of(owner)
+    for part, graph in {HEADS: _heads_of, MAPS: _maps_of, MATCHER: _matcher_of}.items():
+        owner = models.all.get(name.removesuffix(part))
+        if owner is not None and owner.name != name and part in _parts(owner):
+            return graph(owner)
     return _encoder_of(models.named(name))
 
 
@@ -191,8 +224,23 @@ def _heads_of(model: Model) -> Graph:
     return Graph(model.name + HEADS, model, pair, kinds, _heads)
 
 
-def _floats(name: str, width: int) -> Tensor:
-    return Tensor(name, "FP32", (width,))
+def _maps_of(model: Model) -> Graph:
+    side, matcher = model.source.preprocessing.size, model.source.spec.matcher
+    assert matcher is not None
+    images, maps = Tensor("pixel_values", "UINT8", (side, side, 3)), _floats("maps", *matcher.maps)
+    return Graph(model.name + MAPS, model, (images,), (maps,), _maps)
+
+
+def _matcher_of(model: Model) -> Graph:
+    matcher = model.source.spec.matcher
+    assert matcher is not None
+    pair = tuple(_floats(name, *matcher.maps) for name in ("maps_a", "maps_b"))
+    outputs = tuple(_floats(name, width) for name, width in matcher.outputs().items())
+    return Graph(model.name + MATCHER, model, pair, outputs, _matcher)
+
+
+def _floats(name: str, *shape: int) -> Tensor:
+    return Tensor(name, "FP32", shape)
 
 
 def _record(tensor: Tensor) -> dict[str, Any]:

@@ -101,7 +101,12 @@ class DifferenceValue(BaseModel):
     name: str
     value: float | None
     unit: str
-    standard_error: float | None = Field(description="On average over held-out pairs.")
+    standard_error: float | None = Field(
+        description="Of the matcher this pair's own, of features on average over held-out pairs."
+    )
+    head: Literal["matcher", "features"] = Field(
+        description="Which head answered: the matcher on feature maps, or one on features."
+    )
     reason: str | None = Field(
         default=None,
         description="Only where the value is null; begins with not learned, not observable, beyond "
@@ -114,7 +119,12 @@ class Differences(BaseModel):
     match: float | None = Field(
         description="How probable it is that both pictures show one thing; null: not known."
     )
-    differences: dict[str, list[DifferenceValue] | dict[str, float | list[float] | str | None]]
+    differences: dict[str, list[DifferenceValue] | dict[str, float | list[float] | str | None]] = (
+        Field(
+            description="Kind -> numbers; of flip and rot a probability by its name, beside head "
+            "and reason, as numbers have them."
+        )
+    )
 
 
 class AugmentationAnswer(BaseModel):

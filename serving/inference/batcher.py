@@ -22,10 +22,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from serving.inference.engine import MAX_BATCH, Engine
+from serving.inference.engine import MAX_BATCH, Encoded, Engine
 from serving.inference.errors import Draining, QueueFull, WorkerLost
 from serving.metrics import Metrics
 
@@ -36,13 +37,16 @@ LANE_IMAGES = 4  # of one run in a lane; on one thread more are no faster
 logger = logging.getLogger(__name__)
 
 
-_Run = Callable[[Sequence[np.ndarray]], np.ndarray]
+_Run = Callable[[Sequence[np.ndarray]], Any]  # -> N rows, which can be sliced
 
 
 @dataclass
 class _Work:
+    """Images, and their features or, with `maps`, what `Engine.encode` gives."""
+
     images: Sequence[np.ndarray]
-    answer: Future[np.ndarray] = field(default_factory=Future)
+    maps: bool = False
+    answer: Future[Any] = field(default_factory=Future)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -50,7 +54,7 @@ class Batcher:
     """The queue and the worker of one engine.
 
     Args:
-        engine: only `engine.features`, `.features_in_lane`, `.lanes`, `.name` and
+        engine: only `engine.features`, `.encode`, these `_in_lane`, `.lanes`, `.name` and
             `.preprocessing` are used.
         metrics: where runs and drops are counted.
         max_waiting: images that may wait; a request beyond it is refused with `QueueFull`.
@@ -94,16 +98,22 @@ class Batcher:
         Raises:
             QueueFull, Draining, WorkerLost: nothing was queued.
         """
-        work = _Work(images)
+        return self._submit(_Work(images))
+
+    def encode(self, images: Sequence[np.ndarray]) -> Future[Encoded]:
+        """The same with the maps for a matcher, of a model that has one."""
+        return self._submit(_Work(images, maps=True))
+
+    def _submit(self, work: _Work) -> Future[Any]:
         with self._changed:
             if self._lost:
                 raise WorkerLost("the model is not running: try again later")
             if self._draining:
                 raise Draining("the server is shutting down: try again later")
-            if self._waiting + len(images) > self.max_waiting:
+            if self._waiting + len(work.images) > self.max_waiting:
                 raise QueueFull(f"{self._waiting} images are waiting already: try again later")
             self._queue.append(work)
-            self._count_waiting(len(images))
+            self._count_waiting(len(work.images))
             self._changed.notify()
         return work.answer
 
@@ -154,7 +164,7 @@ class Batcher:
         while self._wait():
             batch, alone = self._gather()
             if batch and alone:
-                self._run(batch, self.engine.features)
+                self._run(batch, self._runner(batch))
             elif batch:
                 self._lanes.submit(self._run_in_lane, batch)
             elif time.monotonic() - self._succeeded_at > CHECK_SECONDS:
@@ -215,13 +225,19 @@ class Batcher:
     def _run_in_lane(self, batch: list[_Work]) -> None:
         """On a lane's thread."""
         try:
-            self._run(batch, self.engine.features_in_lane)
+            self._run(batch, self._runner(batch, in_lane=True))
         except BaseException as error:  # for the worker, which dies of it
             self._failure = error
         finally:
             with self._changed:
                 self._busy -= 1
                 self._changed.notify()
+
+    def _runner(self, batch: list[_Work], in_lane: bool = False) -> _Run:
+        """Maps are computed for all where one asks for them: features are the same."""
+        name = "encode" if any(work.maps for work in batch) else "features"
+        run: _Run = getattr(self.engine, f"{name}_in_lane" if in_lane else name)
+        return run
 
     def _run(self, batch: list[_Work], run: _Run) -> None:
         """What it dies of, it raises, when everybody in the batch was told."""
@@ -253,8 +269,10 @@ class Batcher:
         self.metrics.images.labels(self.engine.name).inc(len(images))
         self.metrics.batches.labels(self.engine.name).observe(len(images))
         ends = np.cumsum([len(work.images) for work in batch])
-        for work, part in zip(batch, np.split(features, ends[:-1]), strict=True):
-            work.answer.set_result(part)
+        for work, end in zip(batch, ends, strict=True):
+            part = features[end - len(work.images) : end]
+            plain = isinstance(part, Encoded) and not work.maps
+            work.answer.set_result(part.features if plain else part)
 
     def _check(self) -> None:
         """Prove on a black image that the model runs, and its lanes."""

@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.spec import Spec
+from augself_hub.differences import Answered
 from augself_hub.preprocess import Preprocessing, decoded, preprocess
 from serving.limits import Limits
 
 SHOWN = 1024  # pixels of a side; what a page shows, and several times what a model sees
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]
 Differences = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+Pairs = Callable[[Sequence[np.ndarray]], Answered]
 
 
 class Described(Protocol):
@@ -44,13 +46,28 @@ class Local:
             through its queue, so that the demo shares it, and its limits, with everybody else.
             Raises AugSelfError where the server is full or is shutting down.
         differences: features (N, D) of N pairs -> kind -> (N, outputs) in physical units.
+        answered: 2 N preprocessed images, all first ones, then all second ones -> what is said of
+            the N pairs, by the matcher where there is one; `augself_hub.differences.records` words
+            it. None: pairs are not asked for.
     """
 
     def __init__(
-        self, model: Described, limits: Limits, features: Features, differences: Differences
+        self,
+        model: Described,
+        limits: Limits,
+        features: Features,
+        differences: Differences,
+        answered: Pairs | None = None,
     ) -> None:
         self._model, self.limits = model, limits
-        self.features, self.differences = features, differences
+        self.features, self.differences, self._answered = features, differences, answered
+
+    def answered(self, images: Sequence[np.ndarray]) -> Answered:
+        """2 N preprocessed images, all first ones, then all second ones -> what is said of the N
+        pairs.
+        """
+        assert self._answered is not None, "a model that is asked for pairs"
+        return self._answered(images)
 
     @property
     def name(self) -> str:

@@ -1,7 +1,12 @@
-"""A model folder's two ONNX graphs, run by ONNX Runtime.
+"""A model folder's ONNX graphs, run by ONNX Runtime.
 
-    onnx/model.onnx   images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
-    onnx/heads.onnx   features_a, features_b (N, D) -> one raw output (N, outputs) a head
+    onnx/model.onnx     images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
+    onnx/heads.onnx     features_a, features_b (N, D) -> one raw output (N, outputs) a head
+
+and of a model with a matcher, the first of them in model.onnx's place:
+
+    onnx/features.onnx  images -> features, and maps (N, C, S, S) where they are asked for
+    onnx/matcher.onnx   maps_a, maps_b (N, C, S, S) -> crop, log_variance, flip, rot, match, raw
 
 The encoder comes in several precisions (see `augself_hub.precision`).
 
@@ -12,18 +17,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from augself_hub import hub
-from augself_hub.augmentations.difference import both_orders, to_physical
+from augself_hub.augmentations.matching import Told, told
 from augself_hub.cores import usable_cores
+from augself_hub.differences import Answered
 from augself_hub.errors import ModelFolderError, UsageError
-from augself_hub.folder import HEADS_GRAPH, read_manifest, read_spec
-from augself_hub.precision import GRAPHS, PRECISIONS, QUANTIZED
+from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, read_manifest, read_spec
+from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
 from augself_hub.preprocess import Preprocessing
 from serving.inference.parity import refuse_unlike
 from serving.inference.provider_options import BUCKETS
@@ -32,6 +38,7 @@ from serving.inference.providers import (
     ON_CPUS,
     PROVIDERS,
     Graph,
+    Runner,
     device_of,
     open_graphs,
     time_limit,
@@ -39,6 +46,22 @@ from serving.inference.providers import (
 
 MAX_BATCH = BUCKETS[-1]  # images in one run: ONNX Runtime keeps the memory of its largest batch
 EMBEDDED_NAME = "embedded"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What an encoder gives of N images; sliced like an array.
+
+    Args:
+        features: (N, D) float32.
+        maps: (N, C, S, S) float32 for the matcher; None of a model without one.
+    """
+
+    features: np.ndarray
+    maps: np.ndarray | None = None
+
+    def __getitem__(self, rows: slice) -> Encoded:
+        return Encoded(self.features[rows], None if self.maps is None else self.maps[rows])
 
 
 class Engine:
@@ -56,7 +79,8 @@ class Engine:
     Attributes:
         folder: where it is. spec: the augmentations and heads.
         preprocessing: side, mean, std and decode.
-        sha256, heads_sha256: of the encoder's graph and of the heads' (None: no heads).
+        sha256, heads_sha256, matcher_sha256: of the encoder's graph, of the heads' and of the
+            matcher's (None: there are none).
         provider: what the sessions run on, ONNX Runtime's name.
         lanes: how many runs of one thread make use of all threads; 1: there are no such runs.
 
@@ -85,12 +109,18 @@ class Engine:
         self.preprocessing = replace(Preprocessing.from_folder(folder), decode=decode)
         graphs = graphs_of(folder, precision)
         self.sha256 = graphs[0].sha256
-        self.heads_sha256 = graphs[1].sha256 if self.spec.heads else None
         if device == "openvino":  # a graph that never ends is ended here
             on_cpu = "int8" if precision == "int8" else "fp32"
             plain = {p: Engine(folder, "cpu", threads, precision=p) for p in {"fp32", on_cpu}}
-        self._encoder, *heads = open_graphs(graphs, device, threads)
-        self._heads = heads[0] if heads else None
+        of = {graph.path.name: graph.sha256 for graph in graphs}
+        self.heads_sha256, self.matcher_sha256 = (
+            of.get(path.name) for path in (HEADS_GRAPH, MATCHER_GRAPH)
+        )
+        runners = dict(zip(of, open_graphs(graphs, device, threads), strict=True))
+        self._encoder = runners[graphs[0].path.name]
+        self._heads, self._matcher = (
+            runners.get(path.name) for path in (HEADS_GRAPH, MATCHER_GRAPH)
+        )
         self.provider: str = self._encoder.session.get_providers()[0]
         self.lanes = threads if in_lanes and self.provider in ON_CPUS else 1
         if self.lanes > 1:
@@ -101,28 +131,65 @@ class Engine:
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N >= 1 preprocessed images, each (S, S, 3) uint8 -> (N, D) float32."""
-        chunks = (images[i : i + MAX_BATCH] for i in range(0, len(images), MAX_BATCH))
-        runs = [self._encoder.run({"images": np.stack(chunk)})[0] for chunk in chunks]
-        return np.concatenate(runs)
+        (features,) = self._encoded(self._encoder, images, ["features"])
+        return features
+
+    def encode(self, images: Sequence[np.ndarray]) -> Encoded:
+        """The same with the maps that a matcher compares, where there is one."""
+        return Encoded(*self._encoded(self._encoder, images, self._outputs))
 
     def features_in_lane(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """The same on one thread, for `lanes` > 1: so many at once lose nothing to waiting for each
         other, as the threads of one run do at every layer.
         """
-        return self._lane.run({"images": np.stack(images)})[0]
+        (features,) = self._encoded(self._lane, images, ["features"])
+        return features
+
+    def encode_in_lane(self, images: Sequence[np.ndarray]) -> Encoded:
+        """`encode`, likewise."""
+        return Encoded(*self._encoded(self._lane, images, self._outputs))
+
+    @property
+    def _outputs(self) -> list[str]:
+        return ["features"] if self.spec.matcher is None else ["features", "maps"]
+
+    def _encoded(
+        self, runner: Runner, images: Sequence[np.ndarray], outputs: list[str]
+    ) -> list[np.ndarray]:
+        chunks = (images[i : i + MAX_BATCH] for i in range(0, len(images), MAX_BATCH))
+        runs = [runner.run({"images": np.stack(chunk)}, outputs=outputs) for chunk in chunks]
+        return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+
+    def answered(self, images: Sequence[np.ndarray], encoded: Encoded | None = None) -> Answered:
+        """What takes the first picture of each of N pairs to the second, and what may be told.
+
+        Args:
+            images: 2 N preprocessed ones, all first ones, then all second ones.
+            encoded: theirs; None: not computed yet.
+        """
+        encoded = self.encode(images) if encoded is None else encoded
+        pairs = len(images) // 2
+        a, b = encoded[:pairs], encoded[pairs:]
+        return Answered.of(self.spec, images, encoded.features, self.told(a, b))
+
+    def told(self, a: Encoded, b: Encoded) -> Told:
+        """What takes a to b, N pairs of encoded pictures, by whichever head answers.
+
+        Both orders of a pair are run, each once.
+        """
+        n, by_matcher = len(a.features), None
+        if self._matcher is not None and a.maps is not None and b.maps is not None:
+            raw = self.matcher(np.concatenate([a.maps, b.maps]), np.concatenate([b.maps, a.maps]))
+            by_matcher = _halves(raw, n)
+        first, second = a.features, b.features
+        raw = self.heads(np.concatenate([first, second]), np.concatenate([second, first]))
+        return told(self.spec, _halves(raw, n), by_matcher)
 
     def differences(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
-        """What takes a to b: features (N, D) of N pairs -> kind -> (N, outputs), physical units.
-
-        Both orders of a pair are run and averaged for the antisymmetric dimensions. Empty where the
-        model has no heads.
+        """The same of stored features (N, D) alone, which the matcher cannot answer: kind -> (N,
+        outputs) in physical units. Empty where the model has no heads.
         """
-        n = len(features_a)
-        there, back = (features_a, features_b), (features_b, features_a)
-        raw = self.heads(*(np.concatenate(sides) for sides in zip(there, back, strict=True)))
-        heads = self.spec.heads.items()
-        physical = {kind: to_physical(head, raw[kind]) for kind, head in heads}
-        return {k: both_orders(head, physical[k][:n], physical[k][n:]) for k, head in heads}
+        return self.told(Encoded(features_a), Encoded(features_b)).values
 
     def heads(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
         """Features (N, D) of N pairs -> kind -> (N, outputs) as the graph gives them, raw.
@@ -134,17 +201,29 @@ class Engine:
         raw = self._heads.run({"features_a": features_a, "features_b": features_b})
         return dict(zip(self.spec.heads, raw, strict=True))
 
+    def matcher(self, maps_a: np.ndarray, maps_b: np.ndarray) -> dict[str, np.ndarray]:
+        """Maps (N, C, S, S) of N pairs -> the matcher's outputs by name, raw (`MatcherSpec`)."""
+        assert self._matcher is not None and self.spec.matcher is not None, "there is no matcher"
+        raw = self._matcher.run({"maps_a": maps_a, "maps_b": maps_b})
+        return dict(zip(self.spec.matcher.outputs(), raw, strict=True))
+
     def _check(self, folder: Path) -> None:
         """The graphs must be those the folder's other files describe, and answer as they must."""
-        side, heads = self.preprocessing.size, self.spec.heads
+        side, heads, matcher = self.preprocessing.size, self.spec.heads, self.spec.matcher
         image = self._encoder.session.get_inputs()[0]
         found = {image.name: (image.type, image.shape[1:])}
-        for graph in (self._encoder, self._heads):
+        graphs = {"": self._encoder, "heads: ": self._heads, "matcher: ": self._matcher}
+        for part, graph in graphs.items():
             for output in graph.session.get_outputs() if graph else ():
-                found[output.name] = (output.type, output.shape[1:])
+                found[part + output.name] = (output.type, output.shape[1:])
         described: dict[str, Any] = {"images": ("tensor(uint8)", [side, side, 3])}
         described["features"] = ("tensor(float)", [self.spec.features])
-        described |= {kind: ("tensor(float)", [head.outputs]) for kind, head in heads.items()}
+        if matcher is not None:
+            described["maps"] = ("tensor(float)", list(matcher.maps))
+        widths = {f"heads: {kind}": head.outputs for kind, head in heads.items()}
+        if matcher is not None:
+            widths |= {f"matcher: {name}": width for name, width in matcher.outputs().items()}
+        described |= {name: ("tensor(float)", [width]) for name, width in widths.items()}
         if list(found.items()) != list(described.items()):
             raise ModelFolderError(
                 f"{folder} describes {described}, its graphs have {found}: "
@@ -155,39 +234,50 @@ class Engine:
         random[0], random[1] = 0, 255
         try:
             with time_limit(folder, device) as limit:
-                features = self._encoder.run({"images": random}, limit)[0]
+                features, *maps = self._encoder.run({"images": random}, limit)
                 if self.lanes > 1:
                     self._lane.run({"images": random[:2]}, limit)
                 if self._heads is not None:
                     self._heads.run({"features_a": features, "features_b": features[::-1]}, limit)
+                if self._matcher is not None:
+                    self._matcher.run({"maps_a": maps[0], "maps_b": maps[0][::-1]}, limit)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ModelFolderError(f"{folder} does not answer test images: {reason}") from error
 
 
+def _halves(raw: dict[str, np.ndarray], n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs of 2 N ordered pairs -> those of the first N, and of the others."""
+    return {name: v[:n] for name, v in raw.items()}, {name: v[n:] for name, v in raw.items()}
+
+
 def graphs_of(folder: Path, precision: str) -> list[Graph]:
-    """The encoder's graph and, of a model with heads, theirs; there, as the manifest says.
+    """The encoder's graph, the heads' and the matcher's, where the model has them, in this order;
+    there, as the manifest says.
 
     Raises:
         ModelFolderError: one is missing.
     """
     spec, side = read_spec(folder), Preprocessing.from_folder(folder).size
-    encoder, files = GRAPHS[precision], read_manifest(folder)["files"]
-    wanted = [(encoder, precision), (HEADS_GRAPH, "fp32")][: 2 if spec.heads else 1]
-    for path, quantize in wanted:
+    encoder, files = graph_of(spec, precision), read_manifest(folder)["files"]
+    pair = {f"features_{which}": (spec.features,) for which in "ab"}
+    wanted: list[tuple[Path, str, dict[str, tuple[int, ...]]]]
+    wanted = [(encoder, precision, {"images": (side, side, 3)})]
+    if spec.heads:
+        wanted.append((HEADS_GRAPH, "fp32", {**pair}))
+    if spec.matcher is not None:
+        maps = {f"maps_{which}": spec.matcher.maps for which in "ab"}
+        wanted.append((MATCHER_GRAPH, "fp32", {**maps}))
+    for path, quantize, _ in wanted:
         if path.as_posix() not in files or not (folder / path).is_file():
             option = f" --quantize {quantize} --calibration PHOTOGRAPHS"
             raise ModelFolderError(
                 f"{folder} has no {path.as_posix()}: augself export --model {folder}"
                 f"{option if quantize in QUANTIZED else ''}"
             )
-    inputs: list[dict[str, tuple[int, ...]]] = [
-        {"images": (side, side, 3)},
-        {"features_a": (spec.features,), "features_b": (spec.features,)},
-    ]
     return [
         Graph(folder / path, files[path.as_posix()], precision, shapes)
-        for (path, precision), shapes in zip(wanted, inputs, strict=False)
+        for path, precision, shapes in wanted
     ]
 
 

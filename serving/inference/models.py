@@ -307,10 +307,10 @@ class Models:
         engine = model.source.load()
         side = engine.preprocessing.size
         black = np.zeros((side, side, 3), np.uint8)
-        engine.features([black] * self._max_batch)
+        engine.encode([black] * self._max_batch)
         if engine.lanes > 1:
             with ThreadPoolExecutor(engine.lanes) as pool:
-                list(pool.map(engine.features_in_lane, [[black] * LANE_IMAGES] * engine.lanes))
+                list(pool.map(engine.encode_in_lane, [[black] * LANE_IMAGES] * engine.lanes))
         model.bytes = max(model.bytes, resident() - before)
         return self._batcher(engine, renew=model.source.load)
 

@@ -18,6 +18,7 @@ import numpy as np
 from augself_hub.errors import AugSelfError
 from augself_hub.parity import (
     HEAD_TOLERANCE,
+    MAPS_COSINE,
     MEAN_COSINE,
     PROBABILITY_TOLERANCE,
     WORST_COSINE,
@@ -54,7 +55,8 @@ def refuse_unlike(engine: Engine, reference: Engine) -> None:
     expected = reference.features(images)
     for run in [engine.features] + [engine.features_in_lane] * (engine.lanes > 1):
         found = run(images)
-        if failed := list(_failed(engine, reference, found, expected)):
+        failed = [*_failed(engine, reference, found, expected), *_maps(engine, reference, images)]
+        if failed:
             raise AugSelfError(
                 f"--device openvino cannot be used for {engine.name} in {engine.precision}, held "
                 f"against fp32 on the plain provider: {'; '.join(failed)}: give another "
@@ -92,6 +94,17 @@ def _failed(
         most = HEAD_TOLERANCE if head.type == "regression" else PROBABILITY_TOLERANCE
         if not change <= most:
             yield f"the change of head {kind} is {change:.3f}, at most {most} is wanted"
+
+
+def _maps(engine: Engine, reference: Engine, images: list[np.ndarray]) -> Iterator[str]:
+    """The same of the maps that a matcher compares, where there is one."""
+    maps = [each.encode(images).maps for each in (engine, reference)]
+    if maps[0] is None or maps[1] is None:
+        return
+    least = MAPS_COSINE if engine.precision == "int8" else BOUNDS[engine.precision][0]
+    mean = cosines(*(m.reshape(len(m), -1) for m in maps if m is not None)).mean()
+    if not mean >= least:
+        yield f"the maps' cosine is {mean:.5f} on average, at least {least} is wanted"
 
 
 def _photographs(side: int) -> list[np.ndarray]:

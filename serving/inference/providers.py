@@ -149,9 +149,15 @@ class Runner:
         self._buckets = [_Bucket(session, rows, memory, limit) for rows in buckets]
 
     def run(
-        self, inputs: dict[str, np.ndarray], limit: TimeLimit | None = None
+        self,
+        inputs: dict[str, np.ndarray],
+        limit: TimeLimit | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> list[np.ndarray]:
         """Name -> N >= 1 rows, for every input -> N rows of each output, in the graph's order.
+
+        Args:
+            outputs: names of those that are wanted, in this order; None: all.
 
         Raises:
             NotFinite: the graph answers with NaN or infinity. ModelFolderError: with other than N
@@ -159,19 +165,20 @@ class Runner:
         """
         rows, most = len(next(iter(inputs.values()))), BUCKETS[-1]
         options = limit.run if limit else None
+        names = outputs or [output.name for output in self.session.get_outputs()]
         parts = []
         for start in range(0, rows, most):
             part = {name: values[start : start + most] for name, values in inputs.items()}
             given = min(most, rows - start)
             if self._buckets:
                 bucket = next(bucket for bucket in self._buckets if bucket.rows >= given)
-                answers = bucket.run(part, options)
+                answers = bucket.run(part, options, names)
             else:
-                answers = self.session.run(None, part, options)
-            for output, answer in zip(self.session.get_outputs(), answers, strict=True):
-                self._check(output.name, answer, given)
+                answers = self.session.run(names, part, options)
+            for name, answer in zip(names, answers, strict=True):
+                self._check(name, answer, given)
             parts.append(answers)
-        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
     def _check(self, name: str, answer: Any, rows: int) -> None:
         """Nobody may be answered with anything else."""
@@ -208,8 +215,13 @@ class _Bucket:
         }
         self.run(nothing, limit.run if limit else None)  # warm
 
-    def run(self, inputs: dict[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
-        """At most `rows` rows in, as many out."""
+    def run(
+        self,
+        inputs: dict[str, np.ndarray],
+        options: Any = None,
+        outputs: Sequence[str] | None = None,
+    ) -> list[np.ndarray]:
+        """At most `rows` rows in, as many out; only the outputs that are wanted are copied."""
         rows = len(next(iter(inputs.values())))
         with self._lock:
             for name, values in inputs.items():
@@ -217,7 +229,8 @@ class _Bucket:
             self._binding.synchronize_inputs()
             self._session.run_with_iobinding(self._binding, options)
             self._binding.synchronize_outputs()
-            return [value.numpy()[:rows].copy() for value in self._outputs.values()]
+            wanted = self._outputs if outputs is None else outputs
+            return [self._outputs[name].numpy()[:rows].copy() for name in wanted]
 
     def _buffer(self, value: Any, memory: str) -> Any:
         shape = [self.rows, *value.shape[1:]]

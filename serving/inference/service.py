@@ -9,10 +9,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from augself_hub.cores import usable_cores
+from augself_hub.differences import Answered
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.images.budget import DECODED
 from augself_hub.images.structure import kind
 from augself_hub.preprocess import Preprocessing
+from serving.inference.batcher import Batcher
 from serving.inference.client import Local
 from serving.inference.decoders import Decoders
 from serving.inference.models import Model, Models
@@ -112,6 +114,13 @@ class Service:
                 raise result
         return results  # type: ignore[return-value]
 
+    async def answered_pairs(self, batcher: Batcher, images: list[np.ndarray]) -> Answered:
+        """2 N preprocessed images, all first ones, then all second ones -> what the model says of
+        the pairs; encoded through the model's queue.
+        """
+        encoded = await asyncio.wrap_future(batcher.encode(images))
+        return await self.decoders.run(batcher.engine.answered, images, encoded)
+
     def locals(self) -> dict[str, Local]:
         """The models for code on other threads, through the same queues as everybody's."""
         return {name: self._local(model) for name, model in self.models.all.items()}
@@ -125,11 +134,16 @@ class Service:
             async with self.models.acquired(model) as batcher:
                 return await self.decoders.run(batcher.engine.differences, a, b)
 
+        async def answered(images: Sequence[np.ndarray]) -> Answered:
+            async with self.models.acquired(model) as batcher:
+                return await self.answered_pairs(batcher, list(images))
+
         return Local(
             model.source,
             self.limits,
             lambda images: self._blocking(features(images)),
             lambda a, b: self._blocking(differences(a, b)),
+            lambda images: self._blocking(answered(images)),
         )
 
     def _blocking(self, work: Coroutine[Any, Any, Result]) -> Result:

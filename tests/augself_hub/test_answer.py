@@ -19,8 +19,8 @@ UNLIKE = {"flip": {"mirrored": None, "reason": "unlike pictures: only difference
 
 def test_a_table():
     assert str(ONE).splitlines() == [
-        "augmentation  name              value  unit         standard error, on average",
-        "color         brightness       -0.357  log ratio    0.100",
+        "augmentation  name              value  unit         standard error",
+        "color         brightness       -0.357  log ratio    0.100 on average",
         "color         contrast              -  log ratio    not learned: <R^2> 0.0",
         "flip          mirrored          0.910  probability",
         "rot           quarter_turns 0   0.000  probability",
@@ -30,6 +30,29 @@ def test_a_table():
         "both pictures show one thing: probability 0.875",
     ]
     assert repr(ONE) == str(ONE)
+
+
+def test_the_matcher_s_errors_are_those_of_the_pair():
+    record = {"name": "y", "value": 0.25, "unit": "heights of a", "standard_error": 0.05}
+    told = {"crop": [{**record, "head": "matcher"}], "flip": {"mirrored": 0.9, "head": "matcher"}}
+    said = Difference("tiny", "relative", told, 0.9)
+    assert [row[4] for row in said.rows()] == ["0.050", ""]
+    assert "(+0.25 ± 0.05, heights of a)" in said.words()
+    assert "B is mirrored (probability 90%)" in said.words()
+
+
+def test_blank_pictures_in_words():
+    told = {
+        "crop": [{"name": "y", "value": None, "unit": "", "standard_error": 0.1, "head": "matcher",
+                  "reason": "not observable: at least one of the two pictures is blank"}],
+        "flip": {"mirrored": None, "head": "matcher",
+                 "reason": "not observable: at least one of the two pictures is blank"},
+    }  # fmt: skip
+    first, second = Difference("tiny", "relative", told, 0.9).words().splitlines()
+    assert first.endswith("the pictures cannot show it, at least one of them is blank")
+    assert second.startswith(
+        "Mirroring: the pictures cannot show it, at least one of them is blank"
+    )
 
 
 def test_a_dict_is_the_server_s_answer():

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from augself_hub.augmentations.spec import Cut, Match, Policy, Spec, heads_for
-from augself_hub.differences import describe, matching
+from augself_hub.augmentations.matching import Told
+from augself_hub.augmentations.spec import Cut, Match, MatcherSpec, Policy, Spec, heads_for
+from augself_hub.differences import Answered, describe, is_blank, matching, records
 
 POLICY = Policy(size=32).with_kinds(["rot"])
 KINDS = ("crop", "color", "flip", "rot")
@@ -41,6 +42,7 @@ def said(of: Spec, **how: bool) -> dict:
             found |= {d["name"]: (d["value"], d.get("reason")) for d in answer}
         else:
             why = answer.pop("reason", None)
+            assert answer.pop("head") == "features"
             found |= {name: (value, why) for name, value in answer.items()}
     return found
 
@@ -110,3 +112,70 @@ def test_a_model_that_cannot_tell_says_nothing():
     alike = Match(alike=Cut(1.0, 0.0, 0.1, 0.9, 0.05, 0.9, 100))
     assert matching(spec(alike), a, a, [False, True, False, False])[1] is None
     assert matching(spec(alike), 0 * a, a, [False] * 4)[0] == (pytest.approx(0.5), False)
+
+
+# -- Pairs that a matcher has looked at ------------------------------------------------------------
+
+MATCHER = MatcherSpec(
+    -1,
+    {"channels": 1, "cells": 1, "turns": False},
+    heads_for(["crop", "flip"], Policy()),
+    Cut(2.0, 1.0, 0.4, 0.95, 0.05, 0.8, 100),
+)
+
+
+def picture(kind: str) -> np.ndarray:
+    random = np.random.default_rng(0)
+    if kind == "blank":
+        return np.full((8, 8, 3), (200, 10, 10), np.uint8)
+    return random.integers(0, 256, (8, 8, 3), np.uint8)
+
+
+def answered(logits: list[float], images: list[np.ndarray], **spec_of: object) -> list[dict]:
+    n = len(logits)
+    of = replace(spec(Match(alike=Cut(1.0, 0.0, 0.1, 0.9, 0.05, 0.9, 100))), matcher=MATCHER)
+    values = {kind: np.tile(v, (n, 1)) for kind, v in ANSWERS.items()}
+    errors = {"crop": np.arange(4 * n).reshape(n, 4) / 100}
+    told = Told(values, errors, np.array(logits))
+    return list(records(of, Answered.of(of, images, np.ones((2 * n, 2)), told)))
+
+
+def test_each_value_says_its_head_and_a_matched_one_its_own_error():
+    one, two = answered([3.0, 3.0], [picture("noise")] * 4)
+    assert [d["standard_error"] for d in one["differences"]["crop"]] == [0, 0.01, 0.02, 0.03]
+    assert [d["standard_error"] for d in two["differences"]["crop"]] == [0.04, 0.05, 0.06, 0.07]
+    heads = {
+        kind: {d["head"] for d in told} if isinstance(told, list) else {told["head"]}
+        for kind, told in one["differences"].items()
+    }
+    assert heads == {
+        "crop": {"matcher"}, "color": {"features"}, "flip": {"matcher"}, "rot": {"features"}
+    }  # fmt: skip
+
+
+def test_the_matcher_s_own_logit_tells_strangers():
+    """By hand: 1 / (1 + e^-(2 s + 1)) is .9975 at 2.5 and .0474 at -2; below .4 they are two."""
+    same, strangers = answered([2.5, -2.0], [picture("noise")] * 4)
+    assert same["match"] == pytest.approx(0.99752738) and strangers["match"] == pytest.approx(
+        0.04742587
+    )
+    assert same["differences"]["crop"][0]["value"] == 0.1
+    assert strangers["differences"]["crop"][0]["reason"].startswith("unlike pictures")
+    assert strangers["differences"]["flip"] == {
+        "mirrored": None, "head": "matcher",
+        "reason": "unlike pictures: only differences between two views of one thing were learned",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_blank_picture_shows_nothing(side):
+    images = [picture("noise"), picture("noise")]
+    images[side] = picture("blank")
+    (one,) = answered([2.5], images)
+    reasons = {
+        record["reason"]
+        for told in one["differences"].values()
+        for record in (told if isinstance(told, list) else [told])
+    }
+    assert reasons == {"not observable: at least one of the two pictures is blank"}
+    assert is_blank(images[side]) and not is_blank(images[1 - side])

@@ -9,7 +9,10 @@ import pytest
 import augself_hub
 from augself_hub.errors import AugSelfError, UsageError
 
-FUNCTIONS = ("convert", "evaluate", "export", "extract", "fit_heads", "pretrain", "pull", "push")
+FUNCTIONS = (
+    *("convert", "evaluate", "export", "extract", "fit_heads", "fit_matcher", "pretrain", "pull"),
+    "push",
+)
 
 
 def test_every_name_is_found_and_said():

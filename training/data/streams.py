@@ -311,8 +311,14 @@ def labelled_images(stream: Stream, most: int) -> Images:
 
     They are undecoded in memory.
     """
+    first = first_images(stream, most)
+    return first.at([i for i, label in enumerate(first.labels) if label != UNLABELED])
+
+
+def first_images(stream: Stream, most: int) -> Images:
+    """The first so many that the stream trains on, in the shards' order, undecoded in memory."""
     some = itertools.islice(filter(stream.trains_on, _in_order(stream)), most)
-    return _listed(stream, [sample for sample in some if sample.label != UNLABELED])
+    return _listed(stream, list(some))
 
 
 def _in_order(stream: Stream) -> Iterator[Sample]:

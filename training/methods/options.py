@@ -1,4 +1,4 @@
-"""A method's own hyperparameters by name: what its constructor takes with a default."""
+"""Hyperparameters of a method, or of the matcher: what its constructor takes with a default."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from augself_hub.errors import UsageError
-from training.methods.method import Method
 
 MOST = {"momentum": 1.0}
-MAY_BE_0 = {"frozen_steps"}
+MAY_BE_0 = {"frozen_steps", "decay"}
 
 
-def options_of(method: type[Method]) -> dict[str, int | float | bool]:
+def options_of(method: type) -> dict[str, int | float | bool]:
     """Name -> default, in the constructor's order."""
     parameters = inspect.signature(method).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def checked_options(
-    name: str, method: type[Method], given: Mapping[str, Any]
+    name: str, method: type, given: Mapping[str, Any]
 ) -> dict[str, int | float | bool]:
     """What was given, each value of its option's type.
 
@@ -42,8 +41,8 @@ def _check(name: str, option: str, value: Any, kind: type) -> None:
             raise UsageError(f"{name} option {option}={value} must be True or False")
         return
     fits = type(value) is int or type(value) is kind
-    least = -1 if option in MAY_BE_0 else 0
-    if not fits or not least < value <= MOST.get(option, float("inf")):
+    above_least = value >= 0 if fits and option in MAY_BE_0 else fits and value > 0
+    if not above_least or not value <= MOST.get(option, float("inf")):
         wanted = "a whole number" if kind is int else "a number"
         most = f" up to {MOST[option]:g}" if option in MOST else ""
         above = "of 0 or more" if option in MAY_BE_0 else f"above 0{most}"

@@ -8,7 +8,7 @@ predictor leaves to be known, is not surely above LEAST_SKILL counts as not lear
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,22 +69,33 @@ def _predict(
     model: AugSelfModel, images: ViewsDataset, pairs: int
 ) -> tuple[tuple[Tensor, Tensor], Parameters, Parameters]:
     """Features of both views, (N, D) each, and the views' parameters."""
-    keys = [(i // len(images), i % len(images)) for i in range(pairs)]
     y, wa, wb = [], [], []
+    for views, a, b in drawn_views(model, images, pairs):
+        y.append(model(views).features.chunk(2))
+        wa.append(a)
+        wb.append(b)
+    ya, yb = (torch.cat(side) for side in zip(*y, strict=True))
+    return (ya, yb), joined(wa), joined(wb)
+
+
+def drawn_views(
+    model: AugSelfModel, images: ViewsDataset, pairs: int, most: int = 100
+) -> Iterator[tuple[Tensor, Parameters, Parameters]]:
+    """Views (2n, 3, S, S) of both sides and their parameters, at most so many pairs at a time.
+
+    Pair i is of image i modulo their number.
+    """
+    keys = [(i // len(images), i % len(images)) for i in range(pairs)]
     device = next(model.parameters()).device
     mean, std = model.preprocessing.mean, model.preprocessing.std
-    for start in range(0, pairs, 100):
-        batch = collate([images[key] for key in keys[start : start + 100]])
+    for start in range(0, pairs, most):
+        batch = collate([images[key] for key in keys[start : start + most]])
         both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]).to(device) for n in batch["w1"]}
         views = finish_views(batch["crops"].to(device), both, images.policy, mean, std)
-        y.append(model(views).features.chunk(2))
-        wa.append(batch["w1"])
-        wb.append(batch["w2"])
-    ya, yb = (torch.cat(side) for side in zip(*y, strict=True))
-    return (ya, yb), _joined(wa), _joined(wb)
+        yield views, batch["w1"], batch["w2"]
 
 
-def _joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+def joined(batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
@@ -182,15 +193,15 @@ def _match(ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], image: Tensor) -
         a = same[unlike_same == one_gray].numpy()
         b = two[strangers & (unlike_two == one_gray)].numpy()
         if min(len(a), len(b)) >= FEWEST:
-            cut = _cut(a, b)
+            cut = cut_between(a, b)
             label = f"pairs of one picture or of two, {name.replace('_', ' ')}, AUC"
             record = _result("match", name, label, cut.auc, 0.5, len(a))
             found.append({**record, "metric": "auc", "cut": dataclasses.asdict(cut)})
     return found
 
 
-def _cut(same: np.ndarray, two: np.ndarray) -> Cut:
-    """From the cosines of pairs of one picture and of pairs of two."""
+def cut_between(same: np.ndarray, two: np.ndarray) -> Cut:
+    """From the cosines (or a matcher's logits) of pairs of one picture and of pairs of two."""
     slope, intercept = _logistic(same, two)
     p_same, p_two = (1 / (1 + np.exp(-(slope * c + intercept))) for c in (same, two))
     least = float(np.quantile(p_same, FALSE_ALARMS))
@@ -209,9 +220,9 @@ def _logistic(same: np.ndarray, two: np.ndarray) -> tuple[float, float]:
     """Slope and intercept of the probability of one picture, where either is as likely."""
     from sklearn.linear_model import LogisticRegression
 
-    cosine = np.concatenate([same, two])[:, None]
+    given = np.concatenate([same, two])[:, None]
     truth = np.repeat([1, 0], [len(same), len(two)])
-    fit = LogisticRegression(C=1e3, class_weight="balanced").fit(cosine, truth)
+    fit = LogisticRegression(C=1e3, class_weight="balanced").fit(given, truth)
     return float(fit.coef_[0, 0]), float(fit.intercept_[0])
 
 
@@ -237,25 +248,27 @@ def _result(kind: str, dimension: str, name: str, value: float, trivial: float, 
 
 def with_results(spec: Spec, results: list[Result]) -> Spec:
     """The spec with what was measured of each dimension, its mark, and how strangers are told."""
-    found = {(r["kind"], r["dimension"]): r for r in results if r["task"] == TASK}
-
-    def measured(kind: str, head: Head) -> Head:
-        return dataclasses.replace(
-            head,
-            dimensions=tuple(
-                dataclasses.replace(
-                    dimension,
-                    standard_error=record.get("rmse"),
-                    learned=record.get("learned"),
-                    score=record.get("value"),
-                    interval=tuple(record["interval_95"]) if "interval_95" in record else None,
-                    baseline=record.get("trivial"),
-                )
-                for dimension in head.dimensions
-                for record in [found.get((kind, dimension.name), {})]
-            ),
-        )
-
-    cuts = {r["dimension"]: Cut(**r["cut"]) for r in results if "cut" in r}
-    heads = {kind: measured(kind, head) for kind, head in spec.heads.items()}
+    own = [r for r in results if r["task"] == TASK]
+    cuts = {r["dimension"]: Cut(**r["cut"]) for r in own if "cut" in r}
+    heads = {kind: measured(kind, head, own) for kind, head in spec.heads.items()}
     return dataclasses.replace(spec, heads=heads, match=Match(**cuts) if cuts else None)
+
+
+def measured(kind: str, head: Head, results: list[Result]) -> Head:
+    """A head with what these results say of each of its dimensions."""
+    found = {(r["kind"], r["dimension"]): r for r in results}
+    return dataclasses.replace(
+        head,
+        dimensions=tuple(
+            dataclasses.replace(
+                dimension,
+                standard_error=record.get("rmse"),
+                learned=record.get("learned"),
+                score=record.get("value"),
+                interval=tuple(record["interval_95"]) if "interval_95" in record else None,
+                baseline=record.get("trivial"),
+            )
+            for dimension in head.dimensions
+            for record in [found.get((kind, dimension.name), {})]
+        ),
+    )

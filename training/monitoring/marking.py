@@ -23,6 +23,7 @@ from augself_hub.modeling.model import AugSelfModel
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
+from training.monitoring import matching
 from training.monitoring.awareness import PAIRS, TASK, held_out_pairs, with_results
 from training.run.publishing import PROTOCOL
 
@@ -42,11 +43,13 @@ def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
     results = held_out_pairs(model, images, PAIRS)
     if not results:
         raise AugSelfError(f"{folder} has no heads to measure, or {held_out} no images")
-    spec = with_results(_with_largest(model.spec), results)
+    results += matching.matched_pairs(model, images, PAIRS)
+    spec = matching.with_matched(with_results(_with_largest(model.spec), results), results)
     with changed_folder(folder) as stage:
         (stage / CONFIG).write_text(spec.to_json())
         evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(stage)}
-        others = [r for r in evaluation["results"] if r["task"] != TASK]
+        tasks = (TASK, matching.TASK)
+        others = [r for r in evaluation["results"] if r["task"] not in tasks]
         results = [*results, *others]
         write_json(stage / EVALUATION, {**evaluation, "results": results}, nan=True)
         card.write(stage, name)

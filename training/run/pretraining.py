@@ -33,11 +33,13 @@ from training.data.streams import Stream, StreamViews
 from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
 from training.monitoring.awareness import PAIRS, with_results
+from training.monitoring.matching import matched_pairs, with_matched
 from training.monitoring.monitor import Monitor, evaluate, known_images
 from training.run import checkpoints, choosing
 from training.run.arguments import set_intervals, training_arguments
 from training.run.disk import refuse_full_disk
 from training.run.images import opened, sampled_sizes, views_of
+from training.run.matching import refuse_unmatched, with_fitted_matcher
 from training.run.objective import Pretraining
 from training.run.optimisation import warmup_steps
 from training.run.publishing import push, stage, steps_of, write_folder
@@ -99,6 +101,7 @@ def pretrain(
     model = _build(settings, policy, images, loss, sizes)
     if before is not None:
         model.augself.spec = begun_spec(settings, before, model.augself.spec)
+    refuse_unmatched(settings, model.augself.spec, model.method.encoder.network)
     trainer = _trainer(settings, arguments, model, train)
     _refuse_finished(settings.output / MODEL, trainer)
     trainer.earlier = checkpoints.spent_until(checkpoint)
@@ -228,11 +231,13 @@ def _publish(
     settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset, known: Images | None
 ) -> None:
     """Evaluate, write settings.output/model, and push it where that was asked for."""
-    model = _model_of(trainer).cpu().to(memory_format=torch.contiguous_format)
+    drawn = trainer.state.global_step * settings.batch_size
+    model = with_fitted_matcher(_model_of(trainer), settings, trainer.train_dataset, drawn)
+    model = model.cpu().to(memory_format=torch.contiguous_format)
     pairs = measured_pairs(len(held_out))
     with stage(f"measuring {pairs} pairs of {len(held_out)} held-out images"):
-        results = evaluate(model, held_out, known, pairs)
-    model.spec = with_results(model.spec, results)
+        results = evaluate(model, held_out, known, pairs) + matched_pairs(model, held_out, pairs)
+    model.spec = with_matched(with_results(model.spec, results), results)
     folder = settings.output / MODEL
     write_folder(folder, model, settings, trainer, results)
     if settings.push_to_hub:

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 PROTOCOL = (
     "Held-out pairs: two views each of images that were not trained on, drawn as in training. "
     "R^2 is against predicting no difference; accuracies stand beside the more frequent answer. "
+    "The matcher is asked of the same pairs; coverage is against 95%. "
     "kNN: cosine similarity of raw frozen features, votes weighted by exp(s / 0.07). Spread: mean "
     "standard deviation of normalised features times the root of their width; 0: all are alike."
 )
@@ -72,16 +73,7 @@ def write_folder(
             write_json(new / EVALUATION, {**told, "results": results}, nan=True)
             write_json(new / TRAINING_LOG, trainer.state.log_history, nan=True)
             curves(trainer.state.log_history, new / CURVES)
-        parity: dict[str, float] = {}
-        if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
-            from augself_hub.modeling.export import write_graphs
-
-            with stage("exporting the graphs and checking them against torch"):
-                parity = write_graphs(model, new)
-        else:
-            log.info(
-                "onnx/ left out: pip install 'augself-hub[export]', then augself export --model"
-            )
+        parity = graphs(model, new)
         with stage("writing card and manifest"):
             card.write(new)
             write_manifest(new, parity)
@@ -104,6 +96,17 @@ def push(folder: Path, name: str, private: bool) -> None:
     except ModelFolderError as error:
         again = f"augself push {folder} {name}{' --private' if private else ''}"
         raise AugSelfError(f"{error}. The model is complete in {folder}: {again}") from error
+
+
+def graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
+    """The ONNX graphs, where the export extra is installed; else the command that writes them."""
+    if not (find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime")):
+        log.info("onnx/ left out: pip install 'augself-hub[export]', then augself export --model")
+        return {}
+    from augself_hub.modeling.export import write_graphs
+
+    with stage("exporting the graphs and checking them against torch"):
+        return write_graphs(model, folder)
 
 
 def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from training.run.settings import Settings
 SETTINGS = "settings.json"
 FREE = (  # they decide nothing of how a run goes
     *("data", "inventory", "output", "workers", "license", "max_skipped", "monitor_every"),
-    *("report_to", "push_to_hub", "private", "arguments"),
+    *("report_to", "push_to_hub", "private", "arguments", "matcher", "matcher_options"),
 )
 FREE_ARGUMENTS = (  # likewise of --set
     *("logging_strategy", "logging_steps", "logging_first_step", "log_level"),

@@ -25,7 +25,13 @@ FIXED = ("encoder", "method", "method_options", "convention", "normalization")  
 NORMALIZATIONS = ("imagenet", "stl10")
 OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
 SCHEDULE_STEPS = ("step", "epoch")
-PAIRS = {"method_options": "--method-option", "policy": "--policy", "arguments": "--set"}
+PAIRS = {
+    "method_options": "--method-option",
+    "matcher_options": "--matcher-option",
+    "policy": "--policy",
+    "arguments": "--set",
+}
+MATCHERS = ("off", "after")
 LEAST_SIZE = 8  # pixels: below it a ResNet's last maps and the blur have nothing to work on
 CHOSEN = {  # what is not given of these is chosen for the images and the cores (`choosing`)
     "batch_size": "a quarter of the images, 16 to 256",
@@ -76,6 +82,20 @@ class Settings:
     )
     convention: str = field(
         default="relative", metadata=_about("Method", "Targets: relative or paper.", _TEXT)
+    )
+    matcher: str | None = field(
+        default=None,
+        metadata=_about(
+            "Method",
+            "Fit the matcher, which finds view b in view a, on the frozen encoder at the end, or "
+            "not. Default: after, where there is a crop head of convention relative, the encoder "
+            "gives maps and the run drew 2000 pairs.",
+            Rule(str, choices=MATCHERS, optional=True),
+        ),
+    )
+    matcher_options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_about("Method", "Of fitting the matcher, e.g. pairs=36000 or passes=5."),
     )
     size: int = field(
         default=96, metadata=_about("Views", "Side of the views in pixels.", Rule(int, LEAST_SIZE))
@@ -257,6 +277,8 @@ class Settings:
             raise UsageError("--private would have no effect: give --push-to-hub, or leave it out")
         if self.method == FROZEN and not self.augself:
             raise UsageError("--augself names no head to fit: give one, e.g. crop=1,color=1")
+        if self.matcher == "off" and self.matcher_options:
+            raise UsageError("--matcher-option would have no effect with --matcher off")
         if self.classes is not None and not self.classes.is_file():
             raise UsageError(f"--classes {self.classes}: there is no such file")
 
@@ -269,6 +291,8 @@ class Options(TypedDict, total=False):
     encoder: str
     augself: dict[str, float]
     convention: str
+    matcher: str | None
+    matcher_options: dict[str, Any]
     size: int | None
     color_strength: float
     policy: dict[str, Any]

@@ -104,7 +104,7 @@ def test_differences_of_a_pair(client, pixels, encoded):
         ("saturation", "log ratio"),
         ("hue", "turns"),
     ]
-    assert set(there["color"][0]) == {"name", "value", "unit", "standard_error"}
+    assert set(there["color"][0]) == {"name", "value", "unit", "standard_error", "head"}
     assert 0 <= there["flip"]["mirrored"] <= 1
     values = [np.array([d["value"] for d in x["color"]]) for x in (there, back, same)]
     np.testing.assert_allclose(values[0], -values[1], atol=1e-4)  # both orders are averaged

@@ -1,0 +1,199 @@
+"""A matcher for a run that ends, or for a model folder that is there already."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from augself_hub import card
+from augself_hub.atomic import write_json
+from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import UsageError
+from augself_hub.folder import (
+    CONFIG,
+    EVALUATION,
+    changed_folder,
+    verify,
+    write_manifest,
+)
+from augself_hub.images import AS_FOUND, Options
+from augself_hub.modeling.maps import find_map
+from augself_hub.modeling.matcher import Matcher
+from augself_hub.modeling.model import AugSelfModel
+from augself_hub.precision import GRAPHS, GRAPHS_WITH_MAPS, QUANTIZED
+from augself_hub.results import read_evaluation
+from training.data.batches import ViewsDataset
+from training.data.sources import open_images
+from training.data.streams import StreamViews, first_images
+from training.methods.matcher import MatcherSettings, fit_matcher
+from training.methods.options import checked_options
+from training.monitoring.awareness import PAIRS
+from training.monitoring.matching import TASK, matched_pairs, with_matched
+from training.run.images import split
+from training.run.publishing import PROTOCOL, graphs, stage
+from training.run.settings import Settings
+
+log = logging.getLogger(__name__)
+FEWEST_PAIRS = 2000  # that a run must have drawn: of fewer a matcher learns nothing
+STREAMED = 2000  # images of a stream that are kept for it
+
+
+def matcher_settings(given: Mapping[str, Any]) -> MatcherSettings:
+    """Raises UsageError for an option there is not, or a value out of its range."""
+    checked: dict[str, Any] = dict(checked_options("the matcher", MatcherSettings, given))
+    return MatcherSettings(**checked)
+
+
+def refuse_unmatched(settings: Settings, spec: Spec, network: PreTrainedModel) -> None:
+    """Before a run: what `--matcher after` cannot be had of.
+
+    Raises:
+        UsageError: says why.
+    """
+    matcher_settings(settings.matcher_options)
+    asked = settings.matcher is not None or bool(settings.matcher_options)
+    why = _impossible(spec, network, settings.size) if asked else None
+    if why is not None and settings.matcher != "off":
+        raise UsageError(f"--matcher after: {why}")
+
+
+def _impossible(spec: Spec, network: PreTrainedModel, size: int) -> str | None:
+    """Why no matcher can be fitted; None where one can."""
+    if spec.convention != "relative":
+        return f"convention {spec.convention} has no matcher: leave it out, or give relative"
+    if "crop" not in spec.heads:
+        return "a matcher needs a crop head, for its unit: --augself crop=1"
+    try:
+        find_map(network, size)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def with_fitted_matcher(
+    model: AugSelfModel, settings: Settings, views: ViewsDataset | StreamViews, drawn: int
+) -> AugSelfModel:
+    """A run's model with a matcher, where it is to have one; else the same model.
+
+    Args:
+        model: on the device that is to be used.
+        views: what the run was trained on.
+        drawn: pairs of views that the run has seen: by default the matcher sees no more.
+    """
+    if settings.matcher == "off":
+        return model
+    network, size = model.encoder, model.preprocessing.size
+    why = _impossible(model.spec, network, size)
+    if why is None and settings.matcher is None and drawn < FEWEST_PAIRS:
+        why = f"this run drew {drawn} pairs of views, fewer than the {FEWEST_PAIRS} one needs"
+    if why is not None:
+        log.info("no matcher: %s", why)
+        return model
+    how = matcher_settings(settings.matcher_options)
+    if settings.matcher is None and "pairs" not in settings.matcher_options:
+        how = dataclasses.replace(how, pairs=min(how.pairs, drawn))
+    if isinstance(views, StreamViews):
+        images = first_images(views.images, STREAMED)
+        views = ViewsDataset(images, model.spec.policy, settings.seed)
+    return _fitted(model, views, how, settings.seed)
+
+
+def _fitted(
+    model: AugSelfModel, views: ViewsDataset, how: MatcherSettings, seed: int
+) -> AugSelfModel:
+    """The model with a matcher that nothing has been measured of yet."""
+    spec, preprocessing = model.spec, model.preprocessing
+    with stage(f"fitting the matcher on {how.pairs} pairs of views of {len(views)} images"):
+        matcher, place = fit_matcher(model.encoder, views, spec, preprocessing, how, seed)
+    return model.with_matcher(matcher, place.level).eval()
+
+
+def add_matcher(
+    folder: Path,
+    data: str,
+    held_out: str | None = None,
+    options: Options = AS_FOUND,
+    seed: int = 0,
+    how: Mapping[str, Any] | None = None,
+) -> Spec:
+    """Fit a matcher for the encoder of a model folder and write it there, in one exchange.
+
+    Encoder and heads stay as they are; a matcher that is there is replaced.
+
+    Args:
+        folder: a model folder with a crop head of convention relative.
+        data: images to fit on, as `augself pretrain` takes them.
+        held_out: images to measure on; None: 5% of `data`.
+        options: how `data` is read. seed: of initialisation, order and views.
+        how: fields of `MatcherSettings`.
+
+    Returns:
+        The new spec, with what was measured.
+
+    Raises:
+        UsageError, AugSelfError: no matcher can be fitted, or no images.
+    """
+    settings = matcher_settings(how or {})
+    model = AugSelfModel.from_pretrained(verify(folder))
+    why = _impossible(model.spec, model.encoder, model.preprocessing.size)
+    if why is not None:
+        raise UsageError(f"{folder}: {why}")
+    images = open_images(data, options)
+    log.info("%s", images.inventory.text())
+    if held_out is None:
+        images, others = split(images, seed)
+    else:
+        others = open_images(held_out, wanted=("validation", "test"))
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    views, measured_on = (ViewsDataset(i, model.spec.policy, seed) for i in (images, others))
+    model = _fitted(model, views, settings, seed)
+    assert model.matcher is not None and model.spec.matcher is not None
+    return save_matcher(folder, model.matcher, model.spec.matcher.level, measured_on)
+
+
+def save_matcher(
+    folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset, name: str | None = None
+) -> Spec:
+    """Write a fitted matcher into a model folder, in one exchange, with what it is worth.
+
+    Weights, description and results, the graphs anew where there are some (smaller ones go: they
+    give no maps), card and manifest.
+
+    Args:
+        matcher, level: as `fit_matcher` gives them, `MapPlace.level`.
+        held_out: images to measure on, which it was not fitted on; none are allowed.
+        name: what the card calls the model; None: its placeholder.
+    """
+    model = AugSelfModel.from_pretrained(verify(folder)).with_matcher(matcher.cpu(), level).eval()
+    pairs = PAIRS if len(held_out) > 1 else 0
+    with stage(f"measuring the matcher on {pairs} pairs of {len(held_out)} held-out images"):
+        results = matched_pairs(model, held_out, pairs)
+    model.spec = with_matched(model.spec, results)
+    with changed_folder(folder) as new:
+        model.write_matcher(new)
+        (new / CONFIG).write_text(model.spec.to_json())
+        evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
+        others = [r for r in evaluation["results"] if r["task"] != TASK]
+        write_json(new / EVALUATION, {**evaluation, "results": [*others, *results]}, nan=True)
+        parity = _new_graphs(model, new)
+        write_manifest(new, parity)
+        card.write(new, name or card.PLACEHOLDER)
+        write_manifest(new)
+    return model.spec
+
+
+def _new_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
+    """The graphs anew, where there were any: the encoder's must give maps now."""
+    names = (*GRAPHS.values(), *GRAPHS_WITH_MAPS.values())
+    there = [path for path in names if (folder / path).is_file()]
+    for path in there:
+        (folder / path).unlink()
+        if path.stem.endswith(QUANTIZED):
+            log.warning("%s goes, it gives no maps: augself export --quantize", path)
+    return graphs(model, folder) if there else {}
