@@ -164,7 +164,8 @@ def test_a_folder_is_given_one_and_keeps_the_rest(
 ):
     done = augself(
         "fit-matcher", folder, "--data", photo_folder, "--matcher-option", "pairs=64",
-        "--matcher-option", "passes=1", "--matcher-option", "batch=32", "--matcher-option", "spared=32",
+        "--matcher-option", "passes=1", "--matcher-option", "batch=32",
+        "--matcher-option", "spared=32",
     )  # fmt: skip
     assert done.status == 0 and done.out.splitlines()[-1] == f"wrote {folder}"
     assert verify(folder) == folder
