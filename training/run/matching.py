@@ -190,7 +190,7 @@ def save_matcher(
 
 def _new_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
     """The graphs anew, where there were any: the encoder's must give maps now."""
-    names = (*GRAPHS.values(), *GRAPHS_WITH_MAPS.values())
+    names = dict.fromkeys((*GRAPHS.values(), *GRAPHS_WITH_MAPS.values()))  # fp32 is bf16's, too
     there = [path for path in names if (folder / path).is_file()]
     for path in there:
         (folder / path).unlink()
