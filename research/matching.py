@@ -183,11 +183,11 @@ def measured(matcher: Matcher, pairs: Pairs) -> dict[str, Any]:
         values = [error[rows] ** 2, pairs.crop[rows] ** 2, mirrored[rows]]
         found[name] = _with_intervals(torch.cat(values, 1).double(), pairs.names[rows])
         found[name]["pairs"] = int(rows.sum())
-    within = (error.abs() <= 1.96 * said["standard_error"]).double()
-    quarter = torch.bucketize(
-        pairs.overlap, pairs.overlap.quantile(torch.tensor([0.25, 0.5, 0.75]))
-    )
-    size = pairs.crop.abs()
+    common = pairs.overlap > 0  # of two boxes that have nothing in common nothing can be stated
+    within = (error.abs() <= 1.96 * said["standard_error"]).double()[common]
+    shared = pairs.overlap[common]
+    quarter = torch.bucketize(shared, shared.quantile(torch.tensor([0.25, 0.5, 0.75])))
+    size = pairs.crop[common].abs()
     largest = size >= size.quantile(0.9, dim=0)
     found["coverage"] = {
         "all": within.mean(0).tolist(),
@@ -204,12 +204,16 @@ def measured(matcher: Matcher, pairs: Pairs) -> dict[str, Any]:
     two = answered(matcher, pairs.a, pairs.b[pairs.strangers()])["match"][:, 0]
     one = said["match"][:, 0]
     found["strangers"] = {
-        "auc": float((one[:, None] > two).double().mean()),
+        "auc": auc(one, two),
         "found at 5% false alarms": float((two < one.quantile(0.05)).double().mean()),
-        "called one": float((two > 0.5).double().mean()),
-        "pairs called two": float((one < 0.5).double().mean()),
+        "auc, boxes with something in common": auc(one[common], two),
     }
     return found
+
+
+def auc(one: Tensor, two: Tensor) -> float:
+    """How often one of the first is above one of the second."""
+    return float((one[:, None] > two).double().mean())
 
 
 def _with_intervals(rows: Tensor, names: Tensor, resamples: int = 1000) -> dict[str, Any]:
