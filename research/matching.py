@@ -14,7 +14,9 @@ photograph's, as users' pairs have it. docs/matcher.md has what came out.
 
 from __future__ import annotations
 
+import ast
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +42,8 @@ from research.corpora.building import HELD_OUT, JPEG_QUALITY, MANIFEST, PRETRAIN
 from research.corpora.pictures import file_name, find
 from training.data.batches import ViewsDataset
 from training.data.sources import Images, open_images
-from training.methods.matcher import EncodedViews, encoded
+from training.methods.matcher import EncodedViews, encoded, fit_matcher
+from training.run.matching import matcher_settings, save_matcher
 
 SHORT_SIDE = 480  # of whole photographs as they are kept; 40% of it is three times a view
 SHORTEST = 0.4  # side of a box of table B, in short sides of the photograph
@@ -340,10 +343,29 @@ def training_views(policy: Policy, corpus: Path, photographs: Path) -> TilesAndB
     return TilesAndBoxes(ViewsDataset(tiles, policy, TILES_SEED), boxes, BOXES_TIMES)
 
 
+def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any]) -> None:
+    """Fit a matcher and write it into a model folder, with what the card says of it.
+
+    Args:
+        options: fields of MatcherSettings; seed.
+    """
+    seed = options.pop("seed", 0)
+    model = AugSelfModel.from_pretrained(folder)
+    spec, views = model.spec, training_views(model.spec.policy, corpus, photographs)
+    settings = matcher_settings(options)
+    matcher, place = fit_matcher(model.encoder, views, spec, model.preprocessing, settings, seed)
+    held_out = ViewsDataset(open_images(str(corpus / HELD_OUT)), spec.policy, seed)
+    save_matcher(folder, matcher, place.level, held_out, folder.as_posix())
+
+
 def main(arguments: list[str]) -> None:
     match arguments:
         case ["photographs", packages, corpus, output]:
             write_photographs(Path(packages), Path(corpus), Path(output))
+        case ["fit", corpus, photographs, folder, *given] if all("=" in o for o in given):
+            pairs = (option.split("=", 1) for option in given)
+            options = {name: ast.literal_eval(value) for name, value in pairs}
+            fit(Path(corpus), Path(photographs), Path(folder), options)
         case ["measure", corpus, photographs, *model] if len(model) < 2:
             loaded = AugSelfModel.from_pretrained(*model)
             if loaded.matcher is None or loaded.spec.matcher is None:
@@ -357,7 +379,8 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         main(sys.argv[1:])
-    except (AugSelfError, OSError) as error:
+    except (AugSelfError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from research.matching import (
     copies,
     identical,
     large,
+    main,
     measured,
     mirror_image,
     overlap,
@@ -165,3 +168,24 @@ def test_tiles_are_of_the_photograph_they_are_named_after():
         "wallpapers-Kay-contents-images-1440x900"
     )
     assert photograph("held-out/backgrounds-Aqua.jpg") == "backgrounds-Aqua"
+
+
+def test_a_matcher_is_fitted_into_a_folder_and_measured_there(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    random = np.random.default_rng(1)
+    for place in ("corpus/pretrain", "corpus/held-out", "whole/pretrain", "whole/held-out"):
+        (tmp_path / place).mkdir(parents=True)
+        for i in range(6):
+            pixels = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / place / f"{i}-240-0-0.png")
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    monkeypatch.setattr("research.matching.PAIRS", 12)
+    places = [str(tmp_path / "corpus"), str(tmp_path / "whole")]
+    with pytest.raises(SystemExit, match="no matcher"):
+        main(["measure", *places, str(folder)])
+    main(["fit", *places, str(folder), "pairs=160", "passes=1", "batch=16", "seed=3"])
+    assert "matcher" in json.loads((folder / "augself/config.json").read_text())
+    main(["measure", *places, str(folder)])
+    assert "| B, all pairs | 12 |" in capsys.readouterr().out
