@@ -134,15 +134,17 @@ def fake(monkeypatch) -> FakeRuntime:
 def test_the_encoder_is_compiled_for_its_precision_and_the_heads_are_not(fake, precision, hint):
     fake.change = rounded if precision == "bf16" else same
     Engine(MODEL, "openvino", 2, precision=precision)
-    *plain, (graph, provider, told), (heads, of_heads, _) = fake.opened
-    assert (provider, of_heads, heads) == (OPENVINO, "CPUExecutionProvider", "heads.onnx")
-    assert graph == ("model_int8.onnx" if precision == "int8" else "model.onnx")
+    at = [provider for _, provider, _ in fake.opened].index(OPENVINO)
+    plain, (graph, _, told), rest = fake.opened[:at], fake.opened[at], fake.opened[at + 1 :]
+    assert [name for name, _, _ in rest] == ["heads.onnx", "matcher.onnx"]
+    assert {provider for _, provider, _ in rest} == {"CPUExecutionProvider"}
+    assert graph == ("features_int8.onnx" if precision == "int8" else "features.onnx")
     assert told["device_type"] == "CPU"
     assert json.loads(told["load_config"])["CPU"]["INFERENCE_PRECISION_HINT"] == hint
     # Before that, on the plain provider: what is endless there has a time limit.
-    encoders = [name for name, provider, _ in plain if name != "heads.onnx"]
+    encoders = [name for name, _, _ in plain if name.startswith("features")]
     assert {provider for _, provider, _ in plain} == {"CPUExecutionProvider"}
-    assert set(encoders) == {"model.onnx", graph}
+    assert set(encoders) == {"features.onnx", graph}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_a_graph_of_which_it_runs_nothing_is_refused_and_of_which_a_part_is_said
     Engine(MODEL, "openvino", 1, precision="bf16")
     assert "the plain provider runs the parts of" in caplog.text
     fake.nodes = {"CPUExecutionProvider"}
-    with pytest.raises(AugSelfError, match=r"it can run no part of .*model\.onnx"):
+    with pytest.raises(AugSelfError, match=r"it can run no part of .*features\.onnx"):
         Engine(MODEL, "openvino", 1)
 
 
