@@ -6,14 +6,14 @@ Words are made of what /v1/augmentations answers (`describe`), whichever head an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
 import numpy as np
 
 from augself_hub.augmentations.spec import Spec
-from augself_hub.differences import describe, is_gray, matching
+from augself_hub.differences import records
 from augself_hub.sentences import headline, untold
 from serving.inference.client import Local
 
@@ -25,10 +25,12 @@ class Asked:
     """One pair.
 
     Args:
+        spec: the model's, with the heads that answered: of the matcher where there is one.
         predicted: kind -> (1, outputs) in physical units. gray: whether either picture is.
         unlike: whether the model takes them for pictures of two things.
     """
 
+    spec: Spec
     predicted: dict[str, np.ndarray]
     described: Described
     gray: bool
@@ -44,30 +46,31 @@ def ask(model: Local, views: Sequence[np.ndarray] | np.ndarray, one: bool = Fals
     Raises:
         AugSelfError: the server is full.
     """
-    features = model.features(list(views))
-    sides, gray = (features[:1], features[1:]), [is_gray(view) for view in views]
-    predicted = model.differences(*sides)
-    match = None if one else matching(model.spec, *sides, gray)[0]
-    unlike = match is not None and match[1]
-    first = {kind: values[0] for kind, values in predicted.items()}
-    return Asked(predicted, describe(model.spec, first, any(gray), unlike), any(gray), unlike)
+    answered = model.answered(list(views))
+    if one:
+        answered = replace(answered, unlike=np.zeros(1, bool))
+    told = next(records(model.spec, answered))["differences"]
+    answering = model.spec.answering(answered.told.match is not None)
+    spec = replace(model.spec, heads={kind: head for kind, (_, head) in answering.items()})
+    values = {kind: np.asarray(answered.told.values[kind]) for kind in answering}
+    return Asked(spec, values, told, bool(answered.gray[0]), bool(answered.unlike[0]))
 
 
-def told_html(spec: Spec, asked: Asked, truth: Described | None = None, numbers: str = "") -> str:
+def told_html(asked: Asked, truth: Described | None = None, numbers: str = "") -> str:
     """The answer as HTML: the model's line, the true one, what cannot be told, numbers folded.
 
     Args:
         truth: in the same form; None: nobody knows it.
         numbers: HTML; empty: a table of what is described.
     """
-    if not spec.heads:
+    if not asked.spec.heads:
         return "<p>This model has no AugSelf heads, so it says nothing about differences.</p>"
     if asked.unlike:
         return (
             '<p class="line">These look like two different pictures. The model only knows how two '
             "views of one thing differ, so it says nothing more.</p>"
         )
-    if spec.convention != "relative":
+    if asked.spec.convention != "relative":
         line = "This model says differences as the paper does, a minus b: see the numbers."
         return f'<p class="line">{line}</p>{_folded(numbers or _table(asked.described))}'
     lines = [

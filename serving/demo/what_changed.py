@@ -281,13 +281,13 @@ def pair(
         {**drawn, "gray": np.array([is_gray(view)])}
         for drawn, view in zip((a, b), views, strict=True)
     )
-    compared = compare(spec, seen_a, seen_b, asked.predicted)
+    compared = compare(asked.spec, seen_a, seen_b, asked.predicted)
     back, boxes = None, ""
-    if can_undo(spec):
-        one = learned(spec, {kind: numbers[0] for kind, numbers in asked.predicted.items()})
+    if can_undo(asked.spec):
+        one = learned(asked.spec, {kind: numbers[0] for kind, numbers in asked.predicted.items()})
         back = undone(shown[1], one, asked.gray, spec.policy, SHOWN)
         boxes = _overlay(whole, a, compared)
-    told = answer.told_html(spec, asked, _truth(compared), table(compared))
+    told = answer.told_html(asked, _truth(compared), table(compared))
     return pictures(shown, views, back), told + boxes
 
 

@@ -175,7 +175,7 @@ def _pair(model: Local, read: Read) -> str:
         for letter, name, whole, seen in zip("ab", read.names, read.thumbnails, read.images,
                                              strict=True)
     )  # fmt: skip
-    told = answer.told_html(model.spec, answer.ask(model, read.images))
+    told = answer.told_html(answer.ask(model, read.images))
     return f'<div class="pair">{views}<div>{told}</div></div>'
 
 

@@ -37,7 +37,11 @@ class Watched(Local):
             self.waiting.append(DECODED.lent)
             return engine.features(images)
 
-        super().__init__(engine, Limits(), answer, engine.differences)
+        def pairs(images):
+            self.waiting.append(DECODED.lent)
+            return engine.answered(images)
+
+        super().__init__(engine, Limits(), answer, engine.differences, pairs)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         self.making.append(DECODED.lent)
