@@ -58,7 +58,7 @@ def tab(models: Models, picker: gr.Dropdown) -> None:
 
 def facts(model: Local) -> str:
     """What the model says of a pair and how well, and the model in a few lines, as HTML."""
-    heads = ", ".join(TITLES[kind].lower() for kind in model.spec.heads) or "none"
+    heads = ", ".join(TITLES[kind].lower() for kind in model.spec.answering()) or "none"
     lines = {
         "Name": model.name,
         "Picture": f"{model.side} x {model.side} pixels",
@@ -75,7 +75,7 @@ def facts(model: Local) -> str:
 def measured(spec: Spec) -> str:
     """The table that matters: of each thing the heads say, how well they do on held-out pairs."""
     rows = []
-    for kind, head in spec.heads.items():
+    for kind, (_, head) in spec.answering().items():
         for d in head.dimensions:
             name = "accuracy" if d.unit == "probability" else "R²"
             score = "not measured" if d.score is None else f"{name} {d.score:.2f}"
