@@ -26,12 +26,14 @@ class Asked:
 
     Args:
         spec: the model's, with the heads that answered: of the matcher where there is one.
-        predicted: kind -> (1, outputs) in physical units. gray: whether either picture is.
+        predicted: kind -> (1, outputs) in physical units. errors: kind -> (1, n) standard errors
+            of this very pair, where they are known. gray: whether either picture is.
         unlike: whether the model takes them for pictures of two things.
     """
 
     spec: Spec
     predicted: dict[str, np.ndarray]
+    errors: dict[str, np.ndarray]
     described: Described
     gray: bool
     unlike: bool
@@ -53,7 +55,8 @@ def ask(model: Local, views: Sequence[np.ndarray] | np.ndarray, one: bool = Fals
     answering = model.spec.answering(answered.told.match is not None)
     spec = replace(model.spec, heads={kind: head for kind, (_, head) in answering.items()})
     values = {kind: np.asarray(answered.told.values[kind]) for kind in answering}
-    return Asked(spec, values, told, bool(answered.gray[0]), bool(answered.unlike[0]))
+    gray, unlike = bool(answered.gray[0]), bool(answered.unlike[0])
+    return Asked(spec, values, answered.told.errors, told, gray, unlike)
 
 
 def told_html(asked: Asked, truth: Described | None = None, numbers: str = "") -> str:
@@ -110,7 +113,8 @@ def _table(described: Described) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{shown}</td><td>{escape(unit)}</td></tr>'
         for name, shown, unit in rows
     )
-    return f"<table><tbody>{body}</tbody></table><p>±: the standard error, on average.</p>"
+    note = "±: the standard error; of colours it holds on average."
+    return f"<table><tbody>{body}</tbody></table><p>{note}</p>"
 
 
 STYLE = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -32,7 +32,7 @@ class Row:
     Args:
         true, predicted: in the unit; None where the pictures cannot show it, and what is predicted
             also where the model has not learned it.
-        error: the model's standard error in the unit; None: not measured.
+        error: the standard error in the unit; None: not measured.
         span: the largest value the bars show.
     """
 
@@ -51,18 +51,27 @@ class Row:
 
 
 def compare(
-    spec: Spec, a: Parameters, b: Parameters, predicted: dict[str, np.ndarray]
+    spec: Spec,
+    a: Parameters,
+    b: Parameters,
+    predicted: dict[str, np.ndarray],
+    errors: dict[str, np.ndarray] | None = None,
 ) -> list[Row]:
     """One pair's true and predicted differences, in the order of the model's heads.
 
     Args:
         a, b: parameters of the two views (N = 1); `gray` is what the pictures look like.
         predicted: kind -> (1, outputs) in physical units.
+        errors: kind -> (1, n) standard errors of this very pair; of other kinds they are the
+            model's, which hold on average.
     """
     rows: list[Row] = []
     for kind, head in spec.heads.items():
         true, seen = targets(kind, a, b, spec.policy, spec.convention)
-        rows += _ROWS[head.type](kind, head, true[0], seen[0], predicted[kind][0])
+        told = list(_ROWS[head.type](kind, head, true[0], seen[0], predicted[kind][0]))
+        if errors and kind in errors:
+            told = [replace(r, error=float(e)) for r, e in zip(told, errors[kind][0], strict=True)]
+        rows += told
     return rows
 
 

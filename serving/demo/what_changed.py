@@ -281,7 +281,7 @@ def pair(
         {**drawn, "gray": np.array([is_gray(view)])}
         for drawn, view in zip((a, b), views, strict=True)
     )
-    compared = compare(asked.spec, seen_a, seen_b, asked.predicted)
+    compared = compare(asked.spec, seen_a, seen_b, asked.predicted, asked.errors)
     back, boxes = None, ""
     if can_undo(asked.spec):
         one = learned(asked.spec, {kind: numbers[0] for kind, numbers in asked.predicted.items()})

@@ -120,6 +120,15 @@ def test_what_a_gray_picture_cannot_show_is_said_and_is_no_number():
     assert table(rows).count(HIDDEN) == 2
 
 
+def test_a_pair_has_the_errors_that_are_known_of_it():
+    view = parameters(controls(SPEC), NEUTRAL, 100, 200)
+    errors = {"crop": np.array([[0.01, 0.02, 0.03, 0.04]])}
+    rows = compare(SPEC, view, view, predicted(SPEC), errors)
+    assert [row.error for row in rows if row.kind == "crop"] == [0.01, 0.02, 0.03, 0.04]
+    usual = {row.name: row.error for row in compare(SPEC, view, view, predicted(SPEC))}
+    assert all(row.error == usual[row.name] for row in rows if row.kind != "crop")
+
+
 def test_classes_have_a_row_each():
     spec = spec_of("rot")
     a, b = (parameters(controls(spec), [turns], 10, 10) for turns in (1, 3))
