@@ -28,9 +28,9 @@ from serving.limits import Limits
 
 TITLE = "AugSelf: features that keep colour and place"
 INTRODUCTION = (
-    "Encoders that train themselves see each picture cropped and recoloured, and learn to ignore "
-    "both. AugSelf also makes them say <b>what was changed</b>, so their features keep colour and "
-    "place."
+    "A network that learns from pictures without labels sees each of them cropped and recoloured, "
+    "and learns to ignore both. AugSelf also makes it say <b>what was changed</b>, so that its "
+    "features, the numbers it describes a picture by, keep the colours and where things are."
 )
 PAPER = "https://arxiv.org/abs/2111.09613"
 THEME = gr.themes.Default(

@@ -41,7 +41,7 @@ def tab(page: gr.Blocks, models: Models, gallery: Gallery) -> None:
                 offered = [(gallery.names[n], gallery.open(n)) for n in gallery.picks]
                 choice = picks("Try another, or click any picture above", offered)
             with gr.Column(scale=1, min_width=140):
-                any_one = gr.Button("Any picture", variant="primary")
+                any_one = gr.Button("A random picture", variant="primary")
         with gr.Row(visible=several):
             one = gr.Dropdown(names, value=left, label="First row: features of")
             other = gr.Dropdown([*names, NOTHING], value=right, label="Second row: features of")
@@ -104,8 +104,9 @@ def _board(models: Models, gallery: Gallery, left: str, right: str, number: int)
         _row(gallery, row, numbers, share)
         for row, numbers, share in zip(rows, near, shares, strict=True)
     ]
+    line = _seen(gallery, known, left, right, shares)
     return (
-        f'<p class="seen">{_seen(known, left, right, shares)}</p><div class="board"><figure>'
+        f'<p class="seen">{line}</p><div class="board"><figure>'
         f'<img src="{data_url(query, QUERY)}" alt="{escape(gallery.names[number], quote=True)}">'
         f"<figcaption>this picture</figcaption></figure><div>{''.join(parts)}</div></div>"
     )
@@ -117,16 +118,22 @@ def _shared(gallery: Gallery, query: Image.Image, numbers: np.ndarray) -> float:
     return float(np.minimum(own, others).sum(axis=1).mean())
 
 
-def _seen(known: dict[str, Side], left: str, right: str, shares: Sequence[float]) -> str:
-    """What is seen, in one line."""
+def _seen(
+    gallery: Gallery, known: dict[str, Side], left: str, right: str, shares: Sequence[float]
+) -> str:
+    """What is seen, in one line, and what holds for the whole gallery beside it."""
     if len(shares) == 1:
         return f"The nearest pictures share <b>{shares[0]:.0%}</b> of this picture's colours."
     said = {WITH: "With AugSelf", WITHOUT: "without"}
     names = [said.get(name, f"By {escape(name)}'s features") for name in (left, right)]
-    return (
+    line = (
         f"{names[0]}, the nearest pictures share <b>{shares[0]:.0%}</b> of this picture's colours; "
         f"{names[1]}, <b>{shares[1]:.0%}</b>."
     )
+    if gallery.twins is None or (left, right) != (WITH, WITHOUT):
+        return line
+    one, other = (gallery.twins.about[name]["shared"] for name in ("augself", "plain"))
+    return f"{line} Over all {len(gallery.names)} pictures: {one:.0%} and {other:.0%}."
 
 
 def _row(gallery: Gallery, side: Side, numbers: np.ndarray, share: float) -> str:
@@ -144,16 +151,18 @@ def _row(gallery: Gallery, side: Side, numbers: np.ndarray, share: float) -> str
 
 def _about(gallery: Gallery) -> str:
     """What the pictures and the two models are, in small print."""
-    text = f"{gallery.about}. Nearest: the largest cosine of the features."
+    text = (
+        f"{gallery.about}. Nearest: the largest cosine of the features. Colours shared: the "
+        "overlap of both pictures' colour histograms."
+    )
     if gallery.twins is None:
         return f"<small>{text}</small>"
-    one, other = (gallery.twins.about[name] for name in ("augself", "plain"))
+    one = gallery.twins.about["augself"]
     return (
         f"<small>{text} Both models are small ({one['parameters']:,} weights, 48 pixels) and were "
         f"trained on the same pictures from the same start, {one['trained']['steps']:,} steps; "
         "the first also learned to say how two crops of a picture differ. The pictures offered are "
-        "those where the difference is largest; over the whole gallery the nearest pictures share "
-        f"{one['shared']:.0%} of the colours with AugSelf, {other['shared']:.0%} without.</small>"
+        "those where the difference is largest.</small>"
     )
 
 
