@@ -2,7 +2,7 @@
 
 It ends with augself/manifest.json, the sha256 of every file that computes: weights, graphs and
 configurations. A folder that disagrees with its manifest is refused, naming the file. Cards,
-licences, pictures and results are the owner's (DESIGN.md section 3).
+licences, pictures and results are the owner's.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Image bytes -> uint8 array: THE preprocessing contract (DESIGN.md section 3).
+"""Image bytes -> uint8 array: THE preprocessing contract.
 
 EXIF orientation applied; alpha over white; 16 bits scaled to 8; short side resized to S (bicubic,
 antialiased), centre crop S x S with floored offsets. Only the crop is ever computed. Normalisation
