@@ -425,13 +425,15 @@ def _build(record: type[Record], data: dict[str, Any]) -> Record:
     given = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     for name, value in given.items():
         if not _is(known[name], value):
+            wanted = _WORDS.get(known[name].removesuffix(" | None"), known[name])
             raise ModelFolderError(
                 f"augself/config.json cannot be read: {record.__name__}.{name} is "
-                f"{repr(value)[:40]}, no {known[name]}"
+                f"{repr(value)[:40]}, not {wanted}"
             )
     return record(**given)
 
 
+_WORDS = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
 _TYPES: dict[str, tuple[type, ...]] = {
     "int": (int,), "float": (int, float), "str": (str,), "bool": (bool,),
 }  # fmt: skip

@@ -19,8 +19,9 @@ from augself_hub import hub
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError
 from augself_hub.features import ERRORS, MANIFEST, FeatureTable, read_manifest
-from augself_hub.folder import ENCODER_GRAPH, read_spec
 from augself_hub.folder import read_manifest as read_model
+from augself_hub.folder import read_spec
+from augself_hub.precision import graph_of
 from augself_hub.preprocess import Preprocessing
 from training.evaluation.listing import LabelledImages
 
@@ -50,13 +51,15 @@ class Model:
             ModelFolderError: it is not there, or has no graph to extract features with.
         """
         folder = hub.resolve(name)
-        sha256 = read_model(folder)["files"].get(ENCODER_GRAPH.as_posix())
-        if sha256 is None:
+        files = read_model(folder)["files"]
+        spec = read_spec(folder)
+        graph = graph_of(spec).as_posix()
+        if graph not in files:
             raise ModelFolderError(
-                f"{folder} has no {ENCODER_GRAPH}, which features are extracted with: "
+                f"{folder} has no {graph}, which features are extracted with: "
                 f"augself export --model {folder}"
             )
-        return cls(name, folder, sha256, read_spec(folder), Preprocessing.from_folder(folder))
+        return cls(name, folder, files[graph], spec, Preprocessing.from_folder(folder))
 
     @property
     def title(self) -> str:

@@ -388,11 +388,11 @@ def test_the_time_is_a_small_share_of_decoding(data):
 
 
 def test_nothing_else_opens_images():
-    """But for the demo's own examples, and the card of a model, which shows how its user does."""
+    """But for the demo's own examples."""
     root = Path(__file__).parents[3]
     files = [
         p for room in ("augself_hub", "serving", "training") for p in (root / room).rglob("*.py")
     ]
     opening = {str(p.relative_to(root)) for p in files if "Image.open(" in p.read_text()}
     examples = {f"serving/demo/{name}.py" for name in ("what_changed", "your_pictures")}
-    assert opening == {"augself_hub/preprocess.py", "augself_hub/card.py"} | examples
+    assert opening == {"augself_hub/preprocess.py"} | examples

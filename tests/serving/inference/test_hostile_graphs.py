@@ -244,7 +244,9 @@ def test_a_heads_scale_is_a_number(spoilt, field, value):
     config["heads"]["crop"]["dimensions"][0][field] = value
     (spoilt / CONFIG).write_text(json.dumps(config))
     write_manifest(spoilt)
-    with pytest.raises(ModelFolderError, match=rf"config\.json: heads\.crop\.y\.{field} is"):
+    with pytest.raises(
+        ModelFolderError, match=rf"config\.json.* (heads\.crop\.y|Dimension)\.{field} is"
+    ):
         Engine(spoilt, "cpu", 1)
 
 
