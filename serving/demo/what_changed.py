@@ -88,14 +88,14 @@ def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
         "fn": partial(pair, models, kinds),
         "inputs": [picker, parts.photograph, *parts.settings],
         "outputs": [parts.stage, parts.told],
+        # What is asked while an answer is under way is asked when it is there: the last of it.
+        "trigger_mode": "always_last",
         **QUIET,
     }
     gr.on([place.select, parts.photograph.upload], api_name="what_changed", **asked)
     for change in changes:
         change.success(**PRIVATE, **asked)
-    # While a slider is dragged only its last position is asked for.
-    moved = [setting.input for setting in parts.settings]
-    gr.on(moved, trigger_mode="always_last", **PRIVATE, **asked)
+    gr.on([setting.input for setting in parts.settings], **PRIVATE, **asked)
     parts.photograph.clear(lambda: (WAITING, ""), None, asked["outputs"], **PRIVATE, **QUIET)
 
 

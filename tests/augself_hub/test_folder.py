@@ -409,8 +409,8 @@ def test_a_link_leads_to_a_file(folder, target, tmp_path):
 
 SPECS = {
     "a side that no memory holds": ({"policy": {"size": 10**9}}, r"policy\.size is 1000000000"),
-    "a side in words": ({"policy": {"size": "large"}}, r"Policy\.size is 'large', no int"),
-    "a range of one": ({"policy": {"scale": [0.5]}}, r"Policy\.scale is \(0\.5,\), no Range"),
+    "a side in words": ({"policy": {"size": "large"}}, r"size is 'large', not a whole number"),
+    "a range of one": ({"policy": {"scale": [0.5]}}, r"Policy\.scale is \(0\.5,\), not Range"),
     "a shape without width": ({"policy": {"ratio": [0, 0]}}, r"policy\.ratio is 0"),
     "a factor without end": ({"policy": {"sigma": [0, 1e9]}}, r"policy\.sigma is 1000000000"),
     "another saturation": ({"policy": {"saturate": "lab"}}, r"policy\.saturate is 'lab'"),
