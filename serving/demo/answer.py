@@ -17,7 +17,7 @@ from augself_hub.differences import records
 from augself_hub.sentences import headline, untold
 from serving.inference.client import Local
 
-Described = dict[str, Any]  # kind -> what describe() says of it
+Described = dict[str, Any]  # kind -> what records() says of it
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,10 @@ def refuse_unlike(engine: Engine, reference: Engine) -> None:
     """
     images = _photographs(engine.preprocessing.size)
     expected = reference.features(images)
+    of_maps = [*_maps(engine, reference, images)]
     for run in [engine.features] + [engine.features_in_lane] * (engine.lanes > 1):
         found = run(images)
-        failed = [*_failed(engine, reference, found, expected), *_maps(engine, reference, images)]
+        failed = [*_failed(engine, reference, found, expected), *of_maps]
         if failed:
             raise AugSelfError(
                 f"--device openvino cannot be used for {engine.name} in {engine.precision}, held "
