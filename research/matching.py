@@ -4,12 +4,12 @@
     python -m research.matching fit CORPUS PHOTOGRAPHS MODEL [NAME=VALUE ...]
     python -m research.matching measure CORPUS PHOTOGRAPHS [MODEL]        the tables, as Markdown
 
-CORPUS is what `python -m research.corpora` builds of the unpacked PACKAGES (docs/data.md). `fit`
-writes a matcher into the folder MODEL, fitted on the corpus's tiles and drawings and on boxes of
-whole photographs; NAME is a field of MatcherSettings, or seed. `measure` reads a folder with a
+CORPUS is what `python -m research.corpora` builds of the unpacked PACKAGES (research/data.md).
+`fit` writes a matcher into the folder MODEL, fitted on the corpus's tiles and drawings and on boxes
+of whole photographs; NAME is a field of MatcherSettings, or seed. `measure` reads a folder with a
 matcher, the embedded model by default. Table A is of held-out tiles, with pairs of views as in
 training; B of boxes of whole held-out photographs, with a short side of 40 to 100% of the
-photograph's, as users' pairs have it. docs/matcher.md has what came out.
+photograph's, as users' pairs have it. research/matching.md has what came out.
 """
 
 from __future__ import annotations

@@ -25,6 +25,12 @@ ELSEWHERE = {
     "curves.png": "augself_hub/pretrained/curves.png",
     "photographs.md": "serving/demo/examples/LICENSES.md",
     "gallery.md": "serving/demo/pictures/LICENSES.md",
+    "research.md": "research/README.md",
+} | {
+    path.relative_to(ROOT / "research").as_posix(): path.relative_to(ROOT).as_posix()
+    for kind in ("*.md", "*.png", "*.svg")
+    for path in sorted((ROOT / "research").rglob(kind))
+    if path.name != "README.md"
 }
 MADE: dict[str, Callable[[], str]] = {
     "reference/command-line.md": command_line,

@@ -16,5 +16,5 @@ writes
     corpus/final/SET/         labelled sets that results are read from, laid out alike
     corpus/manifest.json      the sha256, source and role of every file, and one of them all
 
-What each set holds and why is in docs/data.md.
+What each set holds and why is in research/data.md.
 """

@@ -101,7 +101,8 @@ def build(packages: Path, output: Path, table: Table) -> Counter[str]:
         photographs = measured.matching(_photographs(table)).distinct()
         entries += _write_tiles(stage / HELD_OUT, photographs, [])
         _write_manifest(stage, entries)
-    return Counter(_part(entry["path"].relative_to(stage)) for entry in entries)
+    # Two tiles may have one name, of which the last is kept.
+    return Counter(_part(path.relative_to(stage)) for path in {e["path"] for e in entries})
 
 
 def _photographs(table: Table) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What one collection is made of: whole sub-sets of the packages, by their names.
 
-The choices are explained in docs/data.md.
+The choices are explained in research/data.md.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""Studies of what AugSelf does: docs/protocol.md and docs/protocol-2.md at a scale two cores can
-repeat (plan.toml, plan-2.toml), and as the paper ran it (stl10.toml, imagenet100.toml).
+"""Studies of what AugSelf does, as two cores can repeat them and as the paper ran it.
+
+plan.toml and plan-2.toml carry out research/protocol.md and research/protocol-2.md; stl10.toml and
+imagenet100.toml are for those who have the paper's data.
 
     python -m research.study run PLAN OUTPUT --corpus CORPUS --records RECORDS
     python -m research.study report PLAN RECORDS RESULTS.md

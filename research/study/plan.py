@@ -93,7 +93,7 @@ class Measure:
             some = {name: given for name, given in names.items() if fnmatchcase(name, pattern)}
             if not some:
                 raise UsageError(
-                    f"no set below {corpus} is of {pattern}: build it as docs/data.md says"
+                    f"no set below {corpus} is of {pattern}: build it as research/data.md says"
                 )
             found |= some
         return found

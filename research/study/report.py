@@ -1,4 +1,4 @@
-"""The study's section of docs/results.md and its chart, from the records alone."""
+"""The study's section of research/results.md, its chart and its runs, from the records alone."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ from research.study.records import (
 )
 
 BEGIN, END = "<!-- {}: begin -->", "<!-- {}: end -->"
-CHART = "differences.svg"
+CHART, RUNS = "differences.svg", "runs.md"
 SHOTS = (1, 5)
 
 
 def write(plan: Plan, folder: Path, results: Path) -> None:
-    """Put the section between its marks in `results`, or at its end; the chart beside the records.
+    """Put the section between its marks in `results`, or at its end.
+
+    The chart and a table of all runs go beside the records.
 
     Raises:
         AugSelfError: there are no records.
@@ -57,14 +59,14 @@ def write(plan: Plan, folder: Path, results: Path) -> None:
         f"Protocol: [{plan.protocol}]({plan.protocol}). Data: [data.md](data.md). Written by",
         "`python -m research.study report` from the records of the runs.",
     ]
-    if plan.hidden and pairs.ended < _planned(plan):
+    hidden = plan.hidden and pairs.ended < _planned(plan)
+    if hidden:
         text += [
             "",
             f"**Running: {pairs.ended} of {_planned(plan)} pairs are in.** What they have on the",
             "final sets is shown when all are: nothing is decided by a look at it.",
             *_selection(plan, records),
             *_tuning(plan, records),
-            *_runs(plan, records, shown=False),
         ]
     else:
         text += [
@@ -75,9 +77,18 @@ def write(plan: Plan, folder: Path, results: Path) -> None:
             *_references(plan, records),
             *_selection(plan, records),
             *_tuning(plan, records),
-            *_runs(plan, records, shown=True),
         ]
+    hours = sum(sum(r["cpu_seconds"].values()) for r in records) / 3600
+    runs = f"{len(records)} runs, {hours:.1f} CPU hours"
+    text += ["", f"[{runs}, each with its command]({_from(results, folder / RUNS)})."]
+    (folder / RUNS).write_text(
+        "\n".join([f"# {plan.title}: {runs}", *_runs(plan, records, not hidden)])
+    )
     _replace(results, plan.title, "\n".join(text) + "\n")
+
+
+def _from(page: Path, target: Path) -> str:
+    return os.path.relpath(target, page.parent)
 
 
 def _planned(plan: Plan) -> int:
@@ -247,8 +258,7 @@ def _tuned(mean: float | None) -> str:
 def _runs(plan: Plan, records: Sequence[Record], shown: bool) -> Iterable[str]:
     """Every run, good or bad, and its command; of pairs what they have only if it is shown."""
     paired = {side[0] for c in plan.comparisons for side in (c.without, c.with_)}
-    hours = sum(sum(r["cpu_seconds"].values()) for r in records) / 3600
-    yield from ("", f"### All {len(records)} runs, {hours:.1f} CPU hours", "")
+    yield ""
     rows = []
     for record in records:
         role = DEVELOPMENT if accuracies(record, DEVELOPMENT) else FINAL
@@ -257,12 +267,12 @@ def _runs(plan: Plan, records: Sequence[Record], shown: bool) -> Iterable[str]:
         minutes = sum(record["cpu_seconds"].values()) / 60
         rows.append([record["name"], f"{value} ({role})", f"{minutes:.1f}"])
     yield from _table(["run", "mean linear probe, %", "CPU minutes"], rows)
-    yield from ("", "<details><summary>Their commands</summary>", "", "```")
+    yield from ("", "```")
     for record in records:
         if record["command"]:
             note = "  # with ShuffledTargets" if record["kind"] == "shuffled" else ""
             yield f"{record['command']}{note}"
-    yield from ("```", "", "</details>")
+    yield "```\n"
 
 
 def _chart(
@@ -284,8 +294,7 @@ def _chart(
     axes.set_xlabel(f"linear probe with AugSelf minus without, points; 95% over {len(pairs)} seeds")
     with rc_context({"svg.hashsalt": plan.title}):  # the same file from the same records
         figure.savefig(folder / CHART, metadata={"Date": None})
-    place = os.path.relpath(folder / CHART, results.parent)
-    return "", f"![Differences of the linear probe by set]({place})"
+    return "", f"![Differences of the linear probe by set]({_from(results, folder / CHART)})"
 
 
 def _heads(comparison: Comparison) -> list[str]:

@@ -176,6 +176,8 @@ def themed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(root, f"{PHOTO}/sky.png", plain)
     plain.paste(blob(9, (800, 1000)), (800, 0))
     save(root, "backgrounds/y/half-sky.png", plain)
+    save(root, "drawings/a b.png", blob(50_000))  # the file of both is drawings-a-b.png
+    save(root, "drawings/a-b.png", blob(50_001))
     return root
 
 
@@ -202,6 +204,14 @@ def test_tiles_that_look_the_same_are_apart(themed, tmp_path):
         assert len(skies) == 1
         trained = looks(tmp_path / name / "pretrain", "*half-sky*")
         assert alike(looks(skies[0].parent, "*"), trained).any() != wanted and trained
+
+
+def test_files_are_counted_once(themed, tmp_path):
+    """Of two drawings with one file name the last is there, and counted."""
+    counts = build(themed, tmp_path / "corpus", a_table())
+    trained = list((tmp_path / "corpus/pretrain").iterdir())
+    assert [p.name for p in trained if "drawings" in p.name] == ["drawings-a-b.png"]
+    assert counts["pretrain"] == len(trained)
 
 
 def test_what_looks_the_same_is_kept_once(corpus):

@@ -1,4 +1,4 @@
-"""What docs/ say of the studies is what the records say, read again."""
+"""What research/ says of the studies is what the records say, read again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ FIRST = ("plan.toml", "study")
 @pytest.mark.parametrize(("plan", "records"), [FIRST, ("plan-2.toml", "study-2")])
 def test_results_are_computed_from_the_records(plan, records, tmp_path):
     """Reporting again changes nothing of the page; the chart is drawn from the same numbers."""
-    if not list((ROOT / "docs" / records).glob("*.json")):
+    there = ROOT / "research/records" / records
+    if not list(there.glob("*.json")):
         pytest.skip("no run has ended yet")
-    shutil.copytree(ROOT / "docs" / records, tmp_path / records)
+    here = shutil.copytree(there, tmp_path / "records" / records)
+    (here / "runs.md").unlink()
     page = tmp_path / "results.md"
-    page.write_text((ROOT / "docs/results.md").read_text())
-    report.write(read_plan(ROOT / "research/study" / plan), tmp_path / records, page)
-    assert page.read_text() == (ROOT / "docs/results.md").read_text()
+    page.write_text((ROOT / "research/results.md").read_text())
+    report.write(read_plan(ROOT / "research/study" / plan), here, page)
+    assert page.read_text() == (ROOT / "research/results.md").read_text()
+    for made in ("runs.md", *(p.name for p in there.glob("*.svg"))):
+        assert (here / made).read_text() == (there / made).read_text(), made
 
 
 def test_the_second_protocol_has_the_power_that_is_computed():
@@ -34,10 +38,10 @@ def test_the_second_protocol_has_the_power_that_is_computed():
     plan, records = FIRST
     found = table(
         read_plan(ROOT / "research/study" / plan).comparisons[0],
-        read_all(ROOT / "docs" / records),
+        read_all(ROOT / "research/records" / records),
         ("cards", "heights"),
         sets=8,
     )
-    page = (ROOT / "docs/protocol-2.md").read_text()
+    page = (ROOT / "research/protocol-2.md").read_text()
     (told,) = re.findall("<!-- power: begin -->\n(.*)<!-- power: end -->", page, re.DOTALL)
     assert told == f"{found}\n"

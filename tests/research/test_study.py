@@ -268,7 +268,9 @@ def test_an_unfinished_hidden_study_shows_no_final_set(tmp_path):
     plan = a_plan(hidden=True, title="The second study")
     two = _reported(records([1, 2]), tmp_path, plan)
     assert "**Running: 2 of 3 pairs are in.**" in two
-    assert "| confirmation-plain-seed1 | - (final) | 2.0 |" in two and "flags" not in two
+    runs = (tmp_path / "records/runs.md").read_text()
+    assert "| confirmation-plain-seed1 | - (final) | 2.0 |" in runs
+    assert "flags" not in two + runs
     lost = [a_record(arm, 2, {}, diverged="x") for arm in ("plain", "augself")]
     more = [Phase("confirmation", ["plain", "augself"], [0, 1, 2, 3], "all")]
     four = dataclasses.replace(plan, phases=more)
@@ -344,16 +346,18 @@ def _reported(found: list[dict[str, Any]], folder: Path, plan: Plan | None = Non
 
 
 def test_the_report_keeps_what_stands_around_it(tmp_path):
-    """Its section is replaced; every run stands in it with its command."""
+    """Its section is replaced; every run stands beside the records with its command."""
     (tmp_path / "results.md").write_text("# Results\n\nBefore.\n")
     first = _reported(records([1, 2]), tmp_path)
     assert first.startswith("# Results\n\nBefore.\n\n<!-- study: begin -->")
     (tmp_path / "results.md").write_text(first + "\nAfter.\n")
     second = _reported(records([1, 2, 3]), tmp_path)
     assert second.count("## The study") == 1 and second.endswith("After.\n")
+    assert "](records/runs.md)" in second
+    runs = (tmp_path / "records/runs.md").read_text()
     for seed in range(3):
-        assert f"confirmation-plain-seed{seed}" in second
-        assert f"augself pretrain --seed {seed}\n" in second
+        assert f"confirmation-plain-seed{seed}" in runs
+        assert f"augself pretrain --seed {seed}\n" in runs
     assert (tmp_path / "records/differences.svg").is_file()
     assert "](records/differences.svg)" in second
 

@@ -114,7 +114,7 @@ def test_a_missing_set_is_refused_before_anything_is_run(small_corpus):
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert (
-        "is of generated/*: build it as docs/data.md says" in done.stderr
+        "is of generated/*: build it as research/data.md says" in done.stderr
         and done.stderr.count("\n") == 1
     )
     assert not (small_corpus.parent / "runs").exists()
