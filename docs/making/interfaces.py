@@ -39,7 +39,7 @@ def http() -> str:
     """The routes and their bodies, as the server's own OpenAPI document has them."""
     source = Source.find(None, "cpu", None, "fp32", "exact")
     document = create_app([source], Settings(lazy=True)).app.openapi()
-    pages = ["# HTTP", "The same as a running server shows at `/docs`. [The server](../serve.md)."]
+    pages = ["# HTTP", "The same as a running server shows at `/docs`. [The server](../server.md)."]
     for path, methods in document["paths"].items():
         for method, route in methods.items():
             pages += list(_route(f"{method.upper()} {path}", route))

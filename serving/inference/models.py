@@ -373,5 +373,5 @@ def _end(batcher: Batcher) -> None:
 
 
 def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not say (see docs/serve.md)."""
+    """Bytes of this process in memory; 0 where the system does not say (see docs/server.md)."""
     return int(_STATM.read_text().split()[1]) * _PAGE if _STATM.is_file() else 0

@@ -20,6 +20,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "augself_hub/pretrained/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "research").glob("*.md")),
 ]
 
 

@@ -76,7 +76,13 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     yield "kubernetes.yaml", container()["args"]
     yield "ray-serve.yaml", shlex.split(ray_application()["args"]["options"])
     yield "augself.service", shlex.split(unit()["ExecStart"])[2:]
-    pages = ("docs/deploy/README.md", "docs/serve.md", "docs/fleet-serving.md", "README.md")
+    pages = (
+        "docs/deploy/README.md",
+        "docs/serve.md",
+        "docs/server.md",
+        "docs/fleet-serving.md",
+        "README.md",
+    )
     for path in (ROOT / page for page in pages):
         for line in path.read_text().splitlines():
             if found := re.search(SERVED, line):

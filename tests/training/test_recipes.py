@@ -130,7 +130,7 @@ def test_an_unknown_recipe_is_refused(asked, capsys):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("stl10", "imagenet100"))])
 def test_the_paper_s_recipes_do_as_the_official_runs(name):
-    """The rows of docs/pretraining.md that can be chosen."""
+    """The rows of docs/training.md that can be chosen."""
     given = recipe(name).settings
     settings = Settings(data="x", output=Path("y"), **given)
     policy = policy_of(settings)
