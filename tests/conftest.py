@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[1] / "serving/demo/examples"
@@ -29,6 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork come first: after torch.compile a forked child cannot run autograd."""
     items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: a test that collects garbage need not look there."""
+    gc.freeze()
 
 
 @pytest.fixture
@@ -73,24 +80,42 @@ def photo_folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[Pat
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Name, maker -> a folder of that name, made by the process of this run that asks first."""
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        place, unfinished = shared / name, shared / "unfinished" / name
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):
+            if not place.exists():
+                make(unfinished)
+                unfinished.rename(place)
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(made_once: Callable[..., Path]) -> Path:
     """A complete model folder with graphs: 32 px, 0.7 M weights, crop, color, flip; untrained."""
-    return _untrained(tmp_path_factory.mktemp("models") / "tiny", seed=0)
+    return made_once("tiny", lambda folder: _untrained(folder, seed=0))
 
 
 @pytest.fixture(scope="session")
-def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other_tiny_model(made_once: Callable[..., Path]) -> Path:
     """The same with other weights."""
-    return _untrained(tmp_path_factory.mktemp("models") / "other", seed=1)
+    return made_once("other", lambda folder: _untrained(folder, seed=1))
 
 
 @pytest.fixture(scope="session")
-def matched_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def matched_model(made_once: Callable[..., Path]) -> Path:
     """The first of them with a matcher of random weights, which tells mirrored pairs."""
-    return _untrained(tmp_path_factory.mktemp("models") / "matched", seed=0, matcher=True)
+    return made_once("matched", lambda folder: _untrained(folder, seed=0, matcher=True))
 
 
-def _untrained(folder: Path, seed: int, matcher: bool = False) -> Path:
+def _untrained(folder: Path, seed: int, matcher: bool = False) -> None:
     import torch
 
     from augself_hub import AugSelfLoss, AugSelfModel
@@ -110,7 +135,6 @@ def _untrained(folder: Path, seed: int, matcher: bool = False) -> Path:
         model = _with_random_matcher(model)
     model.save_pretrained(folder)
     export_folder(folder)
-    return folder
 
 
 def _with_random_matcher(model: Any) -> Any:
