@@ -12,7 +12,7 @@ strangers lack to 2.0 is the machine's (memory, caches, clocks); what two lack t
     serving      `augself serve`, the same; two servers are strangers, but for their clients on the
                  same cores, whose share is shown
     training     `augself pretrain`, SimSiam, ResNet-18 at 64 px, in one process and under torchrun
-    the driver   what a shard costs it before, during and after the run, for docs/scale.md
+    the driver   what a shard costs it before, during and after the run, for research/cost.md
 
 Images and models are those of benchmarks/extraction.py, made in DIR once.
 """

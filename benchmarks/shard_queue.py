@@ -3,7 +3,7 @@
     python benchmarks/shard_queue.py
 
 Prints, for growing fleets, what the model foretells and what the simulation takes, with stragglers
-and failures; docs/scale.md explains the figures, which are measured where it says so.
+and failures; research/cost.md explains the figures, which are measured where it says so.
 
 The queue is that of `serving.fleet.ray_extraction`: the driver hands a worker its next shard when
 it is done with the one before, one at a time; a worker that dies starts its shard anew after a
@@ -156,11 +156,11 @@ def _spread(chance: random.Random, sigma: float) -> float:
     return chance.lognormvariate(-(sigma**2) / 2, sigma)
 
 
-# -- What docs/scale.md shows ----------------------------------------------------------------------
+# -- What research/cost.md shows ----------------------------------------------------------------------
 
 DAY = 86_400.0
 CORES = 16  # of a node
-# A billion 500 x 375 JPEGs through ResNet-18 at 224 px; docs/scale.md says where each is from.
+# A billion 500 x 375 JPEGs through ResNet-18 at 224 px; research/cost.md says where each is from.
 BILLION = Fleet(
     workers=CORES,
     rate=20.2,

@@ -40,7 +40,7 @@ class Budget:
                 self._changed.notify()
 
 
-# A picture of 50 million pixels takes 50 to 1,000 MB, by format: docs/deploy/README.md.
+# A picture of 50 million pixels takes 50 to 1,000 MB, by format: docs/deploy/sizing.md.
 DECODED = Budget(2**30)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=DECODED.renew)

@@ -3,8 +3,10 @@
     the driver   holds the destination's lock, hands out shards, counts
     a worker     an actor with a session of its own: shard k of the source -> part k, on the disk
 
-Plain actors, and neither Ray Data nor its checkpoints (docs/extract.md has the reasons): a shard is
-a unit of work already, a part that is whole is its checkpoint, and only numbers travel through Ray.
+Plain actors, not Ray Data: that moves blocks of rows and decides on their order, their cut and the
+names of files, and its checkpoints (2.60) keep every row's id, load all of them and trust the files.
+Here a shard is a unit of work already, a part that is whole is its checkpoint, whose checksums are
+read again, and only numbers travel through Ray.
 What kills a worker costs its shard, which Ray gives to the worker's successor; what kills the
 driver costs every worker's shard, and the same command goes on.
 """

@@ -236,8 +236,8 @@ def test_probes_ask_for_what_the_server_says():
 
 
 def measured_peaks() -> list[float]:
-    """MB at most, of the rows of benchmarks/decoding_memory.py in README.md."""
-    table = (DEPLOY / "README.md").read_text().partition("| picture | decoders |")[2]
+    """MB at most, of the rows of benchmarks/decoding_memory.py in sizing.md."""
+    table = (DEPLOY / "sizing.md").read_text().partition("| picture | decoders |")[2]
     rows = [line.split("|") for line in table.partition("\n\n")[0].splitlines()[2:]]
     return [float(row[4].replace(",", "")) for row in rows]
 
@@ -271,7 +271,8 @@ def test_ray_reads_its_file():
 
 def test_the_sizes_are_the_measured_rates_and_their_quotients():
     measured = (ROOT / "docs/performance.md").read_text()
-    rows = re.findall(r"^\| ResNet-18, (\w+) \| ([\d.]+) \| ([\d.]+) \|$", _readme(), re.M)
+    sizes = (DEPLOY / "sizing.md").read_text()
+    rows = re.findall(r"^\| ResNet-18, (\w+) \| ([\d.]+) \| ([\d.]+) \|$", sizes, re.M)
     assert [row[0] for row in rows] == ["fp32", "int8"]
     for precision, rate, cores in rows:
         table = measured.partition(f"| {precision}, 8 clients |")[2]
@@ -279,14 +280,10 @@ def test_the_sizes_are_the_measured_rates_and_their_quotients():
         assert float(cores) == pytest.approx(2 * 100 / float(rate), abs=0.05)
 
 
-def _readme() -> str:
-    return (DEPLOY / "README.md").read_text()
-
-
 def test_the_arithmetic_of_cores_is_the_measured_figure_times_the_rate():
     table = (ROOT / "docs/performance.md").read_text()
     measured = float(re.findall(r"decode and resize \(ours\).*?\| ([\d.]+) ms", table)[0])
-    text = (DEPLOY / "README.md").read_text()
+    text = (DEPLOY / "sizing.md").read_text()
     assert f"{measured:g} ms for a 500x375 JPEG" in text
     assert f"{1000 / measured:.0f} of them a second" in text
     for rate, cores, half in re.findall(r"^\| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \|$", text, re.M):
