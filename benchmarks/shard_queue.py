@@ -156,7 +156,7 @@ def _spread(chance: random.Random, sigma: float) -> float:
     return chance.lognormvariate(-(sigma**2) / 2, sigma)
 
 
-# -- What research/cost.md shows ----------------------------------------------------------------------
+# -- What research/cost.md shows ------------------------------------------------------------------
 
 DAY = 86_400.0
 CORES = 16  # of a node

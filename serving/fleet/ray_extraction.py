@@ -4,7 +4,7 @@
     a worker     an actor with a session of its own: shard k of the source -> part k, on the disk
 
 Plain actors, not Ray Data: that moves blocks of rows and decides on their order, their cut and the
-names of files, and its checkpoints (2.60) keep every row's id, load all of them and trust the files.
+names of files; its checkpoints (2.60) keep every row's id, load all of them and trust the files.
 Here a shard is a unit of work already, a part that is whole is its checkpoint, whose checksums are
 read again, and only numbers travel through Ray.
 What kills a worker costs its shard, which Ray gives to the worker's successor; what kills the
