@@ -7,7 +7,7 @@
     port = 8000
     demo = true                                 # a flag
     model = ["runs/a/model", "org/b"]           # a repeatable option
-    limit = { items = 128, slots = 32 }         # one of the form NAME=VALUE
+    limit = { items = 128, max_queue_size = 512 }         # one of the form NAME=VALUE
 
 The command line wins over the environment, that over the file, and the file over the defaults.
 """
@@ -101,7 +101,7 @@ def printed(name: str, context: click.Context, secret: Collection[str], meta: st
         value = context.params[option.name or ""]
         typed = context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         source = "command line" if typed else origin(context, option) or "default"
-        if key == meta:
+        if key == meta or (option.hidden and value is None):
             continue
         if value is None or (key in secret and value):
             lines.append(f"# {key}: {'not set' if value is None else f'not shown; {source}'}")

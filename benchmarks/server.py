@@ -311,7 +311,7 @@ def middle(values: Any) -> float:
 
 
 def show_overload(found: Findings, options: argparse.Namespace, folder: Path) -> None:
-    limits = ["--limit", "waiting_images=32", "--limit", "items=16"]
+    limits = ["--limit", "max_queue_size=32", "--limit", "items=16"]
     with running([*AUGSELF, "--model", str(folder), *limits], "/health/ready") as (address, _):
         answers = asked(options, address, 64, 2 * options.requests)
     codes = ", ".join(f"{count} answers {code}" for code, count in sorted(answers.codes.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ _WORKERS = click.option(
     "--threads",
     "workers",
     type=click.IntRange(1),
-    help="Batches computed at once, a core each. Default: the usable cores, of a cluster all.",
+    help="Batches computed in parallel, a core each. Default: all usable cores, or the cluster's.",
 )
 _MODEL = click.option(
     "--model", help="A model folder or a Hub id (org/name@revision). Default: the embedded model."
@@ -42,6 +43,7 @@ _SERVED_DEVICE, _SERVED_PRECISION, _SERVED_DECODE = running(_MODELS)
 _TOKENS = ("AUGSELF_TOKEN", "AUGSELF_SERVE_TOKEN")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW = click.Path(dir_okay=False, path_type=Path)
+logger = logging.getLogger(__name__)
 
 
 @click.command()
@@ -66,18 +68,35 @@ def predict(
 @click.command()
 @click.argument("source")
 @click.option(
-    "--output", required=True, type=click.Path(path_type=Path), help="A new or unfinished folder."
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A new folder, or one to go on with.",
 )
 @_MODEL
 @click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
-@click.option("--split", help="The only split wanted, in any spelling. Default: all of them.")
+@click.option("--split", help="Extract only this split (train, val, test ...). Default: all.")
 @click.option("--read-as", "kind", type=click.Choice(KINDS), help=READ_AS_HELP)
 @click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help=ROOT_HELP)
 @click.option("--pairs", is_flag=True, help="SOURCE is a CSV of pairs a, b: predict differences.")
-@click.option("--dtype", type=click.Choice(("float32", "float16")), default="float32")
+@click.option(
+    "--dtype", type=click.Choice(("float32", "float16")), default="float32", help="Of features."
+)
 @click.option("--normalize", is_flag=True, help="Scale each image's features to length 1.")
-@click.option("--format", "layout", type=click.Choice(("parquet", "npy")), default="parquet")
-@click.option("--shard-rows", type=click.IntRange(1), default=2048, show_default=True)
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(("parquet", "npy")),
+    default="parquet",
+    help="npy: one features.npy beside ids.parquet.",
+)
+@click.option(
+    "--shard-rows",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Images in one file of the table.",
+)
 @click.option(
     "--max-errors",
     "allowed",
@@ -94,7 +113,7 @@ def predict(
     type=click.Choice(("local", "ray")),
     default="local",
     show_default=True,
-    help="Who computes: this process, or the workers of a Ray cluster.",
+    help="Compute in this process, or on the workers of a Ray cluster.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def extract(
@@ -110,7 +129,7 @@ def extract(
 
     SOURCE is a folder (its sub-folders are the classes), a glob, a list (.txt) or CSV of paths,
     WebDataset tars, parquet files (also as URLs), or a Hugging Face dataset. The same command goes
-    on with what an interrupted one has left.
+    on where an interrupted one stopped.
     """
     with needs("serve"):
         from serving.extraction import api
@@ -132,87 +151,98 @@ def extract(
     "models",
     multiple=True,
     metavar="[NAME=]MODEL",
-    help="Repeatable. Default: the embedded model.",
+    help="Repeatable: a model folder or Hub id. Default: the embedded model.",
 )
 @_SERVED_DEVICE
 @_SERVED_PRECISION
 @_SERVED_DECODE
-@_MODELS("--lazy", is_flag=True, help="Load a model when it is first asked for.")
+@_MODELS("--lazy", is_flag=True, help="Load a model at its first request, not at start.")
 @_MODELS(
     "--memory-limit",
     type=click.IntRange(1),
     metavar="BYTES",
-    help="Of loaded models; beyond it the least recently used makes room.",
+    help="Of all loaded models; beyond it the least recently used is unloaded.",
 )
 @_MODELS("--demo", is_flag=True, help="Show the demo at /.")
 @_MODELS(
     "--demo-table",
     "table",
     type=click.Path(exists=True, file_okay=False),
-    help="Show the demo, its neighbours those of a table that augself extract has written.",
+    help="Show the demo; its nearest neighbours are searched in this table of augself extract.",
 )
-@_ADDRESS("--host", default="127.0.0.1", show_default=True, help=":: is every address there is.")
+@_ADDRESS(
+    "--host", default="127.0.0.1", show_default=True, help="Address to bind; 0.0.0.0 or :: for all."
+)
 @_ADDRESS("--port", type=click.IntRange(0, 65535), default=7860, show_default=True)
-@_ADDRESS("--uds", type=_NEW, metavar="FILE", help="A Unix socket, instead of both.")
+@_ADDRESS("--uds", type=_NEW, metavar="FILE", help="Listen on a Unix socket, instead of both.")
 @_ADDRESS(
     "--root-path",
     default="",
     metavar="/PATH",
-    help="What stands before all paths, where a proxy gives this server a part of a site.",
+    help="Path prefix of this server behind a reverse proxy.",
 )
-@_ADDRESS("--tls-certificate", "certificate", type=_FILE, help="PEM, with its chain: speak TLS.")
+@_ADDRESS("--tls-certificate", "certificate", type=_FILE, help="Serve HTTPS: PEM, with its chain.")
 @_ADDRESS("--tls-key", "key", type=_FILE, help="PEM, without a password.")
 @_LIMITS(
-    "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change one (see /v1/models)."
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Repeatable: change one, as max_queue_size=512. /v1/models and docs/serve.md list them.",
 )
-@_SPEED("--threads", type=click.IntRange(1), help="Of each model. Default: the usable cores.")
 @_SPEED(
-    "--decoders", type=click.IntRange(1), help="Images decoded at once. Default: the usable cores."
+    "--threads", type=click.IntRange(1), help="Of each model's session. Default: all usable cores."
 )
 @_SPEED(
-    "--max-batch",
+    "--decoders",
+    type=click.IntRange(1),
+    help="Threads that decode images. Default: as many as usable cores.",
+)
+@_SPEED(
+    "--max-batch-size",
     type=click.IntRange(1, 32),
     default=32,
     show_default=True,
-    help="Images gathered for one run.",
+    help="Images of several requests in one run of the model.",
 )
+@_SPEED("--max-batch", type=click.IntRange(1, 32), hidden=True)  # its name in 0.1
 @_SECURITY(
     "--token",
     "tokens",
     multiple=True,
     envvar=_TOKENS[0],
-    help="Repeatable: clients of /v1 must send one. In AUGSELF_TOKEN: several, blanks between.",
+    help="Repeatable: API key that clients must send. AUGSELF_TOKEN holds several, blanks between.",
 )
-@_SECURITY("--tokens-file", type=_FILE, help="More of them, one a line.")
+@_SECURITY("--tokens-file", type=_FILE, help="A file of API keys, one a line.")
 @_SECURITY(
     "--allow-host",
     "allow_hosts",
     multiple=True,
     metavar="NAME",
-    help="Repeatable: answer requests whose Host is this name. On 127.0.0.1 only names of this "
-    "machine are answered else, on other addresses any. * stands for any.",
+    help="Repeatable: accept this name in the Host header; * is any. Without it a server bound to "
+    "a loopback address accepts only names of this machine, others accept any.",
 )
 @_SECURITY(
     "--allow-origin",
     "allow_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="Repeatable: pages of this origin (https://example.org) may ask. * stands for any.",
+    help="Repeatable: CORS for pages of this origin (https://example.org); * is any.",
 )
 @_SECURITY(
     "--allow-url-host",
     "url_hosts",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Repeatable: images may be given as URLs of this host.",
+    help="Repeatable: fetch images given as URLs of this host. Default: none are fetched.",
 )
-@_LOGS("--access-log", metavar="FILE|-", help="A JSON line about each request; - prints them.")
+@_LOGS("--access-log", metavar="FILE|-", help="A JSON line for each request; - is standard output.")
 @_LOGS(
     "--log-format",
     type=click.Choice(FORMS),
     default="text",
     show_default=True,
-    help="Of what the server says of itself, on standard error.",
+    help="Of the server's log, on standard error.",
 )
 @_LOGS("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--print-config", is_flag=True, help="Print all options as a --config file, and end.")
@@ -238,7 +268,7 @@ def serve(
         raise UsageError("--uds listens on a file: leave --host and --port out")
     configure(log_format, log_level)
     # Whoever reaches a socket is let in by its mode, whatever they call the server.
-    run_as, settings = told(host=host if uds is None else None, **options)
+    run_as, settings = settings_of(host=host if uds is None else None, **options)
     address = Address(host, port, uds, certificate, key)
     if print_config:
         context = click.get_current_context()
@@ -251,7 +281,7 @@ def serve(
 RunAs = tuple[str, int | None, str, str]  # device, threads, precision, decode
 
 
-def told(
+def settings_of(
     limits: tuple[str, ...],
     tokens: tuple[str, ...],
     tokens_file: Path | None,
@@ -270,6 +300,11 @@ def told(
     for variable in _TOKENS:
         if not os.environ.get(variable, "set").strip():
             raise UsageError(f"{variable} is empty: give it tokens, or unset it to serve everybody")
+    old = options.pop("max_batch")
+    if old is not None:
+        logger.warning("--max-batch is called --max-batch-size now")
+        if options["max_batch_size"] == Settings.max_batch_size:  # its default: nobody gave it
+            options["max_batch_size"] = old
     device, threads = options.pop("device"), options.pop("threads")
     run_as = (device, threads, options.pop("precision"), options.pop("decode"))
     settings = Settings(

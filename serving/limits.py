@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 from augself_hub.errors import UsageError
 from augself_hub.images.budget import DECODED
 from augself_hub.preprocess import MAX_PIXELS
+
+# Names of version 0.1, which scripts may hold.
+RENAMED = {"slots": "max_concurrent_requests", "waiting_images": "max_queue_size"}
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,8 @@ class Limits:
         items: images (or pairs) in one request.
         pixels: width times height of one image, read off its header.
         decoded_bytes: of decoded images in memory at once; a decoder waits for its share.
-        waiting_images: in the queue of one model; beyond it requests get 429.
-        slots: requests with a body worked on at once; beyond it requests get 429.
+        max_queue_size: images in the queue of one model; beyond it requests get 429.
+        max_concurrent_requests: requests with a body worked on at once; others get 429.
         connections: open at once, fewer where the process may not open as many files; beyond it
             those that wait longest for a request are closed.
         header_seconds: for a request's head, from the connection's beginning or the answer before.
@@ -41,8 +46,8 @@ class Limits:
     items: int = 64
     pixels: int = MAX_PIXELS
     decoded_bytes: int = DECODED.limit
-    waiting_images: int = 256
-    slots: int = 64
+    max_queue_size: int = 256
+    max_concurrent_requests: int = 64
     connections: int = 1000
     header_seconds: float = 10.0
     upload_seconds: float = 30.0
@@ -55,9 +60,9 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:  # nan too
                 raise UsageError(f"the limit {name} is {value}: it must be more than 0")
-        if self.waiting_images < 2 * self.items:
+        if self.max_queue_size < 2 * self.items:
             raise UsageError(
-                f"waiting_images is {self.waiting_images}, but one request may bring "
+                f"max_queue_size is {self.max_queue_size}, but one request may bring "
                 f"{self.items} pairs: allow at least {2 * self.items}"
             )
         if self.total_bytes < self.body_bytes:
@@ -65,6 +70,10 @@ class Limits:
                 f"total_bytes is {self.total_bytes}, but one body may have {self.body_bytes} "
                 "(body_bytes): allow at least as many"
             )
+
+    def record(self) -> dict[str, int | float]:
+        """Name -> value, those that had another name in 0.1 under it, too."""
+        return vars(self) | {old: getattr(self, name) for old, name in RENAMED.items()}
 
     @classmethod
     def parse(cls, settings: Sequence[str]) -> Limits:
@@ -76,6 +85,9 @@ class Limits:
         types: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         values = {}
         for name, _, value in (setting.partition("=") for setting in settings):
+            if name in RENAMED:
+                logger.warning("the limit %s is called %s now", name, RENAMED[name])
+                name = RENAMED[name]
             if name not in types:
                 raise UsageError(f"unknown limit {name!r}: use one of {', '.join(types)}")
             try:

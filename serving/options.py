@@ -21,21 +21,21 @@ def running(option: Callable[..., Any]) -> list[Option[Any]]:
             metavar=DEVICES,
             default="auto",
             show_default=True,
-            help="One asked for by name is had or refused; auto says what it took.",
+            help="auto: CUDA where it can be used, else the CPU. Any other is used or refused.",
         ),
         option(
             "--precision",
             type=click.Choice(PRECISIONS),
             default="fp32",
             show_default=True,
-            help="bf16 is OpenVINO's; int8 (CPUs) and fp16 (GPUs) are made by augself export "
-            "--quantize.",
+            help="bf16 needs OpenVINO; int8 (CPUs) and fp16 (GPUs) need a model that augself "
+            "export --quantize has made.",
         ),
         option(
             "--decode",
             metavar="exact|fast",
             default="exact",
             show_default=True,
-            help="fast decodes large JPEGs smaller: quicker, and features differ a little.",
+            help="fast decodes large JPEGs at reduced size: quicker, features differ a little.",
         ),
     ]

@@ -25,7 +25,7 @@ class Settings:
         lazy: load a model when it is first asked for.
         memory_limit: bytes that loaded models may take; None: any.
         decoders: threads that decode; None: the usable cores.
-        max_batch: images gathered for one run.
+        max_batch_size: images gathered for one run.
         tokens: one of them must come with requests to /v1, /v2 and the demo; none: nothing must.
         host: what the server listens on; None: somebody else listens, or nobody.
         allow_hosts: more names it may be called by, see `serving.http.callers`.
@@ -45,7 +45,7 @@ class Settings:
     lazy: bool = False
     memory_limit: int | None = None
     decoders: int | None = None
-    max_batch: int = MAX_BATCH
+    max_batch_size: int = MAX_BATCH
     tokens: tuple[str, ...] = ()
     host: str | None = None
     allow_hosts: tuple[str, ...] = ()
@@ -57,10 +57,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         limits = self.limits
-        if self.max_batch > limits.waiting_images:
+        if self.max_batch_size > limits.max_queue_size:
             raise UsageError(
-                f"--max-batch is {self.max_batch}, but only {limits.waiting_images} images may "
-                "wait (waiting_images): no batch could be as large"
+                f"--max-batch-size is {self.max_batch_size}, but max_queue_size is "
+                f"{limits.max_queue_size} images: no batch could be as large"
             )
         first = self.root_path.partition("/")[2].partition("/")[0]
         if self.root_path and (not _ROOT.fullmatch(self.root_path) or first in _TAKEN):

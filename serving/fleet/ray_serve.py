@@ -98,7 +98,7 @@ def _told(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Settings]:
             raise UsageError(f"--{name} is Ray's to say: {mend}")
         del options[option.name]
     models = options.pop("models")
-    (device, threads, precision, decode), settings = commands.told(**options)
+    (device, threads, precision, decode), settings = commands.settings_of(**options)
     if settings.demo:
         raise UsageError("the demo knows its visitors: one process, augself serve --demo")
     cores = max(1, int(asked.cpus))
@@ -109,15 +109,16 @@ def _told(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Settings]:
 
 def _net(asked: Arguments, settings: Settings) -> dict[str, Any]:
     """Ray's limits, wide enough that a replica's own come first."""
-    slots, seconds = settings.limits.slots, settings.limits.deadline_seconds
+    requests = settings.limits.max_concurrent_requests
+    seconds = settings.limits.deadline_seconds
     return {
-        "max_ongoing_requests": 2 * slots,  # health and metrics need no slot
-        "max_queued_requests": slots,
+        "max_ongoing_requests": 2 * requests,  # health and metrics do not count
+        "max_queued_requests": requests,
         "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_SECONDS},
         "autoscaling_config": {
             "min_replicas": asked.min_replicas,
             "max_replicas": asked.max_replicas,
-            "target_ongoing_requests": slots / 2,
+            "target_ongoing_requests": requests / 2,
         },
         "ray_actor_options": {"num_cpus": asked.cpus, "num_gpus": asked.gpus},
         "graceful_shutdown_timeout_s": seconds + _LONGER_THAN_THE_DEADLINE,

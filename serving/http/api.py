@@ -85,7 +85,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     limits, metrics, keys = settings.limits, Metrics(), Keys(settings.tokens)
     callers = Callers(settings.host, settings.allow_hosts, settings.allow_origins)
     models = Models(
-        sources, metrics, limits.waiting_images, settings.max_batch, settings.memory_limit
+        sources, metrics, limits.max_queue_size, settings.max_batch_size, settings.memory_limit
     )
     kserve.refuse_shared_names(models)
     hosts = AllowedHosts.parse(settings.url_hosts)
@@ -347,7 +347,7 @@ def _record(model: Model, limits: Limits) -> ModelRecord:
         convention=source.spec.convention,
         augmentations={kind: [d.name for d in head.dimensions] for kind, head in heads},
         units={kind: {d.name: d.unit for d in head.dimensions} for kind, head in heads},
-        limits=vars(limits),
+        limits=limits.record(),
         sha256=source.sha256,
         state=model.state,
         memory_bytes=0 if model.batcher is None else model.bytes,

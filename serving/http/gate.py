@@ -1,4 +1,4 @@
-"""The gate outside everything: hosts, origins, tokens, slots, bytes and time of bodies, the log.
+"""The gate outside everything: who may ask, how many at once, how large and slow, and the log.
 
 It is plain ASGI around the whole application, so that whatever is mounted in it, the demo's upload
 route too, stands behind the same limits. What it refuses it answers itself, whatever the
@@ -24,7 +24,7 @@ from serving.http.problems import Problem
 from serving.limits import Limits
 from serving.metrics import Metrics
 
-_WITHOUT_SLOT = ("GET", "HEAD", "OPTIONS")
+_UNCOUNTED = ("GET", "HEAD", "OPTIONS")
 _COUNTED = ("/v1/embeddings", "/v1/augmentations", "/v1/models")
 _QUERY_BYTES = 4096  # a thousand options take longer to read than any image's head
 _LINGER_SECONDS, _PAUSE_SECONDS = 5.0, 1.0
@@ -51,7 +51,7 @@ class Gate:
         described: what a server says of itself at its start.
 
     Attributes:
-        active: requests that hold a slot now. held_bytes: of their bodies.
+        active: requests with a body that are worked on now. held_bytes: of their bodies.
         draining: new ones, and whoever asks for readiness, get 503.
     """
 
@@ -138,14 +138,14 @@ class Gate:
         if self.root_path and scope["path"] == self.root_path:  # its links are relative to a slash
             await RedirectResponse(f"{self.root_path}/")(scope, exchange.receive, exchange.send)
             return
-        slots = int(scope["method"] not in _WITHOUT_SLOT)
-        self.active += slots
+        counted = scope["method"] not in _UNCOUNTED
+        self.active += counted
         try:
-            if slots:
+            if counted:
                 exchange.expect(_length(headers) or 0)
             await exchange.run(self.app, scope)
         finally:
-            self.active -= slots
+            self.active -= counted
             exchange.release()
 
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
@@ -168,11 +168,11 @@ class Gate:
         if length > self.limits.body_bytes:
             return _too_large(self.limits)
         asks_ready = path == "/health" or path.endswith("/ready")
-        if self.draining and (asks_ready or scope["method"] not in _WITHOUT_SLOT):
+        if self.draining and (asks_ready or scope["method"] not in _UNCOUNTED):
             return Problem(503, "draining", "the server is shutting down: try again later")
-        if scope["method"] in _WITHOUT_SLOT:
+        if scope["method"] in _UNCOUNTED:
             return None
-        if self.active >= self.limits.slots:
+        if self.active >= self.limits.max_concurrent_requests:
             return Problem(429, "busy", f"{self.active} requests are being answered: try again")
         if self.held_bytes + length > self.limits.total_bytes:
             return _no_room()

@@ -189,13 +189,13 @@ class _Server(uvicorn.Server):
     def _say(self, url: str) -> None:
         """Where, what and how, once it listens."""
         fields = {"version": __version__, "address": url, **self.gate.described}
-        limits = "at most {items} images a request, {slots} requests and {waiting_images} waiting "
         text = "; ".join(
             [
                 "listening on %s (version %s)",
                 *map(_sentence, fields["models"]),
                 "{decoders} decoders, {keys} keys".format(**fields),
-                f"{limits}images at once".format(**fields["limits"]),
+                "at most {items} images a request, {max_concurrent_requests} concurrent requests "
+                "and {max_queue_size} queued images".format(**fields["limits"]),
             ]
         )
         logger.info(text, url, __version__, extra={"fields": fields})

@@ -57,8 +57,8 @@ class Batcher:
         engine: only `engine.features`, `.encode`, these `_in_lane`, `.lanes`, `.name` and
             `.preprocessing` are used.
         metrics: where runs and drops are counted.
-        max_waiting: images that may wait; a request beyond it is refused with `QueueFull`.
-        max_batch: images gathered for one run. A larger single request runs by itself.
+        max_queue_size: images that may wait; a request beyond it is refused with `QueueFull`.
+        max_batch_size: images gathered for one run. A larger single request runs by itself.
         renew: opens the model again after its worker died; None: the same engine goes on.
     """
 
@@ -66,12 +66,12 @@ class Batcher:
         self,
         engine: Engine,
         metrics: Metrics,
-        max_waiting: int = 256,
-        max_batch: int = MAX_BATCH,
+        max_queue_size: int = 256,
+        max_batch_size: int = MAX_BATCH,
         renew: Callable[[], Engine] | None = None,
     ) -> None:
         self.engine, self.metrics = engine, metrics
-        self.max_waiting, self.max_batch = max_waiting, max_batch
+        self.max_queue_size, self.max_batch_size = max_queue_size, max_batch_size
         self._renew = renew or (lambda: engine)
         self._queue: deque[_Work] = deque()
         self._waiting = 0  # images in the queue
@@ -110,7 +110,7 @@ class Batcher:
                 raise WorkerLost("the model is not running: try again later")
             if self._draining:
                 raise Draining("the server is shutting down: try again later")
-            if self._waiting + len(work.images) > self.max_waiting:
+            if self._waiting + len(work.images) > self.max_queue_size:
                 raise QueueFull(f"{self._waiting} images are waiting already: try again later")
             self._queue.append(work)
             self._count_waiting(len(work.images))
@@ -130,7 +130,7 @@ class Batcher:
 
     def _count_waiting(self, images: int) -> None:
         self._waiting += images
-        self.metrics.waiting.labels(self.engine.name).set(self._waiting)
+        self.metrics.queue.labels(self.engine.name).set(self._waiting)
 
     def _live(self) -> None:
         """The worker's life: it works; where that kills it, it tells everybody who waits, rests,
@@ -209,7 +209,7 @@ class Batcher:
             few = len(self._queue) < lanes or lanes == 1
             alone = self._busy == 0 and (few or len(self._queue[0].images) > LANE_IMAGES)
             share = min(LANE_IMAGES, math.ceil(self._waiting / lanes))
-            room = self.max_batch if alone else share
+            room = self.max_batch_size if alone else share
             while self._queue and (not batch or len(self._queue[0].images) <= room):
                 work = self._queue.popleft()
                 self._count_waiting(-len(work.images))
@@ -218,7 +218,7 @@ class Batcher:
                     batch.append(work)
                     room -= len(work.images)
                 else:
-                    self.metrics.dropped.labels(self.engine.name).inc()
+                    self.metrics.cancelled.labels(self.engine.name).inc()
             self._busy += bool(batch) and not alone
         return batch, alone
 

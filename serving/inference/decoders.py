@@ -65,7 +65,7 @@ class Decoders:
         self._running: dict[int, _Job] = {}  # by thread
         metrics.decoders.set(count)
         metrics.decoders_busy.set_function(lambda: len(self._running))
-        metrics.decoders_waiting.set_function(self._queue.qsize)
+        metrics.decode_queue.set_function(self._queue.qsize)
         metrics.decoders_stuck.set_function(lambda: self.stuck)
         for number in range(count):
             # Daemons: one that is stuck does not keep the process from ending.

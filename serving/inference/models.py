@@ -163,7 +163,7 @@ class Models:
 
     Args:
         sources: at least one.
-        max_waiting, max_batch: of each model's queue, see `Batcher`.
+        max_queue_size, max_batch_size: of each model's queue, see `Batcher`.
         memory_limit: bytes all loaded models may take; None: any.
 
     Raises:
@@ -174,8 +174,8 @@ class Models:
         self,
         sources: Sequence[Source],
         metrics: Metrics,
-        max_waiting: int,
-        max_batch: int,
+        max_queue_size: int,
+        max_batch_size: int,
         memory_limit: int | None = None,
     ) -> None:
         self.metrics, self.memory_limit = metrics, memory_limit
@@ -188,9 +188,9 @@ class Models:
         for model in self.all.values():
             self._refuse_too_large(model)
         self._batcher = partial(
-            Batcher, metrics=metrics, max_waiting=max_waiting, max_batch=max_batch
+            Batcher, metrics=metrics, max_queue_size=max_queue_size, max_batch_size=max_batch_size
         )
-        self._max_batch = max_batch
+        self._max_batch_size = max_batch_size
         self._one_at_a_time = asyncio.Lock()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
@@ -307,7 +307,7 @@ class Models:
         engine = model.source.load()
         side = engine.preprocessing.size
         black = np.zeros((side, side, 3), np.uint8)
-        engine.encode([black] * self._max_batch)
+        engine.encode([black] * self._max_batch_size)
         if engine.lanes > 1:
             with ThreadPoolExecutor(engine.lanes) as pool:
                 list(pool.map(engine.encode_in_lane, [[black] * LANE_IMAGES] * engine.lanes))

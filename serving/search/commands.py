@@ -37,10 +37,12 @@ def index(table: Path, output: Path) -> None:
 @click.command()
 @click.argument("index", type=_FOLDER)
 @click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path), help="Also a contact sheet: a PNG.")
-@click.option("-k", "count", type=click.IntRange(1), default=10, show_default=True, help="Matches.")
-@click.option("--model", help="What TABLE was extracted with. Default: the embedded model.")
-@click.option("--source", help="Where the table's images are now. Default: where they were.")
+@click.option("--output", type=click.Path(path_type=Path), help="Also draw a contact sheet, a PNG.")
+@click.option(
+    "-k", "count", type=click.IntRange(1), default=10, show_default=True, help="Number of matches."
+)
+@click.option("--model", help="The model TABLE was extracted with. Default: the embedded model.")
+@click.option("--source", help="The table's images, if they were moved.")
 @click.option("--device", metavar=DEVICES, default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the matches as JSON.")
 def search(

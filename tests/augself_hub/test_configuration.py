@@ -79,7 +79,7 @@ SERVE = """
 port = 8000
 demo = true
 model = ["a folder/with blanks", "org/b"]
-limit = { items = 128, waiting_images = 512, answer_seconds = 2.5 }
+limit = { items = 128, max_queue_size = 512, answer_seconds = 2.5 }
 max_batch = 16
 token = "secret"
 [extract]
@@ -101,7 +101,7 @@ def test_the_configuration_is_printed_and_can_be_read_again(augself, monkeypatch
         "port": 8000, "demo": True, "threads": 3, "max-batch": 8, "device": "cpu",
     }  # fmt: skip
     assert told["model"] == ["a folder/with blanks", "org/b"]
-    assert told["limit"] == ["items=128", "waiting_images=512", "answer_seconds=2.5"]
+    assert told["limit"] == ["items=128", "max_queue_size=512", "answer_seconds=2.5"]
     assert told["allow-host"] == ["a.org", "b.org"]
     for line in (f"port = 8000  # {path}", "max-batch = 8  # AUGSELF_SERVE_MAX_BATCH"):
         assert line in done.out

@@ -194,7 +194,7 @@ def test_the_autoscaler_by_queue_takes_the_others_place_and_asks_for_what_there_
     asked = {pod["metric"]["name"]: int(pod["target"]["averageValue"]) for pod in pods}
     served = set(re.findall(r"^# TYPE (\w+) gauge$", Metrics().text().decode(), re.M))
     assert len(asked) == 2 and set(asked) <= served
-    assert max(asked.values()) < Limits().waiting_images / 2  # long before anybody gets a 429
+    assert max(asked.values()) < Limits().max_queue_size / 2  # long before anybody gets a 429
     (rule,) = yaml.safe_load((DEPLOY / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
     pattern = re.findall(r'__name__=~"([^"]+)"', rule["seriesQuery"])[0]
     assert {name for name in served if re.fullmatch(pattern, name)} == set(asked)

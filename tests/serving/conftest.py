@@ -30,7 +30,7 @@ LIMITS = {
     "body_bytes": 4_000_000,
     "items": 8,
     "pixels": 1_000_000,
-    "waiting_images": 4096,
+    "max_queue_size": 4096,
     "upload_seconds": 2,
 }
 

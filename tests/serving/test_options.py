@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 
+import click
 import httpx
 import pytest
 from click.testing import CliRunner
 
+from augself_hub.cli import augself
 from serving.commands import serve
 from serving.inference.engine import MAX_BATCH
 from serving.settings import Settings
@@ -50,7 +52,8 @@ EFFECTS = {
     "demo-table": ("{folder}", lambda s: s["demo"] and s["table"]),
     "limit": ("items=3", lambda s: s["limits"].items == 3),
     "decoders": ("3", lambda s: s["decoders"] == 3),
-    "max-batch": ("3", lambda s: s["max_batch"] == 3),
+    "max-batch-size": ("3", lambda s: s["max_batch_size"] == 3),
+    "max-batch": ("3", lambda s: s["max_batch_size"] == 3),
     "host": ("127.0.0.2", lambda s: s["host"] == "127.0.0.2" and s["told"]),
     "port": ("123", lambda s: s["port"] == 123),
     "uds": ("{folder}/s", lambda s: s["uds"] and s["host"] != s["bound"]),
@@ -99,15 +102,34 @@ def test_help_shows_the_options_in_groups():
     headings = re.findall(r"^(\w+):$", text, re.MULTILINE)
     assert headings == [*GROUPS, "Help"]
     assert all(f"--{option}" in text for option in EFFECTS)
+    assert "--max-batch " not in text  # its name in 0.1
+
+
+def test_names_of_0_1_are_taken_with_a_notice(monkeypatch, caplog):
+    old = ("--max-batch", "3", "--limit", "slots=5", "--limit", "waiting_images=300")
+    seen = started(monkeypatch, *old)
+    assert seen["max_batch_size"] == 3
+    limits = seen["limits"]
+    assert (limits.max_concurrent_requests, limits.max_queue_size) == (5, 300)
+    assert [record.getMessage() for record in caplog.records] == [
+        "--max-batch is called --max-batch-size now",
+        "the limit slots is called max_concurrent_requests now",
+        "the limit waiting_images is called max_queue_size now",
+    ]
+    both = started(monkeypatch, "--max-batch", "3", "--max-batch-size", "4")
+    assert both["max_batch_size"] == 4
+    monkeypatch.setenv("AUGSELF_SERVE_MAX_BATCH", "6")
+    (command,) = (c for c in [augself.get_command(click.Context(augself), "serve")] if c)
+    assert command.make_context("serve", []).params["max_batch"] == 6
 
 
 def test_the_default_batch_is_the_largest():
-    (option,) = (option for option in serve.params if option.name == "max_batch")
-    assert option.default == option.type.max == MAX_BATCH == Settings().max_batch
+    (option,) = (option for option in serve.params if option.name == "max_batch_size")
+    assert option.default == option.type.max == MAX_BATCH == Settings().max_batch_size
 
 
 def test_decoders_and_batches_have_the_size_asked_for(start_server, pixels, encoded):
-    server = start_server("--decoders", "3", "--max-batch", "2")
+    server = start_server("--decoders", "3", "--max-batch-size", "2")
     files = [("image", encoded(pixels(n))) for n in range(4)]
     with httpx.Client(base_url=server.url) as client:
         for _ in range(4):

@@ -31,7 +31,7 @@ def build():
 
 @pytest.fixture(scope="module")
 def url(build, tiny_model):
-    """A local Ray of two CPUs with two replicas of four slots each."""
+    """A local Ray of two CPUs with two replicas of four requests each."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     import ray
     from ray import serve
@@ -40,7 +40,7 @@ def url(build, tiny_model):
         port = free.getsockname()[1]
     ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    options = f"--model {tiny_model} --device cpu --limit slots=4"
+    options = f"--model {tiny_model} --device cpu --limit max_concurrent_requests=4"
     serve.run(build({"options": options, "min_replicas": "2", "max_replicas": "2"}))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -85,7 +85,7 @@ def test_a_full_replica_says_so_itself_before_ray_does(url, pixels, encoded):
     """Uploads that stand still take every slot: the 429 is ours, in our words."""
     address = url.removeprefix("http://").split(":")
     with contextlib.ExitStack() as held:
-        for _ in range(16):  # the router chooses: more than the eight slots there are
+        for _ in range(16):  # the router chooses: more than the eight there is room for
             connection = held.enter_context(socket.create_connection(address, 20))
             connection.sendall(HALF)
         seen = []
@@ -146,7 +146,10 @@ def test_a_request_that_is_asked_again_is_answered_rightly(url, pixels, encoded,
 
 def test_rays_limits_are_wider_than_a_replicas(build):
     """As the documentation shows it: texts, from a command line or a file."""
-    asked = {"options": "--limit slots=10 --limit deadline_seconds=7 --token a", "cpus": "2.5"}
+    asked = {
+        "options": "--limit max_concurrent_requests=10 --limit deadline_seconds=7 --token a",
+        "cpus": "2.5",
+    }
     deployment = build({**asked, "min_replicas": "2", "max_replicas": "5"})._bound_deployment
     assert deployment.max_ongoing_requests > 10 and deployment.max_queued_requests > 0
     assert deployment.ray_actor_options["num_cpus"] == 2.5
@@ -168,7 +171,7 @@ def test_rays_limits_are_wider_than_a_replicas(build):
         ("--uds /tmp/s", "--uds is Ray's to say"),
         ("--log-format json", "--log-format is Ray's to say"),
         ("--demo", "augself serve --demo"),
-        ("--limit slots=0", "must be more than 0"),
+        ("--limit max_concurrent_requests=0", "must be more than 0"),
     ],
 )
 def test_options_that_are_not_for_ray(build, options, message):

@@ -139,6 +139,8 @@ def test_models_health_and_documentation(client, tiny_model):
     assert (listed["object"], model["id"], model["object"]) == ("list", "tiny", "model")
     assert model["sha256"] == manifest["files"]["onnx/model.onnx"]
     assert model["units"]["color"]["hue"] == "turns" and model["limits"]["items"] == 8
+    for old, new in (("slots", "max_concurrent_requests"), ("waiting_images", "max_queue_size")):
+        assert model["limits"][old] == model["limits"][new] > 0
     assert model["provider"].endswith("ExecutionProvider")
     assert client.get("/health/live").json() == {"status": "live"}
     assert client.get("/health/ready").status_code == 200
@@ -288,7 +290,11 @@ def test_metrics_count_requests_and_images(client, pixels, encoded):
     client.post("/v1/embeddings", files=[("image", encoded(pixels(n))) for n in range(3)])
     assert value(images) == before[0] + 3
     assert value(requests) > before[1]
-    assert value('augself_ready{model="tiny"}') == 1
+    assert value('augself_model_ready{model="tiny"}') == 1
+    for old, new in (("ready{", "model_ready{"), ("batch_images_c", "batch_size_c")):  # 0.1's names
+        assert value(f"augself_{old}") == value(f"augself_{new}") > 0
+    assert value("augself_waiting_images{") == value("augself_queue_size{") == 0
+    assert value("augself_loads_total{") == value("augself_model_loads_total{") == 1
 
 
 def test_the_demo_stands_behind_the_routes_and_the_limits(

@@ -125,7 +125,7 @@ def test_a_worker_that_dies_under_load_comes_back(start_server, load, encoded):
         assert client.get("/health/live").status_code == 200
         server.wait_until_ready()
         clients.wait_for(200, clients.codes[200] + 20)
-        assert metric(client, "augself_restarts_total") == 1
+        assert metric(client, "augself_worker_restarts_total") == 1
     assert set(clients.codes) == {200, 503} and not clients.wrong and not clients.broken
     assert server.stop() == 0
 
@@ -136,10 +136,17 @@ def test_a_worker_that_dies_under_load_comes_back(start_server, load, encoded):
 def test_every_request_has_one_answer_under_any_load(
     start_server, pixels, encoded, expected, vectors, problem
 ):
-    """More clients than slots and images than the queue: sent = 200 + 400 + 404 + 429."""
+    """More requests and images than are allowed at once: sent = 200 + 400 + 404 + 429."""
     server = start_server(
-        *("--limit", "slots=8", "--limit", "items=4", "--limit", "waiting_images=8"),
-        *("--max-batch", "4"),
+        *(
+            "--limit",
+            "max_concurrent_requests=8",
+            "--limit",
+            "items=4",
+            "--limit",
+            "max_queue_size=8",
+        ),
+        *("--max-batch-size", "4"),
     )
     wanted = {number: expected(pixels(number)) for number in range(20)}
 

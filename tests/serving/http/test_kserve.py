@@ -230,7 +230,7 @@ def test_keys_open_it_and_probes_need_none(start_server, pixels):
 
 def test_it_shares_queue_deadline_metrics_and_log(start_server, pixels, tmp_path):
     log = tmp_path / "log.jsonl"
-    options = ("--limit", "waiting_images=4", "--limit", "items=2", "--max-batch", "2")
+    options = ("--limit", "max_queue_size=4", "--limit", "items=2", "--max-batch-size", "2")
     server = start_server(*options, "--access-log", str(log))
     request = {"inputs": [images_json(np.stack([pixels(1), pixels(2)]))]}
 

@@ -1,4 +1,4 @@
-"""What happens when it is too much: slots, queues, deadlines, lost workers, clients that left."""
+"""When it is too much: requests, queues, deadlines, lost workers, clients that left."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Held:
     def __init__(self, model: Path, **limits: float) -> None:
         self.gate, self.asked = threading.Event(), threading.Event()
         self.fate = lambda: None
-        settings = Settings(Limits(**limits), max_batch=min(32, limits.get("waiting_images", 32)))
+        settings = Settings(
+            Limits(**limits), max_batch_size=min(32, limits.get("max_queue_size", 32))
+        )
         self.app: Gate = create_app([Source("tiny", model, "cpu", 1)], settings)
         self.service = self.app.app.state.service
         engine = self.service.models.first.batcher.engine
@@ -50,7 +52,7 @@ class Held:
     @property
     def waiting(self) -> bool:
         """Is there an image in the queue?"""
-        return b'augself_waiting_images{model="tiny"} 1.0' in self.service.text_metrics()
+        return b'augself_queue_size{model="tiny"} 1.0' in self.service.text_metrics()
 
     async def wait_until_asked(self) -> None:
         await asyncio.to_thread(self.asked.wait, 5)
@@ -79,8 +81,8 @@ def code(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["error"]["code"]
 
 
-def test_a_request_beyond_the_slots_is_429_and_health_is_not(held, image):
-    server = held(slots=1)
+def test_a_request_beyond_those_allowed_at_once_is_429_and_health_is_not(held, image):
+    server = held(max_concurrent_requests=1)
 
     async def scenario() -> None:
         async with server.client() as client:
@@ -96,7 +98,7 @@ def test_a_request_beyond_the_slots_is_429_and_health_is_not(held, image):
 
 
 def test_a_full_queue_is_429(held, image):
-    server = held(items=1, waiting_images=2)
+    server = held(items=1, max_queue_size=2)
 
     async def scenario() -> None:
         async with server.client() as client:
@@ -140,7 +142,7 @@ def test_a_lost_worker_is_503_and_not_ready_until_it_is_back(held, image):
                 await asyncio.sleep(0.05)
             assert (await client.post("/v1/embeddings", files=image)).status_code == 200
             metrics = (await client.get("/metrics")).text
-        assert 'augself_restarts_total{model="tiny"} 1.0' in metrics
+        assert 'augself_worker_restarts_total{model="tiny"} 1.0' in metrics
 
     asyncio.run(scenario())
 
@@ -219,7 +221,7 @@ def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
             assert (await first).status_code == 200
             await client.post("/v1/embeddings", files=image)
             metrics = (await client.get("/metrics")).text
-        assert 'augself_dropped_total{model="tiny"} 1.0' in metrics
+        assert 'augself_cancelled_requests_total{model="tiny"} 1.0' in metrics
         assert 'augself_images_total{model="tiny"} 2.0' in metrics
 
     asyncio.run(scenario())
@@ -248,7 +250,7 @@ def test_limits_are_set_by_name():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"limits": Limits(items=4, waiting_images=8)}, "no batch could be as large"),
+        ({"limits": Limits(items=4, max_queue_size=8)}, "no batch could be as large"),
         (
             {"limits": Limits(fetch_seconds=30), "url_hosts": ("example.org",)},
             "allow less for fetching",

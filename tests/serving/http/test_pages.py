@@ -103,7 +103,7 @@ def test_a_page_that_is_named_reads_answers_and_errors(
 def test_the_429_of_a_full_server_can_be_read(start_server, fetch, origin):
     import socket
 
-    server = start_server("--allow-origin", origin, "--limit", "slots=1")
+    server = start_server("--allow-origin", origin, "--limit", "max_concurrent_requests=1")
     head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n"
     with server.connect() as other:
         other.sendall(head)  # its slot is taken until its body has come

@@ -53,7 +53,7 @@ def test_a_server_whose_decoders_are_all_held_says_so_and_recovers(
     assert {problem(answer)[:2] for answer in answers} == {(503, "decoders_stuck")}
     assert all("retry-after" in answer.headers for answer in answers)
     assert time.monotonic() - started < 5
-    assert metrics(server, "decoders_busy", "decoders_waiting") == [2, 0]
+    assert metrics(server, "decoders_busy", "decode_queue_size") == [2, 0]
 
     def reported():
         return [line for line in server.log if "a decoder has been busy" in line]

@@ -74,7 +74,7 @@ def engine() -> HeldEngine:
 
 @pytest.fixture
 def batcher(engine):
-    batcher = Batcher(engine, Metrics(), max_waiting=10, max_batch=4)
+    batcher = Batcher(engine, Metrics(), max_queue_size=10, max_batch_size=4)
     batcher.start()
     yield batcher
     engine.gate.set()
@@ -138,7 +138,9 @@ def test_a_client_that_left_is_dropped_and_counted(engine, busy):
     engine.gate.set()
     assert stays.result(5).tolist() == [[3]]
     assert engine.runs == [[1], [3]]
-    assert 'augself_dropped_total{model="held"} 1.0' in busy.batcher.metrics.text().decode()
+    assert (
+        'augself_cancelled_requests_total{model="held"} 1.0' in busy.batcher.metrics.text().decode()
+    )
 
 
 def test_a_dead_worker_fails_all_who_wait_and_turns_ready_off(engine, busy):
@@ -156,7 +158,7 @@ def test_a_dead_worker_fails_all_who_wait_and_turns_ready_off(engine, busy):
 def laned():
     """A batcher with two lanes, held in a run of image 1 that has all threads to itself."""
     engine = LanedEngine()
-    batcher = Batcher(engine, Metrics(), max_batch=8)
+    batcher = Batcher(engine, Metrics(), max_batch_size=8)
     batcher.start()
     first = batcher.submit(images(1))
     assert engine.entered.wait(5)

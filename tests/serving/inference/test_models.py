@@ -89,7 +89,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
 
 def test_a_storm_over_two_models_with_room_for_one(ask, sources, room_for_one, pixels):
     """Every request is answered once, by the model it named, though they evict each other."""
-    limits = Limits(slots=200)
+    limits = Limits(max_concurrent_requests=200)
     app = create_app(sources, Settings(limits, lazy=True, memory_limit=room_for_one))
     sessions = {
         s.name: onnxruntime.InferenceSession(str(s.folder / "onnx/model.onnx")) for s in sources
@@ -110,7 +110,7 @@ def test_a_storm_over_two_models_with_room_for_one(ask, sources, room_for_one, p
 
     answered, metrics = ask(app, scenario)
     assert answered == {"tiny": 100, "other": 100}
-    evictions = [line for line in metrics.splitlines() if "augself_evictions_total{" in line]
+    evictions = [line for line in metrics.splitlines() if "augself_model_evictions_total{" in line]
     assert sum(float(line.split()[-1]) for line in evictions) >= 1
 
 
