@@ -4,8 +4,8 @@ EXIF orientation applied; alpha over white; 16 bits scaled to 8; short side resi
 antialiased), centre crop S x S with floored offsets. Only the crop is ever computed. Normalisation
 is left to the model. Equal to the stock BitImageProcessor within one grey level for 8-bit images.
 
-Pillow does it; what else was measured, and why it is not used, is in docs/engine.md. What a file
-may cost is bounded before Pillow sees it: `augself_hub.images.structure`.
+Pillow does it; what else was measured, and why it is not used, is in docs/engine-choices.md. What a
+file may cost is bounded before Pillow sees it: `augself_hub.images.structure`.
 """
 
 from __future__ import annotations
