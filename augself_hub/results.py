@@ -1,7 +1,7 @@
 """evaluation.json of a model folder, read as a stranger's: every record can be shown.
 
-A record names its task, number and metric; `docs/evaluate.md` has the fields of ours. Others may
-stand beside them: they are kept, and shown nowhere.
+A record names its task, number and metric; `training.evaluation.results` writes ours. Other fields
+may stand beside them: they are kept, and shown nowhere.
 """
 
 from __future__ import annotations

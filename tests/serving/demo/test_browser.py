@@ -209,7 +209,7 @@ def test_the_header_has_the_links_and_gradio_s_own_are_gone(visit):
 
 
 def test_the_page_is_there_in_time(visit):
-    """Bounds with room for a busy machine; docs/demo.md has what was measured."""
+    """Bounds with room for a busy machine; research/demo-models.md has what was measured."""
     page = visit()
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     assert paint < 6000
