@@ -59,7 +59,7 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
     named = read_json(folder / "config.json").get("architectures") or [""]
     architecture = shown(str(named[0])) if isinstance(named, list) and named[0] else "no name"
     dimensions = [(kind, d) for kind, head in spec.heads.items() for d in head.dimensions]
-    cuts = spec.match and {
+    calibrations = spec.match and {
         "have colours, or neither has": spec.match.alike,
         "are one gray and one coloured": spec.match.one_gray,
     }
@@ -82,7 +82,7 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
             for d in head.dimensions
         ],
         answers=[kind for kind, (which, _) in spec.answering().items() if which == "matcher"],
-        cuts=[(case, cut) for case, cut in (cuts or {}).items() if cut is not None],
+        calibrations=[(case, c) for case, c in (calibrations or {}).items() if c is not None],
         provenance=[
             (shown(key.replace("_", " ")), shown(str(v))) for key, v in spec.provenance.items()
         ],
@@ -122,10 +122,10 @@ def _metadata(spec: Spec, name: str, results: list[dict[str, Any]]) -> ModelCard
 def _learned(dimension: Dimension) -> str:
     """R^2 or accuracy on held-out pairs with its 95% interval, and the mark."""
     mark = "**not learned** " if dimension.learned is False else ""
-    if dimension.score is None or dimension.interval is None:
+    if dimension.score is None or dimension.confidence_interval is None:
         return mark.strip()
     measure = "accuracy" if dimension.unit == "probability" else "R^2"
-    low, high = dimension.interval
+    low, high = dimension.confidence_interval
     return f"{mark}{measure} {dimension.score:.2f} ({low:.2f} to {high:.2f})"
 
 
@@ -138,30 +138,30 @@ def _results(evaluation: dict[str, Any]) -> Iterator[tuple[str, list[str], list[
     for task, group in groupby(evaluation["results"], key=lambda r: r["task"]):
         records = list(group)
         protocol = records[0].get("protocol") or evaluation["protocol"]
-        labels = list(dict.fromkeys(label for r in records for label in r.get("beside", ())))
+        labels = list(dict.fromkeys(label for r in records for label in r.get("compared_with", ())))
         rows = [
-            [r["name"], _value(r), _number(r.get("trivial")), *(_beside(r, x) for x in labels)]
+            [r["name"], _value(r), _number(r.get("baseline")), *(_beside(r, x) for x in labels)]
             for r in records
         ]
-        head = [task, "this model", "trivial predictor", *labels]
+        head = [task, "this model", "baseline", *labels]
         yield "" if protocol == told else protocol, head, rows
         told = protocol
 
 
 def _value(record: dict[str, Any]) -> str:
     """With half its 95% interval and its unit, where the protocol states them."""
-    interval = f" ± {_number(record['interval'])}" if "interval" in record else ""
+    interval = f" ± {_number(record['margin_of_error'])}" if "margin_of_error" in record else ""
     return _number(record["value"]) + interval + (" %" if record.get("unit") == "%" else "")
 
 
 def _beside(record: dict[str, Any], label: str) -> str:
     """Another's value; in brackets how much this model has more, with its 95% interval."""
-    other = record.get("beside", {}).get(label)
+    other = record.get("compared_with", {}).get(label)
     if other is None:
         return ""
     more = f"{other['difference']:+.3g}"
-    if other["interval"] is not None:
-        more += ", {:+.3g} to {:+.3g}".format(*other["interval"])
+    if other["confidence_interval"] is not None:
+        more += ", {:+.3g} to {:+.3g}".format(*other["confidence_interval"])
     return f"{_number(other['value'])} ({more})"
 
 

@@ -112,6 +112,14 @@ def number(value: Any, what: str, least: float, most: float, whole: bool = False
     return value
 
 
+def renamed(record: dict[str, Any], names: dict[str, str]) -> set[str]:
+    """Give fields that bear an older name the one they have now; which of them did."""
+    old = names.keys() & record.keys()
+    for name in old:
+        record.setdefault(names[name], record.pop(name))
+    return set(old)
+
+
 def image_statistics(config: dict[str, Any], path: Path) -> tuple[Any, Any]:
     """(mean, std) of three channels: `image_mean` and `image_std` of a processor's configuration.
 

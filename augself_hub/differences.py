@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from augself_hub.augmentations.matching import Told
-from augself_hub.augmentations.spec import Cut, Dimension, Head, Match, Spec
+from augself_hub.augmentations.matching import Prediction
+from augself_hub.augmentations.spec import Dimension, Head, Match, MatchCalibration, Spec
 
 GRAY_TOLERANCE = 2  # levels: a gray picture that went through JPEG still counts as gray
 GRAY_REASON = "not observable: at least one of the two pictures is gray"
@@ -39,13 +39,13 @@ class Answered:
     """What a model says of N pairs of pictures, and what of it may be passed on.
 
     Args:
-        told: by whichever head answers.
+        prediction: by whichever head answers.
         match: (N,) probability that both pictures show one thing; NaN where the model cannot tell.
         unlike: (N,) bool, they count as pictures of two things.
         gray, blank: (N,) bool, at least one of the pictures is.
     """
 
-    told: Told
+    prediction: Prediction
     match: np.ndarray
     unlike: np.ndarray
     gray: np.ndarray
@@ -53,47 +53,49 @@ class Answered:
 
     @classmethod
     def of(
-        cls, spec: Spec, images: Sequence[np.ndarray], features: np.ndarray, told: Told
+        cls, spec: Spec, images: Sequence[np.ndarray], features: np.ndarray, prediction: Prediction
     ) -> Answered:
         """From the pictures as the model sees them.
 
         Args:
             images: 2 N (S, S, 3) uint8, all first ones, then all second ones.
-            features: theirs, (2 N, D). told: of the N pairs.
+            features: theirs, (2 N, D). prediction: of the N pairs.
         """
         pairs = len(images) // 2
         gray, blank = (np.array([f(i) for i in images], bool) for f in (is_gray, is_blank))
-        cut = None if spec.matcher is None or told.match is None else spec.matcher.match
-        if cut is not None and told.match is not None:
-            found: list[tuple[float, bool] | None] = [_cut(cut, float(s)) for s in told.match]
+        calibration = spec.matcher.match if spec.matcher else None
+        logits = prediction.match
+        found: list[tuple[float, bool] | None]
+        if calibration is not None and logits is not None:
+            found = [_matched(calibration, float(logit)) for logit in logits]
         else:
             found = matching(spec, features[:pairs], features[pairs:], gray.tolist())
         match = np.array([math.nan if one is None else one[0] for one in found])
         unlike = np.array([one is not None and one[1] for one in found], bool)
         of_pairs = (side[:pairs] | side[pairs:] for side in (gray, blank))
-        return cls(told, match, unlike, *of_pairs)
+        return cls(prediction, match, unlike, *of_pairs)
 
 
 def records(spec: Spec, answered: Answered) -> Iterator[dict[str, Any]]:
     """{match, differences} of each pair, in the shape of the HTTP answer."""
-    maps = answered.told.match is not None
+    maps = answered.prediction.match is not None
     for i, match in enumerate(answered.match):
         told = describe(
             spec,
-            {kind: values[i] for kind, values in answered.told.values.items()},
+            {kind: values[i] for kind, values in answered.prediction.values.items()},
             bool(answered.gray[i]),
             unlike=bool(answered.unlike[i]),
             blank=bool(answered.blank[i]),
-            errors={kind: values[i] for kind, values in answered.told.errors.items()},
+            errors={kind: values[i] for kind, values in answered.prediction.errors.items()},
             maps=maps,
         )
         yield {"match": None if math.isnan(match) else float(match), "differences": told}
 
 
-def _cut(cut: Cut, score: float) -> tuple[float, bool]:
-    """The probability that a pair is of one thing, and whether it counts as two."""
-    probability = float(1 + np.tanh((cut.slope * score + cut.intercept) / 2)) / 2
-    return probability, probability < cut.least
+def _matched(calibration: MatchCalibration, score: float) -> tuple[float, bool]:
+    """The probability that a pair is of one thing, and whether it counts as of two."""
+    probability = float(1 + np.tanh((calibration.slope * score + calibration.intercept) / 2)) / 2
+    return probability, probability < calibration.threshold
 
 
 def matching(
@@ -115,8 +117,8 @@ def matching(
     found: list[tuple[float, bool] | None] = []
     for cosine, first, second in zip(cosines, gray[: len(a)], gray[len(a) :], strict=True):
         match = spec.match or Match()
-        cut = match.alike if first == second else match.one_gray
-        found.append(None if cut is None else _cut(cut, cosine))
+        calibration = match.alike if first == second else match.one_gray
+        found.append(None if calibration is None else _matched(calibration, cosine))
     return found
 
 
@@ -136,7 +138,8 @@ def reason(
         blank: at least one of the two pictures is of one colour.
     """
     error = dimension.standard_error or 0.0
-    if dimension.learned is False or (dimension.learned is None and error > _guessing(dimension)):
+    guessing = math.inf if dimension.unit == "probability" else GUESSING * dimension.std
+    if dimension.learned is False or (dimension.learned is None and error > guessing):
         return not_learned(dimension)
     if blank:
         return BLANK_REASON
@@ -148,11 +151,6 @@ def reason(
         most = math.copysign(dimension.largest or 0.0, value)
         return f"{BEYOND}: about {most:+.2g} or more, the largest difference in training"
     return None
-
-
-def _guessing(dimension: Dimension) -> float:
-    """The error of an answer that is no better than none; of a probability there is none."""
-    return math.inf if dimension.unit == "probability" else GUESSING * dimension.std
 
 
 def beyond(dimension: Dimension, value: float) -> bool:
@@ -167,9 +165,13 @@ def beyond(dimension: Dimension, value: float) -> bool:
 
 def not_learned(dimension: Dimension) -> str:
     """With what was measured, if it was."""
-    if dimension.score is None or dimension.interval is None or dimension.baseline is None:
+    if (
+        dimension.score is None
+        or dimension.confidence_interval is None
+        or dimension.baseline is None
+    ):
         return NOT_LEARNED
-    low, high = dimension.interval
+    low, high = dimension.confidence_interval
     name = "accuracy" if dimension.unit == "probability" else "R^2"
     return (
         f"{NOT_LEARNED}: {name} {dimension.score:.2f} ({low:.2f} to {high:.2f}) on held-out pairs, "

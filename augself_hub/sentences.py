@@ -1,6 +1,6 @@
 """A predicted difference as sentences: what is different, by how much, and what cannot be told.
 
-`sentences` says every dimension; `headline` and `untold` are one line each.
+`sentences` says every dimension; `headline` and `unanswered` are one line each.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class Sentence:
 
     Args:
         kind: the augmentation it belongs to. number: value, error and unit, or nothing.
-        told: False where the pictures or the model cannot tell.
+        known: False where the pictures or the model cannot tell.
     """
 
     kind: str
     text: str
     number: str
-    told: bool = True
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def sentences(
             "These look like two different pictures, and the model has only learned how two "
             "views of one thing differ: it says nothing about them"
         )
-        return [Sentence("pair", text, f"probability of one thing {match:.0%}", told=False)]
+        return [Sentence("pair", text, f"probability of one thing {match:.0%}", known=False)]
     return said
 
 
@@ -162,7 +162,7 @@ def _number_said(kind: str, record: dict[str, Any], convention: str) -> Sentence
     name, value, why = record["name"], record["value"], record.get("reason", "")
     if convention == "paper":
         number = why if value is None else _number(record)
-        return Sentence(kind, f"{name}, a minus b", number, told=value is not None)
+        return Sentence(kind, f"{name}, a minus b", number, known=value is not None)
     phrase = _PHRASES.get(name) or _Phrase(name, f"more {name}", f"less {name}", str)
     if value is None:
         texts = {
@@ -172,10 +172,10 @@ def _number_said(kind: str, record: dict[str, Any], convention: str) -> Sentence
             BEYOND: (f"the answer lies {BEYOND}", why.removeprefix(f"{BEYOND}: ")),
         }
         text, number = next((t for k, t in texts.items() if why.startswith(k)), ("not known", why))
-        return Sentence(kind, _capital(f"{phrase.noun}: {text}"), number, told=False)
+        return Sentence(kind, _capital(f"{phrase.noun}: {text}"), number, known=False)
     number = _number(record)
     if abs(value) <= (record["standard_error"] or 0.0):
-        return Sentence(kind, f"No clear difference in {phrase.noun}", number, told=False)
+        return Sentence(kind, f"No clear difference in {phrase.noun}", number, known=False)
     text = (phrase.more if value > 0 else phrase.less).format(phrase.amount(value))
     return Sentence(kind, _capital(text), number)
 
@@ -195,17 +195,17 @@ def _one_of(kind: str, told: dict[str, Any]) -> Sentence:
         noun = {"mirrored": "Mirroring", "same": "Mirroring", "quarter_turns": "Rotation"}
         texts = {NOT_LEARNED: "this model has not learned it", BLANK_REASON: _BLANK}
         text = next((t for k, t in texts.items() if told["reason"].startswith(k)), "not known")
-        return Sentence(kind, f"{noun.get(name, name)}: {text}", told["reason"], told=False)
+        return Sentence(kind, f"{noun.get(name, name)}: {text}", told["reason"], known=False)
     if isinstance(p, list):
         largest = max(p)
         number = f"probability {largest:.0%}"
         if largest < SURE:
-            return Sentence(kind, "The model cannot tell how b is turned", number, told=False)
+            return Sentence(kind, "The model cannot tell how b is turned", number, known=False)
         return Sentence(kind, _TURNS[p.index(largest)], number)
     yes, no, unsure = _ANSWERS[name]
     number = f"probability {p:.0%}"
     if 1 - SURE < p < SURE:
-        return Sentence(kind, f"The model cannot tell {unsure}", number, told=False)
+        return Sentence(kind, f"The model cannot tell {unsure}", number, known=False)
     return Sentence(kind, yes if p >= SURE else no, number)
 
 
@@ -317,7 +317,7 @@ def _probabilities(described: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield name, told[name]
 
 
-def untold(described: dict[str, Any]) -> str:
+def unanswered(described: dict[str, Any]) -> str:
     """What the model cannot tell and why, in one short line; empty where it can tell all."""
     why: dict[str, list[str]] = {}
     for told in described.values():

@@ -68,7 +68,7 @@ def row(name: str, engine: Engine, rounds: int, repeats: int) -> list[str]:
 
     def by_both() -> None:
         encoded = engine.encode(images)
-        engine.told(encoded[:1], encoded[1:])
+        engine.predict_pair(encoded[:1], encoded[1:])
 
     ways: tuple[Callable[[], None], ...] = (by_heads, by_both)
     times: list[list[float]] = [[], []]

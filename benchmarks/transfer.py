@@ -156,9 +156,9 @@ def few(examples: Examples, shots: int, tasks: int, rounds: int) -> Row:
     seconds, ours = timed(lambda: few_shot(examples, 5, shots, tasks=tasks), rounds)
     drawn_tasks = draw_tasks(examples, 5, shots, 16, tasks, seed=0)
     slow, plain = timed(lambda: [liblinear(examples, task, shots) for task in drawn_tasks], 1)
-    interval = 1.96 * float(np.std(plain, ddof=1)) / tasks**0.5
+    margin = 1.96 * float(np.std(plain, ddof=1)) / tasks**0.5
     compared = (
-        f"{ours.mean:.2f} ± {ours.interval:.2f}, plain {np.mean(plain):.2f} ± {interval:.2f}; "
+        f"{ours.mean:.2f} ± {ours.margin_of_error:.2f}, plain {np.mean(plain):.2f} ± {margin:.2f}; "
         f"{int((ours.accuracies != plain).sum())} tasks differ"
     )
     name = f"{tasks} tasks of 5-way {shots}-shot, D={examples.features.shape[1]}"

@@ -22,7 +22,7 @@ OUTPUTS = ("crop", "log_variance", "flip", "rot", "match")
 
 
 @dataclass(frozen=True)
-class Told:
+class Prediction:
     """What a model says of N ordered pairs (a, b), by whichever head answers (`Spec.answering`).
 
     Args:
@@ -36,11 +36,11 @@ class Told:
     match: Array | None = None
 
 
-def told(
+def prediction_of(
     spec: Spec,
     by_heads: tuple[Mapping[str, Array], Mapping[str, Array]],
     by_matcher: tuple[Mapping[str, Array], Mapping[str, Array]] | None = None,
-) -> Told:
+) -> Prediction:
     """Raw outputs of both orders, (a, b) and (b, a) -> one answer about (a, b).
 
     Args:
@@ -54,15 +54,15 @@ def told(
         if which == "features"
     }
     if by_matcher is None or spec.matcher is None:
-        return Told(values, {})
-    matched = said(spec.matcher, *by_matcher)
+        return Prediction(values, {})
+    matched = matcher_prediction(spec.matcher, *by_matcher)
     kinds = [kind for kind, (which, _) in spec.answering().items() if which == "matcher"]
     values |= {kind: matched[kind] for kind in kinds}
     errors = {"crop": matched["standard_error"]} if "crop" in kinds else {}
-    return Told(values, errors, logit(matched["match"])[:, 0])
+    return Prediction(values, errors, logit(matched["match"])[:, 0])
 
 
-def said(
+def matcher_prediction(
     matcher: MatcherSpec, ab: Mapping[str, Array], ba: Mapping[str, Array]
 ) -> dict[str, Array]:
     """`combined`, of a matcher by its description."""

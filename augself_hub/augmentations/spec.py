@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from augself_hub.configs import renamed
 from augself_hub.errors import ModelFolderError, UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+log = logging.getLogger(__name__)
 Record = TypeVar("Record", bound="DataclassInstance")
 
 FORMAT = 2
@@ -112,10 +115,10 @@ class Dimension:
             average and not for every pair; None: not measured.
         largest: what 99.9% of the training pairs stay within, in the unit; an answer beyond it is
             beyond what was trained on. None: unknown, or no regression.
-        learned: whether the answers are worth more than the trivial predictor's (always zero, or
-            the more frequent answer); None: not measured.
-        score, interval, baseline: R^2 or accuracy on held-out pairs, its 95% interval, and the
-            trivial predictor's.
+        learned: whether the answers are worth more than the baseline (always zero, or the more
+            frequent answer); None: not measured.
+        score, confidence_interval, baseline: R^2 or accuracy on held-out pairs, its 95% confidence
+            interval, and what always predicting zero, or the more frequent answer, has.
     """
 
     name: str
@@ -127,12 +130,12 @@ class Dimension:
     largest: float | None = None
     learned: bool | None = None
     score: float | None = None
-    interval: Range | None = None
+    confidence_interval: Range | None = None
     baseline: float | None = None
 
 
 @dataclass(frozen=True)
-class Cut:
+class MatchCalibration:
     """How pairs of one picture are told from pairs of two, by the cosine of their features.
 
     The probability that both are of one picture, where either is as likely beforehand, is
@@ -140,18 +143,19 @@ class Cut:
     takes the cosine's place where there is one.
 
     Args:
-        least: a pair with a lower probability counts as unlike pictures.
+        threshold: a pair with a lower probability counts as unlike pictures.
         auc: area under the ROC curve on held-out pairs.
-        false_alarms, found: share of the pairs of one picture, of the pairs of two, below `least`.
+        false_alarm_rate, detection_rate: share of the pairs of one picture, and of the pairs of
+            two, below the threshold.
         pairs: of one picture, that were measured; about as many of two.
     """
 
     slope: float
     intercept: float
-    least: float
+    threshold: float
     auc: float
-    false_alarms: float
-    found: float
+    false_alarm_rate: float
+    detection_rate: float
     pairs: int
 
 
@@ -164,8 +168,8 @@ class Match:
         one_gray: where exactly one is gray.
     """
 
-    alike: Cut | None = None
-    one_gray: Cut | None = None
+    alike: MatchCalibration | None = None
+    one_gray: MatchCalibration | None = None
 
 
 @dataclass(frozen=True)
@@ -284,7 +288,7 @@ class MatcherSpec:
     level: int
     shape: dict[str, Any]
     heads: dict[str, Head]
-    match: Cut | None = None
+    match: MatchCalibration | None = None
 
     @property
     def maps(self) -> tuple[int, int, int]:
@@ -361,12 +365,18 @@ class Spec:
                 raise ModelFolderError(
                     f"augself/config.json is not of format 1 or {FORMAT}: upgrade augself-hub"
                 )
+            _rename([data["heads"], data.get("match"), data.get("matcher")])
             policy = _build(Policy, data.pop("policy"))
             if len(data["heads"]) > MAX_DIMENSIONS:
                 raise ModelFolderError(f"augself/config.json has {len(data['heads'])} heads")
             heads = {kind: _build_head(head) for kind, head in data.pop("heads").items()}
             match = data.pop("match", None)
-            match = None if match is None else _build_match(match)
+            if match is not None:
+                by_colour = {
+                    name: None if one is None else _build(MatchCalibration, one)
+                    for name, one in match.items()
+                }
+                match = _build(Match, by_colour)
             matcher = data.pop("matcher", None)
             matcher = None if matcher is None else _build_matcher(matcher)
             parts = {"policy": policy, "heads": heads, "match": match, "matcher": matcher}
@@ -375,6 +385,28 @@ class Spec:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
             raise ModelFolderError(f"augself/config.json cannot be read: {reason}") from error
+
+
+_RENAMED = {  # fields as code between the releases wrote them
+    "interval": "confidence_interval",
+    "least": "threshold",
+    "false_alarms": "false_alarm_rate",
+    "found": "detection_rate",
+}
+
+
+def _rename(values: list[Any]) -> None:
+    """Give fields that bear an older name, however deep, the one they have now."""
+    old: set[str] = set()
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            old |= renamed(value, _RENAMED)
+        if isinstance(value, dict | list):
+            values += value.values() if isinstance(value, dict) else value
+    if old:
+        names = ", ".join(f"{name} is read as {_RENAMED[name]}" for name in sorted(old))
+        log.info("augself/config.json: %s", names)
 
 
 def _as_format_2(spec: Spec) -> Spec:
@@ -451,18 +483,13 @@ def _is(kind: str, value: Any) -> bool:
     return kind not in _TYPES or type(value) in _TYPES[kind]
 
 
-def _build_match(data: dict[str, Any]) -> Match:
-    cuts = {name: None if cut is None else _build(Cut, cut) for name, cut in data.items()}
-    return _build(Match, cuts)
-
-
 def _build_matcher(data: dict[str, Any]) -> MatcherSpec:
     shape = {k: tuple(v) if isinstance(v, list) else v for k, v in data["shape"].items()}
     if max(len(data["shape"]), len(data["heads"])) > MAX_DIMENSIONS:
         raise ModelFolderError("augself/config.json has a matcher of too many fields or heads")
     heads = {kind: _build_head(head) for kind, head in data["heads"].items()}
     match = data.get("match")
-    match = None if match is None else _build(Cut, match)
+    match = None if match is None else _build(MatchCalibration, match)
     return _build(MatcherSpec, {**data, "shape": shape, "heads": heads, "match": match})
 
 

@@ -28,7 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from augself_hub import hub
 from augself_hub.answer import Difference
-from augself_hub.augmentations.matching import Told, told
+from augself_hub.augmentations.matching import Prediction, prediction_of
 from augself_hub.augmentations.spec import Head, MatcherSpec, Spec, heads_for
 from augself_hub.differences import Answered
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
@@ -167,24 +167,24 @@ class AugSelfModel(nn.Module):
         Raises:
             AugSelfError: the model has no heads.
         """
-        return self.told(xa, xb).values
+        return self.predict_pair(xa, xb).values
 
-    def told(self, xa: Tensor, xb: Tensor) -> Told:
+    def predict_pair(self, xa: Tensor, xb: Tensor) -> Prediction:
         """The same with the standard errors of each pair, and whether both views match.
 
         Example:
-            told = model.told(xa, xb)
-            told.values["crop"], told.errors["crop"]  # (N, 4) each, where there is a matcher
+            pair = model.predict_pair(xa, xb)
+            pair.values["crop"], pair.errors["crop"]  # (N, 4) each, where there is a matcher
             model.spec.answering()["crop"]  # ("matcher", its Head)
         """
         self._refuse_without_heads()
         if self.matcher is None:
-            return self._told(self(xa).features, self(xb).features)
+            return self._predict(self(xa).features, self(xb).features)
         (ya, ma), (yb, mb) = self.features_and_maps(xa), self.features_and_maps(xb)
-        return self._told(ya, yb, (vars(self.matcher(ma, mb)), vars(self.matcher(mb, ma))))
+        return self._predict(ya, yb, (vars(self.matcher(ma, mb)), vars(self.matcher(mb, ma))))
 
-    def _told(self, ya: Tensor, yb: Tensor, by_matcher: Any = None) -> Told:
-        return told(self.spec, (self.heads(ya, yb), self.heads(yb, ya)), by_matcher)
+    def _predict(self, ya: Tensor, yb: Tensor, by_matcher: Any = None) -> Prediction:
+        return prediction_of(self.spec, (self.heads(ya, yb), self.heads(yb, ya)), by_matcher)
 
     def features_and_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) normalised images -> (N, D) features and the matcher's (N, C, S, S) maps."""
@@ -205,7 +205,7 @@ class AugSelfModel(nn.Module):
 
     def differences(self, ya: Tensor, yb: Tensor) -> dict[str, Tensor]:
         """What the heads say of features of the views, (N, D) each."""
-        return self._told(ya, yb).values
+        return self._predict(ya, yb).values
 
     def features(
         self,
@@ -253,12 +253,12 @@ class AugSelfModel(nn.Module):
         images = [named(which, one, read) for which, one in (("a", a), ("b", b))]
         x = self._pixel_values(images)
         with torch.no_grad(), self._evaluating():
-            features, told = self(x).features, self.told(*x.split(1))
+            features, pair = self(x).features, self.predict_pair(*x.split(1))
         name = "model" if self.folder is None else self.folder.resolve().name
-        as_numpy = Told(
-            {kind: v.float().cpu().numpy() for kind, v in told.values.items()},
-            {kind: v.float().cpu().numpy() for kind, v in told.errors.items()},
-            None if told.match is None else told.match.float().cpu().numpy(),
+        as_numpy = Prediction(
+            {kind: v.float().cpu().numpy() for kind, v in pair.values.items()},
+            {kind: v.float().cpu().numpy() for kind, v in pair.errors.items()},
+            None if pair.match is None else pair.match.float().cpu().numpy(),
         )
         found = Answered.of(self.spec, images, features.float().cpu().numpy(), as_numpy)
         return Difference.of(name, self.spec, found)
@@ -501,7 +501,7 @@ def described(matcher: Matcher, level: int, spec: Spec) -> MatcherSpec:
 
 
 def _unmeasured(head: Head) -> Head:
-    names = ("standard_error", "learned", "score", "interval", "baseline")
+    names = ("standard_error", "learned", "score", "confidence_interval", "baseline")
     unknown: dict[str, Any] = dict.fromkeys(names)
     dimensions = (dataclasses.replace(d, **unknown) for d in head.dimensions)
     return dataclasses.replace(head, dimensions=tuple(dimensions))

@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.functional import augment
-from augself_hub.augmentations.matching import OUTPUTS, said
+from augself_hub.augmentations.matching import OUTPUTS, matcher_prediction
 from augself_hub.augmentations.spec import Policy, Spec
 from augself_hub.errors import AugSelfError, ImageError, ModelFolderError
 from augself_hub.folder import (
@@ -351,7 +351,7 @@ def _matcher_changes(
         a, b = (_outputs(encoder, view, "maps") for view in views)
         both = ({"maps_a": a, "maps_b": b}, {"maps_a": b, "maps_b": a})
         raw = [dict(zip(OUTPUTS, session.run(list(OUTPUTS), pair), strict=True)) for pair in both]
-        answers.append(said(spec.matcher, *raw))
+        answers.append(matcher_prediction(spec.matcher, *raw))
         sides.append(np.concatenate([a, b]).reshape(2 * len(a), -1))
     std = np.array([d.std for d in spec.matcher.heads["crop"].dimensions])
     scales = dict.fromkeys([*spec.matcher.heads, "match"], 1.0) | {"crop": std}

@@ -65,10 +65,10 @@ def put_beside(folder: Path, twin: Path, name: str, corpus: Path, work: Path) ->
     ):
         for difference in compare([results(tables, measures)], [found]):
             key = (difference.task, difference.dataset, difference.name)
-            records[key].setdefault("beside", {})[label] = {
+            records[key].setdefault("compared_with", {})[label] = {
                 "value": difference.without[0],
                 "difference": difference.difference,
-                "interval": difference.over_images,
+                "confidence_interval": difference.over_images,
             }
     write_into(folder, list(records.values()))
     return list(records.values())
@@ -76,19 +76,19 @@ def put_beside(folder: Path, twin: Path, name: str, corpus: Path, work: Path) ->
 
 def _own(result: Result, model: str) -> Record:
     """With half the width of its 95% interval over test images, where the protocol has none."""
-    if result.interval is None and result.scores is not None:
+    if result.margin_of_error is None and result.scores is not None:
         low, high = bootstrap(result.scores, result.groups)
         told = f"{result.protocol} ± is the bootstrap's 95% over test images."
-        result = replace(result, interval=(high - low) / 2, protocol=told)
+        result = replace(result, margin_of_error=(high - low) / 2, protocol=told)
     return result.record(model, TaskSettings().seed)
 
 
 def table(records: Sequence[Record]) -> str:
     """The linear probe on each set and on average, as Markdown."""
     probes = [record for record in records if record["task"] == LINEAR]
-    labels = list(probes[0]["beside"])
+    labels = list(probes[0]["compared_with"])
     rows = [
-        [r["dataset"], r["value"], *(r["beside"][label]["value"] for label in labels)]
+        [r["dataset"], r["value"], *(r["compared_with"][label]["value"] for label in labels)]
         for r in probes
     ]
     rows.append(["**mean**", *np.mean([row[1:] for row in rows], axis=0)])

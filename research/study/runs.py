@@ -13,8 +13,9 @@ import torch
 
 from augself_hub.atomic import write_json
 from augself_hub.errors import Diverged
-from augself_hub.folder import EVALUATION, versions
+from augself_hub.folder import versions
 from augself_hub.modeling.objective import AugSelfLoss
+from augself_hub.results import read_evaluation
 from research.corpora.building import HELD_OUT, MANIFEST, PRETRAIN
 from research.study.measuring import measured, tables_of
 from research.study.plan import GRAY_HISTOGRAM, HISTOGRAM, LINEAR, SHUFFLED, TRAINED, Arm, Plan, Run
@@ -135,7 +136,7 @@ def _said_by(*command: str) -> str | None:
 def _short(result: Result, place: str) -> Record:
     """What the report needs; `correct` has a digit for each test image of a linear probe."""
     record = {"task": result.task, "set": place}
-    record |= {name: getattr(result, name) for name in ("metric", "value", "trivial")}
+    record |= {"metric": result.metric, "value": result.value, "trivial": result.baseline}
     kept = ("kind", "dimension", "shots", "strength", "invariance")
     record |= {name: result.details[name] for name in kept if name in result.details}
     if result.task == LINEAR:
@@ -145,8 +146,8 @@ def _short(result: Result, place: str) -> Record:
 
 def _held_out_pairs(model: Path) -> list[Record]:
     """R^2 and accuracies of the run's own heads on held-out photographs."""
-    if not (model / EVALUATION).is_file():
-        return []
-    results = json.loads((model / EVALUATION).read_text())["results"]
-    fields = ("kind", "dimension", "metric", "value", "trivial")
-    return [{f: r[f] for f in fields} for r in results if r["task"] == TASK]
+    results = read_evaluation(model)["results"]
+    fields = ("kind", "dimension", "metric", "value")
+    return [
+        {f: r[f] for f in fields} | {"trivial": r["baseline"]} for r in results if r["task"] == TASK
+    ]

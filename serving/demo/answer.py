@@ -14,7 +14,7 @@ import numpy as np
 
 from augself_hub.augmentations.spec import Spec
 from augself_hub.differences import records
-from augself_hub.sentences import headline, untold
+from augself_hub.sentences import headline, unanswered
 from serving.inference.client import Local
 
 Described = dict[str, Any]  # kind -> what records() says of it
@@ -52,11 +52,11 @@ def ask(model: Local, views: Sequence[np.ndarray] | np.ndarray, one: bool = Fals
     if one:
         answered = replace(answered, unlike=np.zeros(1, bool))
     told = next(records(model.spec, answered))["differences"]
-    answering = model.spec.answering(answered.told.match is not None)
+    answering = model.spec.answering(answered.prediction.match is not None)
     spec = replace(model.spec, heads={kind: head for kind, (_, head) in answering.items()})
-    values = {kind: np.asarray(answered.told.values[kind]) for kind in answering}
+    values = {kind: np.asarray(answered.prediction.values[kind]) for kind in answering}
     gray, unlike = bool(answered.gray[0]), bool(answered.unlike[0])
-    return Asked(spec, values, answered.told.errors, told, gray, unlike)
+    return Asked(spec, values, answered.prediction.errors, told, gray, unlike)
 
 
 def told_html(asked: Asked, truth: Described | None = None, numbers: str = "") -> str:
@@ -81,7 +81,7 @@ def told_html(asked: Asked, truth: Described | None = None, numbers: str = "") -
     ]
     if truth is not None:
         lines.append(f'<p class="line"><i class="true"></i>In truth: {headline(truth)}.</p>')
-    if missing := untold(asked.described):
+    if missing := unanswered(asked.described):
         lines.append(f'<p class="untold">{escape(missing)}</p>')
     return "".join(lines) + _folded(numbers or _table(asked.described))
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from augself_hub import hub
-from augself_hub.augmentations.matching import Told, told
+from augself_hub.augmentations.matching import Prediction, prediction_of
 from augself_hub.cores import usable_cores
 from augself_hub.differences import Answered
 from augself_hub.errors import ModelFolderError, UsageError
@@ -170,9 +170,9 @@ class Engine:
         encoded = self.encode(images) if encoded is None else encoded
         pairs = len(images) // 2
         a, b = encoded[:pairs], encoded[pairs:]
-        return Answered.of(self.spec, images, encoded.features, self.told(a, b))
+        return Answered.of(self.spec, images, encoded.features, self.predict_pair(a, b))
 
-    def told(self, a: Encoded, b: Encoded) -> Told:
+    def predict_pair(self, a: Encoded, b: Encoded) -> Prediction:
         """What takes a to b, N pairs of encoded pictures, by whichever head answers.
 
         Both orders of a pair are run, each once.
@@ -183,13 +183,13 @@ class Engine:
             by_matcher = _halves(raw, n)
         first, second = a.features, b.features
         raw = self.heads(np.concatenate([first, second]), np.concatenate([second, first]))
-        return told(self.spec, _halves(raw, n), by_matcher)
+        return prediction_of(self.spec, _halves(raw, n), by_matcher)
 
     def differences(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
         """The same of stored features (N, D) alone, which the matcher cannot answer: kind -> (N,
         outputs) in physical units. Empty where the model has no heads.
         """
-        return self.told(Encoded(features_a), Encoded(features_b)).values
+        return self.predict_pair(Encoded(features_a), Encoded(features_b)).values
 
     def heads(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
         """Features (N, D) of N pairs -> kind -> (N, outputs) as the graph gives them, raw.

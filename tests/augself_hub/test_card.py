@@ -21,10 +21,12 @@ from augself_hub.folder import CONFIG, EVALUATION, read_spec
 
 RESULTS = [
     {"task": "held-out pairs", "name": "crop y R^2", "metric": "r_squared", "value": 0.5,
-     "trivial": 0.0},
+     "baseline": 0.0},
     {"task": "linear probe", "name": "stamps", "metric": "accuracy", "value": 0.25,
-     "beside": {
-        "untrained encoder": {"value": 0.125, "difference": 0.125, "interval": [-0.05, 0.3]},
+     "compared_with": {
+        "untrained encoder": {
+            "value": 0.125, "difference": 0.125, "confidence_interval": [-0.05, 0.3],
+        },
      }},
 ]  # fmt: skip
 
@@ -83,7 +85,7 @@ def _wait_for(url: str) -> None:
 def test_unmeasured_cells_stay_empty(measured):
     text = card.render(measured)
     assert "| crop y R^2 | 0.5 | 0 |" in text
-    assert "| linear probe | this model | trivial predictor | untrained encoder |" in text
+    assert "| linear probe | this model | baseline | untrained encoder |" in text
     assert "| stamps | 0.25 |  | 0.125 (+0.125, -0.05 to +0.3) |" in text
     assert "| color | hue | turns |  |" in text
 
@@ -93,7 +95,7 @@ def test_a_table_holds_together(measured):
     barred = [{**RESULTS[0], "name": "a|b"}, {**RESULTS[0], "name": "c"}]
     (measured / EVALUATION).write_text(json.dumps({"protocol": "As told.", "results": barred}))
     rows = (
-        "| held-out pairs | this model | trivial predictor |\n"
+        "| held-out pairs | this model | baseline |\n"
         "| --- | --- | --- |\n"
         "| a\\|b | 0.5 | 0 |\n"
         "| c | 0.5 | 0 |\n"

@@ -7,8 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from augself_hub.augmentations.matching import Told
-from augself_hub.augmentations.spec import Cut, Match, MatcherSpec, Policy, Spec, heads_for
+from augself_hub.augmentations.matching import Prediction
+from augself_hub.augmentations.spec import (
+    Match,
+    MatchCalibration,
+    MatcherSpec,
+    Policy,
+    Spec,
+    heads_for,
+)
 from augself_hub.differences import Answered, describe, is_blank, matching, records
 
 POLICY = Policy(size=32).with_kinds(["rot"])
@@ -55,7 +62,12 @@ def test_what_is_known_has_a_number_and_no_reason():
 
 
 def test_what_is_not_learned_has_none_with_what_was_measured():
-    measured = {"learned": False, "score": 0.541, "interval": (0.519, 0.562), "baseline": 0.5085}
+    measured = {
+        "learned": False,
+        "score": 0.541,
+        "confidence_interval": (0.519, 0.562),
+        "baseline": 0.5085,
+    }
     found = said(spec(x={"learned": False}, mirrored=measured, quarter_turns=measured))
     assert found["x"] == (None, "not learned")
     text = "not learned: accuracy 0.54 (0.52 to 0.56) on held-out pairs, 0.51 without looking"
@@ -92,8 +104,8 @@ def test_of_unlike_pictures_nothing_is_told():
 
 def test_matching_by_hand():
     """Cosines 1, 0 and 0.6; a probability of a half at 0.5, of 1 / (1 + e^-1) at 0.6."""
-    cut = Cut(10.0, -5.0, 0.3, 0.99, 0.05, 0.9, 100)
-    gray = Cut(10.0, 0.0, 0.6, 0.9, 0.05, 0.7, 100)
+    cut = MatchCalibration(10.0, -5.0, 0.3, 0.99, 0.05, 0.9, 100)
+    gray = MatchCalibration(10.0, 0.0, 0.6, 0.9, 0.05, 0.7, 100)
     a = np.array([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
     b = np.array([[5.0, 0.0], [0.0, 3.0], [3.0, 4.0], [0.0, 1.0]])
     colours = [False] * 3 + [True]
@@ -109,7 +121,7 @@ def test_matching_by_hand():
 def test_a_model_that_cannot_tell_says_nothing():
     a = np.ones((2, 2))
     assert matching(spec(), a, a, [False] * 4) == [None, None]
-    alike = Match(alike=Cut(1.0, 0.0, 0.1, 0.9, 0.05, 0.9, 100))
+    alike = Match(alike=MatchCalibration(1.0, 0.0, 0.1, 0.9, 0.05, 0.9, 100))
     assert matching(spec(alike), a, a, [False, True, False, False])[1] is None
     assert matching(spec(alike), 0 * a, a, [False] * 4)[0] == (pytest.approx(0.5), False)
 
@@ -120,7 +132,7 @@ MATCHER = MatcherSpec(
     -1,
     {"channels": 1, "cells": 1, "turns": False},
     heads_for(["crop", "flip"], Policy()),
-    Cut(2.0, 1.0, 0.4, 0.95, 0.05, 0.8, 100),
+    MatchCalibration(2.0, 1.0, 0.4, 0.95, 0.05, 0.8, 100),
 )
 
 
@@ -133,11 +145,13 @@ def picture(kind: str) -> np.ndarray:
 
 def answered(logits: list[float], images: list[np.ndarray], **spec_of: object) -> list[dict]:
     n = len(logits)
-    of = replace(spec(Match(alike=Cut(1.0, 0.0, 0.1, 0.9, 0.05, 0.9, 100))), matcher=MATCHER)
+    of = replace(
+        spec(Match(alike=MatchCalibration(1.0, 0.0, 0.1, 0.9, 0.05, 0.9, 100))), matcher=MATCHER
+    )
     values = {kind: np.tile(v, (n, 1)) for kind, v in ANSWERS.items()}
     errors = {"crop": np.arange(4 * n).reshape(n, 4) / 100}
-    told = Told(values, errors, np.array(logits))
-    return list(records(of, Answered.of(of, images, np.ones((2 * n, 2)), told)))
+    prediction = Prediction(values, errors, np.array(logits))
+    return list(records(of, Answered.of(of, images, np.ones((2 * n, 2)), prediction)))
 
 
 def test_each_value_says_its_head_and_a_matched_one_its_own_error():

@@ -430,7 +430,7 @@ def test_a_policy_that_no_view_can_be_made_by(folder, case):
 DIMENSIONS = {
     "name": ("y\n# pwned\x1b[2J", r"Dimension\.name is 'y\\n"),
     "unit": ("x" * 1000, r"Dimension\.unit"),
-    "interval": ("abc", r"Dimension\.interval is 'abc'"),
+    "confidence_interval": ("abc", r"Dimension\.confidence_interval is 'abc'"),
     "score": ("good", r"Dimension\.score is 'good'"),
     "learned": ("yes", r"Dimension\.learned is 'yes'"),
     "antisymmetric": (1, r"Dimension\.antisymmetric is 1"),

@@ -9,7 +9,7 @@ import pytest
 
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.differences import describe
-from augself_hub.sentences import headline, sentences, untold
+from augself_hub.sentences import headline, sentences, unanswered
 
 POLICY = Policy(size=32).with_kinds(("rot", "sol"))
 
@@ -64,7 +64,7 @@ def test_what_gray_pictures_cannot_show_is_said_without_a_number():
         f"{name}: the pictures cannot show it, at least one of them is gray"
         for name in ("Saturation", "Hue")
     ]
-    assert [(s.number, s.told) for s in found[2:]] == [("", False)] * 2
+    assert [(s.number, s.known) for s in found[2:]] == [("", False)] * 2
 
 
 def test_a_head_no_better_than_guessing_says_so():
@@ -120,11 +120,13 @@ def marked(spec: Spec, **fields: object) -> Spec:
     ],
 )
 def test_what_was_not_learned_has_what_was_measured_instead_of_a_number(kind, values, text):
-    spec = marked(spec_of(kind), learned=False, score=0.54, interval=(0.52, 0.56), baseline=0.51)
+    spec = marked(
+        spec_of(kind), learned=False, score=0.54, confidence_interval=(0.52, 0.56), baseline=0.51
+    )
     told = describe(spec, {kind: np.array(values)}, gray=False)
     found = {s.text: s for s in sentences(told)}
     assert "0.54 (0.52 to 0.56) on held-out pairs, 0.51" in found[text].number
-    assert not found[text].told
+    assert not found[text].known
 
 
 def test_an_answer_beyond_training_has_no_amount():
@@ -198,12 +200,12 @@ def test_what_cannot_be_told_is_one_line():
     flip = {"flip": replace(spec.heads["flip"], dimensions=marked_flip(spec))}
     spec = replace(spec, heads={**spec.heads, **flip})
     values = {"color": np.zeros(4), "flip": np.array([0.9]), "rot": np.array([0.4, 0.6, 0, 0])}
-    said = untold(describe(spec, values, gray=True))
+    said = unanswered(describe(spec, values, gray=True))
     assert said == (
         "It cannot tell saturation and hue (a picture is gray); mirroring (not learned); "
         "rotation (unsure)."
     )
-    assert untold(describe(spec_of("color"), {"color": np.zeros(4)}, gray=False)) == ""
+    assert unanswered(describe(spec_of("color"), {"color": np.zeros(4)}, gray=False)) == ""
 
 
 def marked_flip(spec: Spec) -> tuple:

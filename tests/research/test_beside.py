@@ -44,18 +44,20 @@ def test_results_of_three_others_stand_in_the_card(models, corpus, tmp_path):
     probe, neighbours, retrieval = kept[-3:]
     tasks = [record["task"] for record in (probe, neighbours, retrieval)]
     assert tasks == ["linear probe", "kNN", "retrieval"]
-    assert list(probe["beside"]) == [beside.TWIN, beside.UNTRAINED, beside.HISTOGRAM]
-    assert list(retrieval["beside"]) == [beside.TWIN]
+    assert list(probe["compared_with"]) == [beside.TWIN, beside.UNTRAINED, beside.HISTOGRAM]
+    assert list(retrieval["compared_with"]) == [beside.TWIN]
     for record in (probe, neighbours):
-        twin_has = record["beside"][beside.TWIN]
-        assert twin_has == {"value": record["value"], "difference": 0, "interval": [0, 0]}
-        other = record["beside"][beside.HISTOGRAM]
+        twin_has = record["compared_with"][beside.TWIN]
+        assert twin_has == {
+            "value": record["value"],
+            "difference": 0,
+            "confidence_interval": [0, 0],
+        }
+        other = record["compared_with"][beside.HISTOGRAM]
         assert other["value"] == 100
         assert other["difference"] == pytest.approx(record["value"] - 100)
     card = (model / "README.md").read_text()
-    assert (
-        f"| trivial predictor | {beside.TWIN} | {beside.UNTRAINED} | {beside.HISTOGRAM} |" in card
-    )
+    assert f"| baseline | {beside.TWIN} | {beside.UNTRAINED} | {beside.HISTOGRAM} |" in card
     assert "± is the bootstrap's 95% over test images." in card
     assert beside.table(found).splitlines()[-1].startswith("| **mean** | ")
 

@@ -148,7 +148,7 @@ def _probes(subject: Subject, kinds: Sequence[str], train: _Drawn, test: _Drawn)
                 ]
             else:
                 probe = class_probe(*parts)
-                values = (probe.accuracy, probe.trivial, probe.views, "accuracy")
+                values = (probe.accuracy, probe.baseline, probe.views, "accuracy")
                 name = f"{kind} {head.dimensions[0].name}"
                 found.append(_result(subject, task, kind, name, *values))
     return found
@@ -176,7 +176,7 @@ def _own_heads(subject: Subject, model: Model, kinds: Sequence[str], drawn: _Dra
         for one in scores(kind, model.spec.heads[kind], predicted[kind].double(), *truth):
             scale = 1 if one["metric"] == "r_squared" else 100
             name, metric = one["name"].removesuffix(" R^2").removesuffix(" accuracy"), one["metric"]
-            values = (name, scale * one["value"], scale * one["trivial"], one["pairs"])
+            values = (name, scale * one["value"], scale * one["baseline"], one["pairs"])
             results.append(_result(subject, _HEADS, kind, *values, metric=metric))
     return results
 
@@ -187,7 +187,7 @@ def _result(
     kind: str,
     name: str,
     value: float,
-    trivial: float,
+    baseline: float,
     views: int,
     metric: str = "r_squared",
 ) -> Result:
@@ -199,7 +199,7 @@ def _result(
         metric=metric,
         unit="R^2" if metric == "r_squared" else "%",
         value=value,
-        trivial=trivial,
+        baseline=baseline,
         protocol=_PROTOCOLS[task],
         details={"kind": kind, "dimension": name, "views": views},
     )
@@ -217,7 +217,7 @@ def _kept(subject: Subject, tables: Tables, rows: np.ndarray, kind: str, strengt
         metric="cosine",
         unit="cosine",
         value=one.alignment,
-        trivial=one.baseline,
+        baseline=one.baseline,
         protocol=_PROTOCOLS["invariance"],
         details={**details, "images": {"test": len(rows)}},
         scores=one.cosines,

@@ -156,5 +156,5 @@ def _printed(results: Sequence[Result], as_json: bool) -> str:
 
     if not as_json:
         return table(HEADS, rows_of(results))
-    fields = ("task", "dataset", "name", "value", "trivial", "interval", "unit")
+    fields = ("task", "dataset", "name", "value", "baseline", "margin_of_error", "unit")
     return json.dumps([{f: getattr(r, f) for f in fields} for r in results], indent=2)

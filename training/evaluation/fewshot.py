@@ -32,13 +32,13 @@ class FewShot:
 
     Args:
         mean: of the tasks' accuracies.
-        interval: half the width of its 95% interval, 1.96 sigma / sqrt(tasks).
+        margin_of_error: half the width of its 95% interval, 1.96 sigma / sqrt(tasks).
         accuracies: (tasks,); two models with the same labels and seed saw the same tasks, so their
             differences are paired.
     """
 
     mean: float
-    interval: float
+    margin_of_error: float
     accuracies: np.ndarray
 
 
@@ -63,8 +63,8 @@ def few_shot(
             for start in range(0, tasks, CHUNK)
         ]
     )
-    interval = 1.96 * float(accuracies.std(ddof=1)) / tasks**0.5
-    return FewShot(float(accuracies.mean()), interval, accuracies)
+    margin = 1.96 * float(accuracies.std(ddof=1)) / tasks**0.5
+    return FewShot(float(accuracies.mean()), margin, accuracies)
 
 
 def draw_tasks(

@@ -126,7 +126,7 @@ def finetune(subject: Subject, model: Model, settings: Settings) -> list[Result]
         name=f"{subject.name}, {subject.metric}",
         metric=METRIC_NAMES[subject.metric],
         value=METRICS[subject.metric](test.labels, predicted),
-        trivial=majority_class(test.labels, subject.metric),
+        baseline=majority_class(test.labels, subject.metric),
         protocol=f"All weights trained for {settings.epochs} epochs on training and validation "
         f"images (SGD, {RATE:g} for {BATCH} images a step, cosine), tested once; nothing tuned.",
         details={"epochs": settings.epochs, "images": {"test": len(test)}},

@@ -20,15 +20,15 @@ class Localization:
     Args:
         error: mean l2 distance between predicted and true box.
         squared_error: mean over images and coordinates of the squared difference.
-        trivial_error, trivial_squared_error: of always predicting the training set's mean box.
+        baseline_error, baseline_squared_error: of always predicting the training set's mean box.
         predicted: (N_test, d).
         errors: (N_test,) the l2 distance of each image.
     """
 
     error: float
     squared_error: float
-    trivial_error: float
-    trivial_squared_error: float
+    baseline_error: float
+    baseline_squared_error: float
     predicted: np.ndarray
     errors: np.ndarray
 
@@ -58,9 +58,9 @@ def localize(
     weights = scipy.linalg.lstsq(x - middle, t - mean, cond=ROUNDING, lapack_driver="gelsy")[0]
     predicted = (test_features - middle) @ weights + mean
     errors, squared = _errors(predicted, test_boxes)
-    trivial, trivial_squared = _errors(np.broadcast_to(mean, predicted.shape), test_boxes)
+    baseline, baseline_squared = _errors(np.broadcast_to(mean, predicted.shape), test_boxes)
     return Localization(
-        float(errors.mean()), squared, float(trivial.mean()), trivial_squared, predicted, errors
+        float(errors.mean()), squared, float(baseline.mean()), baseline_squared, predicted, errors
     )
 
 

@@ -81,26 +81,26 @@ class Regression:
     """One dimension on the held-out views.
 
     Args:
-        r_squared: 1 - squared error / squared error of the trivial predictor, which always says the
-            training views' mean and so has 0; 1 is perfect, below 0 is worse than trivial.
-        rmse, trivial_rmse: root mean square errors in the dimension's unit.
+        r_squared: 1 - squared error / squared error of the baseline, which always says the
+            training views' mean and so has 0; 1 is perfect, below 0 is worse than the baseline.
+        rmse, baseline_rmse: root mean square errors in the dimension's unit.
         ridge: the strength chosen.
         views: how many held-out views show the dimension.
     """
 
     r_squared: float
     rmse: float
-    trivial_rmse: float
+    baseline_rmse: float
     ridge: float
     views: int
 
 
 @dataclass(frozen=True)
 class Classification:
-    """Percent right of the held-out views; trivial always says the training views' commonest."""
+    """Percent right of the held-out views; the baseline answers the training views' commonest."""
 
     accuracy: float
-    trivial: float
+    baseline: float
     strength: float
     views: int
 
@@ -136,8 +136,8 @@ def class_probe(train: Views, test: Views) -> Classification:
     result = linear_probe(examples(fitted), examples(held), examples(test))
     answers, asked = train.seen([0])[1], test.seen([0])[1]
     values, counts = np.unique(answers, return_counts=True)
-    trivial = 100 * float((asked == values[counts.argmax()]).mean())
-    return Classification(result.accuracy, trivial, result.strength, len(asked))
+    baseline = 100 * float((asked == values[counts.argmax()]).mean())
+    return Classification(result.accuracy, baseline, result.strength, len(asked))
 
 
 def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:
@@ -175,12 +175,12 @@ def _regressions(
     for number, column in enumerate(columns):
         x, t = test.seen([column])
         predicted, truth, mean = solver.predict(x, ridges)[:, number], t[:, 0], solver.mean[number]
-        error, trivial = (float(((said - truth) ** 2).mean()) for said in (predicted, mean))
-        if trivial == 0:
+        error, baseline = (float(((said - truth) ** 2).mean()) for said in (predicted, mean))
+        if baseline == 0:
             raise AugSelfError(
                 f"a dimension is {mean:.3g} in every training and held-out view: leave it out"
             )
-        values = (1 - error / trivial, error**0.5, trivial**0.5, float(ridges[number]))
+        values = (1 - error / baseline, error**0.5, baseline**0.5, float(ridges[number]))
         results.append(Regression(*values, len(truth)))
     return results
 

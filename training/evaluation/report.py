@@ -27,21 +27,21 @@ def number(value: float | None) -> str:
 
 
 def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """task, what, value, interval, trivial, unit."""
+    """A row each, by HEADS."""
     return [
         (
             result.task,
             result.name,
             number(result.value),
-            "" if result.interval is None else f"+-{number(result.interval)}",
-            number(result.trivial),
+            "" if result.margin_of_error is None else f"+-{number(result.margin_of_error)}",
+            number(result.baseline),
             result.unit,
         )
         for result in results
     ]
 
 
-HEADS = ("task", "what", "value", "95%", "trivial", "unit")
+HEADS = ("task", "measure", "value", "95%", "baseline", "unit")
 
 
 def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
@@ -61,7 +61,7 @@ def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
 
 
 DIFFERENCE_HEADS = (
-    *("task", "what", "without AugSelf", "with AugSelf", "difference"),
+    *("task", "measure", "without AugSelf", "with AugSelf", "difference"),
     *("95% over images or tasks", "95% over seeds"),
     *(f"{method} ({LABEL})" for method in METHODS),
 )
@@ -204,8 +204,8 @@ def knowledge(results: Sequence[Result]) -> dict[str, float]:
     read: dict[str, list[float]] = {}
     for r in filter(_is_two, results):
         kind, dimension = r.details["kind"], r.details["dimension"].partition(" ")[2]
-        trivial = r.trivial or 0.0
-        share = r.value if r.metric == "r_squared" else (r.value - trivial) / (100 - trivial)
+        baseline = r.baseline or 0.0
+        share = r.value if r.metric == "r_squared" else (r.value - baseline) / (100 - baseline)
         read.setdefault(dimension if kind == "color" else kind, []).append(share)
     return {kind: sum(values) / len(values) for kind, values in read.items()}
 

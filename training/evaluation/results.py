@@ -25,8 +25,9 @@ class Result:
     Args:
         task, dataset: what was asked. name: of the number, for people.
         metric: for machines. unit: of the value.
-        value: what the model has. trivial: what knowing nothing has.
-        interval: half the width of its 95% interval, where the protocol states one.
+        value: what the model has. baseline: what a predictor without the image has (chance,
+            the commonest class, the mean).
+        margin_of_error: half the width of its 95% confidence interval, where the protocol has one.
         protocol: one line that says how it was measured.
         details: further facts: strength, number of images ...
         scores: (N,) one of each image or task; their mean is the value (of each class first, where
@@ -41,8 +42,8 @@ class Result:
     value: float
     protocol: str
     unit: str = "%"
-    trivial: float | None = None
-    interval: float | None = None
+    baseline: float | None = None
+    margin_of_error: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
     scores: np.ndarray | None = None
     groups: np.ndarray | None = None
@@ -54,7 +55,10 @@ class Result:
 
     def record(self, model: str, seed: int) -> Record:
         """A line of evaluation.json. It says all that is needed to read it alone."""
-        fields = ("task", "dataset", "name", "metric", "unit", "value", "trivial", "interval")
+        fields = (
+            *("task", "dataset", "name", "metric", "unit", "value", "baseline"),
+            "margin_of_error",
+        )
         found = {name: getattr(self, name) for name in fields}
         return {
             **{name: value for name, value in found.items() if value is not None},

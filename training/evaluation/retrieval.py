@@ -30,14 +30,14 @@ class Retrieval:
             (recall@1 is precision@1).
         mean_average_precision: over the whole ranking.
         average_precision: (N,) of each query.
-        trivial: precision of a random ranking at any depth.
+        baseline: precision of a random ranking at any depth.
     """
 
     precision: dict[int, float]
     recall: dict[int, float]
     mean_average_precision: float
     average_precision: np.ndarray
-    trivial: float
+    baseline: float
 
 
 def retrieve(examples: Examples) -> Retrieval:
@@ -53,13 +53,13 @@ def retrieve(examples: Examples) -> Retrieval:
     parts = [_scores(y, labels, start, start + rows) for start in range(0, len(y), rows)]
     precise, hit, average = (100 * torch.cat(p).double() for p in zip(*parts, strict=True))
     _, counts = np.unique(examples.labels, return_counts=True)
-    trivial = 100 * float((counts * (counts - 1)).sum()) / (len(y) * (len(y) - 1))
+    baseline = 100 * float((counts * (counts - 1)).sum()) / (len(y) * (len(y) - 1))
     return Retrieval(
         precision=dict(zip(DEPTHS, precise.mean(dim=0).tolist(), strict=True)),
         recall=dict(zip(DEPTHS, hit.mean(dim=0).tolist(), strict=True)),
         mean_average_precision=float(average.mean()),
         average_precision=average.numpy(),
-        trivial=trivial,
+        baseline=baseline,
     )
 
 

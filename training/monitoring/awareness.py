@@ -1,8 +1,8 @@
 """Awareness on held-out pairs: predicted against true differences of views never trained on.
 
-Every figure stands beside the trivial predictor's: zero for a regression head (R^2 0), the most
-frequent answer for flip and rotation. A dimension whose skill, the share of what the trivial
-predictor leaves to be known, is not surely above LEAST_SKILL counts as not learned.
+Every figure stands beside a baseline: zero for a regression head (R^2 0), the most frequent answer
+for flip and rotation. A dimension whose skill, the share of the baseline's error that it removes,
+is not surely above LEAST_SKILL counts as not learned.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.sampling import Parameters
-from augself_hub.augmentations.spec import Cut, Head, Match, Spec
+from augself_hub.augmentations.spec import Head, Match, MatchCalibration, Spec
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.views import finish_views
 from training.data.batches import ViewsDataset, collate
@@ -28,7 +28,7 @@ VISIBLE = 0.1  # a log brightness ratio beyond which its sign should be right
 LEAST_SKILL = 0.05  # R^2 of 0.05 is an error 2.5% below guessing's: nobody is helped by less
 FEWEST = 20  # images without which nothing is said about noise
 RESAMPLES = 1000
-FALSE_ALARMS = 0.05  # share of the pairs of one picture that may be taken for two
+FALSE_ALARM_RATE = 0.05  # share of the pairs of one picture that may be taken for two
 
 Result = dict[str, Any]
 
@@ -43,10 +43,10 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
         pairs: how many pairs in all.
 
     Returns:
-        One record per dimension: task, kind, name, value (R^2 or accuracy), trivial, rmse (in the
-        unit of the dimension), pairs and, of FEWEST images or more, interval_95 (of value) and
-        learned; none for a dimension that no pair shows. Last, of FEWEST images or more, how pairs
-        of two pictures are told from pairs of one. Empty where nothing was held out.
+        One record per dimension: task, kind, name, value (R^2 or accuracy), baseline, rmse (in the
+        unit of the dimension), pairs and, of FEWEST images or more, confidence_interval (of value)
+        and learned; none for a dimension that no pair shows. Last, of FEWEST images or more, how
+        pairs of two pictures are told from pairs of one. Empty where nothing was held out.
     """
     if not len(images) or not pairs or not model.spec.heads:
         return []
@@ -175,7 +175,10 @@ def _interval(values: Tensor, skill: Tensor) -> dict[str, Any]:
     """What 95% of the resampled values lie within; whether the skill is surely worth something."""
     bounds = torch.tensor([0.025, 0.975], dtype=values.dtype)
     low, high = values.quantile(bounds).tolist()
-    return {"interval_95": [low, high], "learned": float(skill.quantile(0.025)) > LEAST_SKILL}
+    return {
+        "confidence_interval": [low, high],
+        "learned": float(skill.quantile(0.025)) > LEAST_SKILL,
+    }
 
 
 def _match(ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], image: Tensor) -> list[Result]:
@@ -193,25 +196,25 @@ def _match(ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], image: Tensor) -
         a = same[unlike_same == one_gray].numpy()
         b = two[strangers & (unlike_two == one_gray)].numpy()
         if min(len(a), len(b)) >= FEWEST:
-            cut = cut_between(a, b)
+            fitted = calibrate(a, b)
             label = f"pairs of one picture or of two, {name.replace('_', ' ')}, AUC"
-            record = _result("match", name, label, cut.auc, 0.5, len(a))
-            found.append({**record, "metric": "auc", "cut": dataclasses.asdict(cut)})
+            record = _result("match", name, label, fitted.auc, 0.5, len(a))
+            found.append({**record, "metric": "auc", "calibration": dataclasses.asdict(fitted)})
     return found
 
 
-def cut_between(same: np.ndarray, two: np.ndarray) -> Cut:
+def calibrate(same: np.ndarray, two: np.ndarray) -> MatchCalibration:
     """From the cosines (or a matcher's logits) of pairs of one picture and of pairs of two."""
     slope, intercept = _logistic(same, two)
     p_same, p_two = (1 / (1 + np.exp(-(slope * c + intercept))) for c in (same, two))
-    least = float(np.quantile(p_same, FALSE_ALARMS))
-    return Cut(
+    threshold = float(np.quantile(p_same, FALSE_ALARM_RATE))
+    return MatchCalibration(
         slope=slope,
         intercept=intercept,
-        least=least,
+        threshold=threshold,
         auc=float((same[:, None] > two).mean() + (same[:, None] == two).mean() / 2),
-        false_alarms=float((p_same < least).mean()),
-        found=float((p_two < least).mean()),
+        false_alarm_rate=float((p_same < threshold).mean()),
+        detection_rate=float((p_two < threshold).mean()),
         pairs=len(same),
     )
 
@@ -233,7 +236,7 @@ def _sign(kind: str, t: Tensor, v: Tensor) -> Result:
     return _result(kind, "brightness_sign", label, right, 0.5, len(t))
 
 
-def _result(kind: str, dimension: str, name: str, value: float, trivial: float, n: int) -> Result:
+def _result(kind: str, dimension: str, name: str, value: float, baseline: float, n: int) -> Result:
     return {
         "task": TASK,
         "kind": kind,
@@ -241,7 +244,7 @@ def _result(kind: str, dimension: str, name: str, value: float, trivial: float, 
         "name": name,
         "metric": "r_squared" if name.endswith("R^2") else "accuracy",
         "value": value,
-        "trivial": trivial,
+        "baseline": baseline,
         "pairs": n,
     }
 
@@ -249,26 +252,29 @@ def _result(kind: str, dimension: str, name: str, value: float, trivial: float, 
 def with_results(spec: Spec, results: list[Result]) -> Spec:
     """The spec with what was measured of each dimension, its mark, and how strangers are told."""
     own = [r for r in results if r["task"] == TASK]
-    cuts = {r["dimension"]: Cut(**r["cut"]) for r in own if "cut" in r}
+    calibrations = {
+        r["dimension"]: MatchCalibration(**r["calibration"]) for r in own if "calibration" in r
+    }
     heads = {kind: measured(kind, head, own) for kind, head in spec.heads.items()}
-    return dataclasses.replace(spec, heads=heads, match=Match(**cuts) if cuts else None)
+    match = Match(**calibrations) if calibrations else None
+    return dataclasses.replace(spec, heads=heads, match=match)
 
 
 def measured(kind: str, head: Head, results: list[Result]) -> Head:
     """A head with what these results say of each of its dimensions."""
     found = {(r["kind"], r["dimension"]): r for r in results}
-    return dataclasses.replace(
-        head,
-        dimensions=tuple(
+    dimensions = []
+    for dimension in head.dimensions:
+        record = found.get((kind, dimension.name), {})
+        interval = record.get("confidence_interval")
+        dimensions.append(
             dataclasses.replace(
                 dimension,
                 standard_error=record.get("rmse"),
                 learned=record.get("learned"),
                 score=record.get("value"),
-                interval=tuple(record["interval_95"]) if "interval_95" in record else None,
-                baseline=record.get("trivial"),
+                confidence_interval=None if interval is None else tuple(interval),
+                baseline=record.get("baseline"),
             )
-            for dimension in head.dimensions
-            for record in [found.get((kind, dimension.name), {})]
-        ),
-    )
+        )
+    return dataclasses.replace(head, dimensions=tuple(dimensions))

@@ -11,8 +11,12 @@ from training.monitoring.figures import new_figure
 from training.monitoring.monitor import PREFIX
 
 FEW = 30  # points that are marked one by one
-_NOT_LOSSES = {"grad_norm", "learning_rate", "epoch", "step", "spread", "loss", "method"}
-_FEATURES = {"spread": "spread, trained on", PREFIX + "spread": "spread", PREFIX + "knn": "kNN"}
+_NOT_LOSSES = {"grad_norm", "learning_rate", "epoch", "step", "feature_std", "loss", "method"}
+_FEATURES = {
+    "feature_std": "std, trained on",
+    PREFIX + "feature_std": "std, held out",
+    PREFIX + "knn": "kNN",
+}
 
 
 def curves(history: list[dict[str, Any]], path: Path) -> None:

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from augself_hub.augmentations.difference import targets
-from augself_hub.augmentations.matching import logit, said
-from augself_hub.augmentations.spec import Cut, Spec
+from augself_hub.augmentations.matching import logit, matcher_prediction
+from augself_hub.augmentations.spec import MatchCalibration, Spec
 from augself_hub.modeling.model import AugSelfModel
 from training.data.batches import ViewsDataset
 from training.monitoring.awareness import (
     FEWEST,
     PAIRS,
     Result,
-    cut_between,
+    calibrate,
     drawn_views,
     joined,
     measured,
@@ -76,7 +76,9 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
 def _said(model: AugSelfModel, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     """Of maps (N, C, S, S), both orders; match as a logit, (N,)."""
     assert model.matcher is not None and model.spec.matcher is not None
-    found = said(model.spec.matcher, vars(model.matcher(a, b)), vars(model.matcher(b, a)))
+    found = matcher_prediction(
+        model.spec.matcher, vars(model.matcher(a, b)), vars(model.matcher(b, a))
+    )
     return {**{n: v.cpu() for n, v in found.items()}, "match": logit(found["match"])[:, 0].cpu()}
 
 
@@ -87,22 +89,22 @@ def _covered(name: str, within: Tensor) -> Result:
         "name": f"crop {name}: true values within the 95% interval of their pair",
         "metric": "coverage",
         "value": float(within.double().mean()),
-        "trivial": None,
+        "baseline": None,
         "pairs": len(within),
     }
 
 
 def _told_apart(same: Tensor, two: Tensor) -> Result:
-    cut = cut_between(same.numpy(), two.numpy())
+    calibration = calibrate(same.numpy(), two.numpy())
     return {
         "kind": "match",
         "dimension": "match",
         "name": "pairs of one picture or of two, AUC",
         "metric": "auc",
-        "value": cut.auc,
-        "trivial": 0.5,
+        "value": calibration.auc,
+        "baseline": 0.5,
         "pairs": len(same),
-        "cut": dataclasses.asdict(cut),
+        "calibration": dataclasses.asdict(calibration),
     }
 
 
@@ -112,6 +114,6 @@ def with_matched(spec: Spec, results: list[Result]) -> Spec:
         return spec
     own = [r for r in results if r["task"] == TASK]
     heads = {kind: measured(kind, head, own) for kind, head in spec.matcher.heads.items()}
-    cut = next((Cut(**r["cut"]) for r in own if "cut" in r), None)
-    matcher = dataclasses.replace(spec.matcher, heads=heads, match=cut)
+    found = (MatchCalibration(**r["calibration"]) for r in own if "calibration" in r)
+    matcher = dataclasses.replace(spec.matcher, heads=heads, match=next(found, None))
     return dataclasses.replace(spec, matcher=matcher)

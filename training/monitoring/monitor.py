@@ -1,8 +1,8 @@
 """The monitor: what a run is worth while it goes on, and what stops it.
 
 Every few epochs, on images the run is not trained on: awareness of the heads, the k nearest
-neighbours of frozen features where labels exist, and the features' spread. Everything is keyed and
-in evaluation mode, so that a run goes on as if nobody had looked.
+neighbours of frozen features where labels exist, and the features' standard deviation. Everything
+is keyed and in evaluation mode, so that a run goes on as if nobody had looked.
 """
 
 from __future__ import annotations
@@ -77,14 +77,14 @@ class Monitor(TrainerCallback):
 
 
 def short_name(result: Result) -> str:
-    """crop_x, flip_mirrored, ..., knn, spread: the name of a result in the log."""
+    """crop_x, flip_mirrored, ..., knn, feature_std: the name of a result in the log."""
     return f"{result['kind']}_{result['dimension']}" if result["task"] == TASK else result["metric"]
 
 
 def evaluate(
     model: AugSelfModel, held_out: ViewsDataset, known: Images | None, pairs: int
 ) -> list[Result]:
-    """Awareness, spread and kNN accuracy; whatever the images do not allow is left out.
+    """Awareness, feature_std and kNN accuracy; whatever the images do not allow is left out.
 
     Args:
         model: put into evaluation mode.
@@ -96,9 +96,7 @@ def evaluate(
     y, labels = features(model, held_out.images)  # (N, D), (N,)
     if len(y) < 2:
         return results
-    results.append(
-        _result("feature spread", "held-out images", "spread", feature_spread(y), len(y))
-    )
+    results.append(_result("feature std", "held-out images", "feature_std", feature_std(y), len(y)))
     near = None if known is None else knn_accuracy(*features(model, known), y, labels)
     return results if near is None else [*results, near]
 
@@ -119,7 +117,7 @@ def knn_accuracy(
     commonest = np.bincount(classes).argmax()
     name = f"held-out images among {len(classes)} training images, k = {k}"
     result = _result("kNN", name, "knn", float(found.correct.mean()), len(test))
-    return {**result, "trivial": float((test.labels == commonest).mean())}
+    return {**result, "baseline": float((test.labels == commonest).mean())}
 
 
 def _result(task: str, name: str, metric: str, value: Any, images: int) -> Result:
@@ -173,11 +171,11 @@ class Alarm:
     WINDOW batches, so a run of fewer batches is not judged:
 
     - A regression head of convention `relative` costs 1 where it predicts zero and 2 where it
-      predicts the difference of two other views: the right spread, no knowledge. Above 2 it has
-      diverged and the run stops. Between 1 and 2 it has not learned yet, which is said once and no
-      more: a healthy run (SimCLR, 64 px, batch 128, 40 epochs) had crop at 1.04 to 1.14 for its
-      first five epochs and at 0.87 in the end.
-    - Features all alike, by `feature_spread`, are a collapsed encoder. Newly initialised encoders
+      predicts the difference of two other views: the right distribution, no knowledge. Above 2 it
+      has diverged and the run stops. Between 1 and 2 it has not learned yet, which is said once
+      and no more: a healthy run (SimCLR, 64 px, batch 128, 40 epochs) had crop at 1.04 to 1.14 for
+      its first five epochs and at 0.87 in the end.
+    - Features all alike, by `feature_std`, are a collapsed encoder. Newly initialised encoders
       have 0.66 to 0.93, the demonstration model has 0.72; below 0.05 the run stops.
 
     Args:
@@ -193,7 +191,7 @@ class Alarm:
         self._warned: set[str] = set()
 
     def note(self, parts: dict[str, Tensor]) -> None:
-        """The parts of one batch's loss and its feature spread, detached; nothing is computed."""
+        """The parts of one batch's loss and its feature_std, detached; nothing is computed."""
         self._rows.append(parts)
         self._new += 1
 
@@ -211,12 +209,12 @@ class Alarm:
     def _judge(self, rows: list[dict[str, Tensor]]) -> None:
         for kind in sorted(self.heads):
             self._judge_head(kind, _mean(rows, kind))
-        spread = _mean(rows, "spread")
-        if spread < COLLAPSED:
+        std = _mean(rows, "feature_std")
+        if std < COLLAPSED:
             mend = "use another encoder" if self.frozen else "lower --base-lr or use another method"
             raise Diverged(
-                f"the encoder collapsed: its features are nearly all the same (spread {spread:.3f} "
-                f"below {COLLAPSED}); {mend}"
+                "the encoder collapsed: its features are nearly all the same (feature_std "
+                f"{std:.3f} below {COLLAPSED}); {mend}"
             )
 
     def _judge_head(self, kind: str, value: float) -> None:
@@ -239,10 +237,10 @@ def _mean(rows: list[dict[str, Tensor]], name: str) -> float:
     return float(all_reduce(torch.stack([row[name] for row in rows]).mean())) / world_size()
 
 
-def feature_spread(y: Tensor) -> Tensor:
+def feature_std(y: Tensor) -> Tensor:
     """Mean standard deviation per dimension of (N, D) L2-normalised features, times sqrt(D).
 
     1 where they point in all directions alike, 0 where they are all the same.
     """
-    spread: Tensor = F.normalize(y.float(), dim=1).std(dim=0).mean() * y.shape[1] ** 0.5
-    return spread
+    std: Tensor = F.normalize(y.float(), dim=1).std(dim=0).mean() * y.shape[1] ** 0.5
+    return std

@@ -295,7 +295,7 @@ def _share(settings: Settings, arguments: TrainingArguments) -> int:
         )
     if share < 2:
         raise UsageError(
-            f"--batch-size {batch} is {share} image at a time: batch norm and the spread of the "
-            f"features need 2, so give {2 * processes * turns} or more"
+            f"--batch-size {batch} is {share} image at a time: batch norm and feature_std "
+            f"need 2, so give {2 * processes * turns} or more"
         )
     return share

@@ -11,7 +11,7 @@ from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training.methods import Method
 from training.methods.frozen import Frozen
-from training.monitoring.monitor import feature_spread
+from training.monitoring.monitor import feature_std
 
 
 class Pretraining(nn.Module):
@@ -30,7 +30,7 @@ class Pretraining(nn.Module):
     def forward(
         self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
     ) -> dict[str, Tensor]:
-        """A batch of `data.collate` -> {"loss", "spread", "method", kind, ...}.
+        """A batch of `data.collate` -> {"loss", "feature_std", "method", kind, ...}.
 
         All but loss are detached.
         """
@@ -40,7 +40,7 @@ class Pretraining(nn.Module):
         augself, parts = self.augself(y1, y2, w1, w2)
         if not isinstance(self.method, Frozen):  # which has no loss to tell
             parts = {"method": loss.detach(), **parts}
-        return {"loss": loss + augself, "spread": feature_spread(y1.detach()), **parts}
+        return {"loss": loss + augself, "feature_std": feature_std(y1.detach()), **parts}
 
     @torch.no_grad()
     def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:

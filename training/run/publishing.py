@@ -36,8 +36,9 @@ PROTOCOL = (
     "Held-out pairs: two views each of images that were not trained on, drawn as in training. "
     "R^2 is against predicting no difference; accuracies stand beside the more frequent answer. "
     "The matcher is asked of the same pairs; coverage is against 95%. "
-    "kNN: cosine similarity of raw frozen features, votes weighted by exp(s / 0.07). Spread: mean "
-    "standard deviation of normalised features times the root of their width; 0: all are alike."
+    "kNN: cosine similarity of raw frozen features, votes weighted by exp(s / 0.07). "
+    "feature_std: mean standard deviation of normalised features times the root of their width; 0: "
+    "all are alike."
 )
 
 

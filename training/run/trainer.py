@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from augself_hub.configs import renamed
 from augself_hub.errors import AugSelfError, Diverged
 from augself_hub.progress import bar, shows_bars
 from training.data.batches import KeyedSampler, ViewsDataset, collate
@@ -146,7 +147,8 @@ class AugSelfTrainer(Trainer):
             return
         first = dict(zip(self._outputs, self._bad.tolist(), strict=True))
         begun = min(first.values())
-        parts = [n for n, step in first.items() if step == begun and n not in ("loss", "spread")]
+        whole = ("loss", "feature_std")
+        parts = [name for name, step in first.items() if step == begun and name not in whole]
         what = f"the loss is not a number from step {begun:.0f} on"
         what += f" ({', '.join(parts)} first)" if parts else ""
         switched = [n for n in ("bf16", "fp16", "torch_compile") if getattr(self.args, n)]
@@ -254,6 +256,8 @@ class _MethodSteps(TrainerCallback):
         intervals, and the rate of a schedule that may be longer.
         """
         state.compute_steps(args, state.max_steps)
+        for row in state.log_history:  # of a run that version 0.1 began
+            renamed(row, {"spread": "feature_std", "eval_spread": "eval_feature_std"})
         scheduler: Any = self.trainer.lr_scheduler
         optimizer: Any = self.trainer.optimizer
         for i, group in enumerate(optimizer.param_groups):

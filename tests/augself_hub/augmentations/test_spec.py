@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from augself_hub.augmentations.spec import HEADS, KINDS, Dimension, Head, Policy, Spec, heads_for
+from augself_hub.augmentations.spec import (
+    HEADS,
+    KINDS,
+    Dimension,
+    Head,
+    MatchCalibration,
+    Policy,
+    Spec,
+    heads_for,
+)
 from augself_hub.errors import ModelFolderError, UsageError
 
 
@@ -44,6 +53,21 @@ def test_measured_numbers_survive(spec):
     head = Head("regression", (Dimension("sigma", "pixels", std=0.73, standard_error=0.1),))
     spec = Spec("relative", spec.policy, {"blur": head}, features=8)
     assert Spec.from_json(spec.to_json()).heads["blur"].dimensions[0].standard_error == 0.1
+
+
+def test_the_names_that_fields_had_between_the_releases_are_read_and_said(spec, caplog):
+    match = {"slope": 2.0, "intercept": 1.0, "auc": 0.9, "pairs": 100}
+    old = match | {"least": 0.3, "false_alarms": 0.05, "found": 0.8}
+    data = json.loads(changed(spec, match={"alike": old, "one_gray": None}))
+    dimension = data["heads"]["flip"]["dimensions"][0]
+    del dimension["confidence_interval"]
+    dimension["interval"] = [0.8, 0.9]
+    with caplog.at_level("INFO"):
+        read = Spec.from_json(json.dumps(data))
+    assert read.heads["flip"].dimensions[0].confidence_interval == (0.8, 0.9)
+    assert read.match.alike == MatchCalibration(2.0, 1.0, 0.3, 0.9, 0.05, 0.8, 100)
+    (notice,) = caplog.messages
+    assert "interval is read as confidence_interval, least is read as threshold" in notice
 
 
 @pytest.mark.parametrize(

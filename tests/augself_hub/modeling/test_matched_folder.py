@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from augself_hub import AugSelfModel
 from augself_hub.augmentations.difference import to_physical
-from augself_hub.augmentations.matching import combined, told
+from augself_hub.augmentations.matching import combined, prediction_of
 from augself_hub.augmentations.spec import Dimension, Head, MatcherSpec, Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, ModelFolderError
 from augself_hub.folder import (
@@ -71,7 +71,7 @@ def test_what_is_loaded_says_what_was_saved(model, tmp_path):
     loaded = AugSelfModel.from_pretrained(tmp_path / "again")
     assert loaded.spec == model.spec
     with torch.no_grad():
-        expected, found = (m.told(*views()) for m in (model, loaded))
+        expected, found = (m.predict_pair(*views()) for m in (model, loaded))
     assert expected.values.keys() == found.values.keys() == {"crop", "color", "flip"}
     for name, value in expected.values.items():
         assert torch.equal(found.values[name], value)
@@ -82,7 +82,7 @@ def test_what_is_loaded_says_what_was_saved(model, tmp_path):
 def test_the_matcher_answers_crop_and_flip_and_the_heads_colour(model, tiny_model):
     xa, xb = views()
     with torch.no_grad():
-        said = model.told(xa, xb)
+        said = model.predict_pair(xa, xb)
         (ya, ma), (yb, mb) = model.features_and_maps(xa), model.features_and_maps(xb)
         ab, ba = vars(model.matcher(ma, mb)), vars(model.matcher(mb, ma))
         by_heads = AugSelfModel.from_pretrained(tiny_model).predict_difference(xa, xb)
@@ -116,7 +116,7 @@ def test_what_it_has_not_learned_the_heads_answer():
     raw |= {"rot": np.zeros((1, 1)), "match": np.full((1, 1), 2.0)}
     heads = {"crop": np.ones((1, 1))}, {"crop": -np.ones((1, 1))}
     assert to_physical(one, heads[0]["crop"]) == 2.0
-    answer = told(spec, heads, None)
+    answer = prediction_of(spec, heads, None)
     assert answer.values == {"crop": 2.0} and answer.match is None and not answer.errors
 
 

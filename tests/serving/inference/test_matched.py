@@ -56,13 +56,13 @@ def by_torch(folder, a, b):
     model = AugSelfModel.from_pretrained(folder)
     x = model._pixel_values([a, b])
     with torch.no_grad():
-        return model.told(x[:1], x[1:])
+        return model.predict_pair(x[:1], x[1:])
 
 
 def test_pairs_are_answered_as_by_torch(engine, matched_model, files):
     a, b = pixels(files[0]), pixels(files[1])
     expected = by_torch(matched_model, a, b)
-    found = engine.answered([a, b]).told
+    found = engine.answered([a, b]).prediction
     assert found.values.keys() == expected.values.keys() == {"crop", "color", "flip"}
     for kind, value in expected.values.items():
         assert found.values[kind] == pytest.approx(value.numpy(), rel=1e-3, abs=1e-4)

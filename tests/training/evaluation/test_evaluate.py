@@ -86,7 +86,7 @@ def test_results_go_into_the_model_folder_and_its_card(tiny_model, drawn, plain,
     assert results[0] == old
     assert len(results) == 1 + 5 + 4  # without boxes there is no localization
     probe = next(r for r in results if r["task"] == "linear probe" and r["dataset"] == "plain")
-    assert (probe["value"], probe["trivial"]) == (100, 50)
+    assert (probe["value"], probe["baseline"]) == (100, 50)
     assert probe["images"] == {"train": 86, "validation": 10, "test": 24}
     assert probe["seed"] == 0 and "Multinomial" in probe["protocol"] and probe["versions"]
     card = (model / "README.md").read_text()
@@ -260,7 +260,7 @@ def test_awareness_and_invariance_say_what_features_know(known_features, drawn, 
     assert abs(found["awareness, two views", "flip mirrored"].value - 50) < 25
     assert {r.details["dimension"] for r in results if r.task == "AugSelf heads"} >= {"crop y"}
     assert ("awareness, one view", "rot quarter_turns") in found
-    assert all(r.trivial is not None for r in results)
+    assert all(r.baseline is not None for r in results)
     kept = {
         (r.details["kind"], r.details["strength"]): r for r in results if "strength" in r.details
     }

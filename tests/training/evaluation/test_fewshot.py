@@ -51,7 +51,7 @@ def test_the_mean_is_within_scikit_learns_interval(examples):
     found = few_shot(examples, tasks=200)
     interval = 1.96 * expected.std(ddof=1) / 200**0.5
     assert abs(found.mean - expected.mean()) < interval
-    assert found.interval == pytest.approx(interval, rel=0.05)
+    assert found.margin_of_error == pytest.approx(interval, rel=0.05)
     assert found.mean == found.accuracies.mean()
 
 

@@ -105,7 +105,7 @@ def test_flips_are_classified_beside_the_commonest_answer(train, test):
 
     result = class_probe(flipped(train), flipped(test))
     assert result.accuracy > 85
-    assert result.trivial == pytest.approx(100 * (test.targets[:, 0] <= 1 / 3).mean())
+    assert result.baseline == pytest.approx(100 * (test.targets[:, 0] <= 1 / 3).mean())
     assert result.views == 400
 
 

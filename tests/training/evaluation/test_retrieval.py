@@ -45,8 +45,8 @@ def test_features_that_say_nothing_are_trivial():
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), (100, 200, 300))
     found = retrieve(Examples(random.standard_normal((600, 20)), labels))
-    assert found.precision[10] == pytest.approx(found.trivial, abs=2)
-    assert found.trivial == pytest.approx(100 * (99 * 100 + 199 * 200 + 299 * 300) / (600 * 599))
+    assert found.precision[10] == pytest.approx(found.baseline, abs=2)
+    assert found.baseline == pytest.approx(100 * (99 * 100 + 199 * 200 + 299 * 300) / (600 * 599))
 
 
 def test_small_chunks_say_the_same(examples, monkeypatch):

@@ -73,7 +73,7 @@ def test_every_kind_is_learned_beside_every_method(build, method, convention, ba
         model.method.after_step(step / 8)
         history.append({name: value.item() for name, value in outputs.items()})
     assert all(math.isfinite(value) for value in history[-1].values())
-    expected = {"loss", "method", "spread", *KINDS}
+    expected = {"loss", "method", "feature_std", *KINDS}
     assert set(history[0]) == expected
     falling = [k for k in KINDS if (convention, k) != ("paper", "sol")]
     assert sum(history[-1][k] for k in falling) < 0.8 * sum(history[0][k] for k in falling)
@@ -82,5 +82,5 @@ def test_every_kind_is_learned_beside_every_method(build, method, convention, ba
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_trains_without_augself(build, method, batch):
     outputs = build(method)(**batch)
-    assert set(outputs) == {"loss", "method", "spread"}
+    assert set(outputs) == {"loss", "method", "feature_std"}
     torch.testing.assert_close(outputs["loss"].detach(), outputs["method"])

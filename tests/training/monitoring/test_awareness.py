@@ -39,7 +39,7 @@ def flip_records(accuracy: float) -> list[dict]:
 def test_a_dimension_is_learned_where_its_r_squared_is_surely_worth_something(share, learned):
     for record in crop_records(share):
         assert record["learned"] is learned
-        low, high = record["interval_95"]
+        low, high = record["confidence_interval"]
         assert low <= record["value"] <= high and record["value"] == pytest.approx(share, abs=0.06)
 
 
@@ -47,7 +47,7 @@ def test_a_dimension_is_learned_where_its_r_squared_is_surely_worth_something(sh
 def test_an_accuracy_hardly_above_the_more_frequent_answer_is_not_learned(accuracy, learned):
     (record,) = flip_records(accuracy)
     assert record["learned"] is learned
-    low, high = record["interval_95"]
+    low, high = record["confidence_interval"]
     expected = 1.96 * (record["value"] * (1 - record["value"]) / N) ** 0.5  # binomial
     assert (high - low) / 2 == pytest.approx(expected, rel=0.12)
 
@@ -57,18 +57,18 @@ def test_pairs_of_one_image_are_drawn_together():
     target, noise = numbers(0)[:200], numbers(1)[:200]
     value, mask = 0.3 * target + 0.4 * noise, torch.ones(200, 4, dtype=torch.bool)
     head = SPEC.heads["crop"]
-    once = scores("crop", head, value, target, mask)[0]["interval_95"]
+    once = scores("crop", head, value, target, mask)[0]["confidence_interval"]
     many = [tensor.repeat(10, 1) for tensor in (value, target, mask)]
     image = torch.arange(200).repeat(10)
-    again = scores("crop", head, *many, image)[0]["interval_95"]
+    again = scores("crop", head, *many, image)[0]["confidence_interval"]
     assert again == pytest.approx(once, abs=1e-9)
-    apart = scores("crop", head, *many)[0]["interval_95"]
+    apart = scores("crop", head, *many)[0]["confidence_interval"]
     assert apart[1] - apart[0] < 0.5 * (once[1] - once[0])
 
 
 def test_of_few_images_nothing_is_said():
     for record in crop_records(0.5, torch.arange(N) % 19):
-        assert "learned" not in record and "interval_95" not in record
+        assert "learned" not in record and "confidence_interval" not in record
 
 
 def test_strangers_are_told_by_the_cosine_and_the_spec_keeps_how():
@@ -83,8 +83,8 @@ def test_strangers_are_told_by_the_cosine_and_the_spec_keeps_how():
     assert record["value"] == pytest.approx(roc_auc_score(truth, cosines))
     cut = with_results(SPEC, [record]).match.alike
     probability = 1 / (1 + np.exp(-(cut.slope * cosines + cut.intercept)))
-    assert (probability[:N] < cut.least).mean() == pytest.approx(0.05, abs=0.001)
-    assert (probability[N:] < cut.least).mean() == pytest.approx(cut.found)
+    assert (probability[:N] < cut.threshold).mean() == pytest.approx(0.05, abs=0.001)
+    assert (probability[N:] < cut.threshold).mean() == pytest.approx(cut.detection_rate)
     deciles = np.quantile(probability, np.linspace(0, 1, 11))
     for low, high in pairwise(deciles):  # it is a probability
         inside = (probability >= low) & (probability <= high)

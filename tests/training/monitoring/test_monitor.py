@@ -18,7 +18,7 @@ from augself_hub.images.source import UNLABELED
 from training.data.sources import Images
 from training.monitoring.awareness import scores
 from training.monitoring.curves import curves
-from training.monitoring.monitor import WINDOW, Alarm, feature_spread, knn_accuracy, known_images
+from training.monitoring.monitor import WINDOW, Alarm, feature_std, knn_accuracy, known_images
 from training.run import pretraining
 from training.run.objective import Pretraining
 from training.run.pretraining import pretrain
@@ -32,10 +32,10 @@ def alarm(convention="relative"):
     return Alarm(spec(convention))
 
 
-def epoch(alarm, crop, color=0.9, flip=0.7, spread=0.6):
+def epoch(alarm, crop, color=0.9, flip=0.7, std=0.6):
     """An epoch of len(crop) batches."""
     for value in crop:
-        parts = {"method": -0.3, "crop": value, "color": color, "flip": flip, "spread": spread}
+        parts = {"method": -0.3, "crop": value, "color": color, "flip": flip, "feature_std": std}
         alarm.note({name: torch.tensor(v) for name, v in parts.items()})
     alarm.judge()
 
@@ -89,13 +89,13 @@ def test_only_standardised_regressions_are_measured_against_1():
 
 
 def test_a_collapsed_encoder_stops_the_run():
-    with pytest.raises(AugSelfError, match=r"encoder collapsed: .* \(spread 0.010 below 0.05\)"):
-        epoch(alarm(), [0.9] * 40, spread=0.01)
+    with pytest.raises(AugSelfError, match=r"encoder collapsed: .*_std 0.010 below 0.05\)"):
+        epoch(alarm(), [0.9] * 40, std=0.01)
 
 
 def test_of_a_frozen_encoder_no_rate_is_to_blame():
     with pytest.raises(AugSelfError, match=r"below 0.05\); use another encoder"):
-        epoch(Alarm(spec(), frozen=True), [0.9] * 40, spread=0.01)
+        epoch(Alarm(spec(), frozen=True), [0.9] * 40, std=0.01)
 
 
 def test_a_dimension_that_no_pair_shows_has_no_record():
@@ -108,10 +108,10 @@ def test_a_dimension_that_no_pair_shows_has_no_record():
 
 def test_spread_by_hand():
     # unit vectors (1, 0), (-1, 0): standard deviations sqrt(2), 0; mean * sqrt(2) = 1
-    assert feature_spread(torch.tensor([[3.0, 0.0], [-0.1, 0.0]])).item() == pytest.approx(1.0)
-    assert feature_spread(torch.tensor([[1.0, 2.0], [2.0, 4.0], [5.0, 10.0]])).item() < 1e-6
+    assert feature_std(torch.tensor([[3.0, 0.0], [-0.1, 0.0]])).item() == pytest.approx(1.0)
+    assert feature_std(torch.tensor([[1.0, 2.0], [2.0, 4.0], [5.0, 10.0]])).item() < 1e-6
     torch.manual_seed(0)
-    assert feature_spread(torch.randn(2000, 64)).item() == pytest.approx(1.0, abs=0.02)
+    assert feature_std(torch.randn(2000, 64)).item() == pytest.approx(1.0, abs=0.02)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def spoiled(monkeypatch, change, after=3):
     [
         (lambda o: {"loss": o["loss"] * math.nan}, "the loss is not a number from step"),
         (lambda o: {"crop": o["crop"] + 50}, "the crop head diverged"),
-        (lambda o: {"spread": o["spread"] * 0}, "the encoder collapsed"),
+        (lambda o: {"feature_std": o["feature_std"] * 0}, "the encoder collapsed"),
     ],
 )
 def test_a_bad_run_stops_and_publishes_nothing(tiny, monkeypatch, change, said):
@@ -169,7 +169,7 @@ def test_neighbours_by_hand():
     assert result["images"] == 3
     assert result["name"].endswith("among 5 training images, k = 5")  # there are no 20
     assert result["value"] == pytest.approx(2 / 3)
-    assert result["trivial"] == pytest.approx(2 / 3)  # always class 1
+    assert result["baseline"] == pytest.approx(2 / 3)  # always class 1
 
 
 def test_there_are_no_neighbours_without_labels():
@@ -225,7 +225,7 @@ def test_curves_have_a_panel_for_each_kind_of_figure(watched, tmp_path):
     """Loss; the heads' losses; awareness; features: 360 pixels for each that is there."""
     history = watched(monitor_every=1, epochs=2).state.log_history
     trained = [row for row in history if "loss" in row]
-    losses = [{k: v for k, v in row.items() if k != "spread"} for row in trained]
+    losses = [{k: v for k, v in row.items() if k != "feature_std"} for row in trained]
     alone = [{k: row[k] for k in ("step", "loss", "method")} for row in losses]
     sizes = []
     for part in (alone, losses, trained, history):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from augself_hub import AugSelfModel, fit_matcher
-from augself_hub.augmentations.spec import Cut
+from augself_hub.augmentations.spec import MatchCalibration
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import ENCODER, HEADS, MATCHER, read_manifest, read_spec, verify
 from augself_hub.modeling.matcher import Matcher, MatcherShape
@@ -185,7 +185,7 @@ def test_fitted_again_it_is_replaced(folder, photo_folder):
         weights.append((folder / MATCHER).read_bytes())
     assert weights[0] != weights[1] == weights[2]
     assert len([r for r in results_of(folder).values() if r["kind"] == "match"]) == 1
-    assert isinstance(read_spec(folder).matcher.match, Cut)
+    assert isinstance(read_spec(folder).matcher.match, MatchCalibration)
 
 
 @pytest.mark.parametrize("what", ["no crop", "stream", "nothing"])

@@ -82,8 +82,8 @@ def test_the_model_knows_its_held_out_errors(run):
     assert {r["kind"] for r in pairs} == {"crop", "color"}
     assert all(r["pairs"] > 0 for r in pairs)
     others = {r["task"]: r for r in results if r["task"] != "held-out pairs"}
-    assert set(others) == {"feature spread", "kNN"}
-    assert 0 < others["feature spread"]["value"] < 1.5
+    assert set(others) == {"feature std", "kNN"}
+    assert 0 < others["feature std"]["value"] < 1.5
     assert 0 <= others["kNN"]["value"] <= 1
     assert others["kNN"]["images"] == 2  # 5% of 40
     spec = AugSelfModel.from_pretrained(run / "model").spec
@@ -135,7 +135,7 @@ def test_corrupt_images_are_named_and_skipped(photo_folder, tmp_path):
         (["--set", "gradient_checkpointing=True"], 2, "give gradient_accumulation_steps"),
         (["--set", "bf16=True", "--set", "bf16=False"], 2, "bf16 is given twice: give it once"),
         (["--batch-size", "0"], 2, "--batch-size 0: give a whole number of 1 or more"),
-        (["--batch-size", "1"], 2, "batch norm and the spread of the features need 2"),
+        (["--batch-size", "1"], 2, "batch norm and feature_std need 2"),
         (["--batch-size", "-8"], 2, "--batch-size -8: give a whole number of 1 or more"),
         (["--epochs", "0"], 2, "--epochs 0.0: give a number above 0"),
         (["--epochs", "nan"], 2, "--epochs nan: give a number above 0"),

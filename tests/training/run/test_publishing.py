@@ -73,7 +73,7 @@ def test_tensorboard_gets_losses_and_the_monitor_s_figures(made, monkeypatch):
     log = EventAccumulator(str(events))
     log.Reload()
     assert len(log.Scalars("train/crop")) == 4
-    assert [point.step for point in log.Scalars("eval/spread")] == [2, 4]
+    assert [point.step for point in log.Scalars("eval/feature_std")] == [2, 4]
     assert {"train/loss", "eval/crop_x", "eval/color_hue", "eval/knn"} <= set(log.Tags()["scalars"])
 
 

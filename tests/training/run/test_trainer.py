@@ -75,7 +75,7 @@ def test_the_log_has_every_part(trained):
     assert len(rows) == 8
     for row in rows:
         assert row["loss"] == pytest.approx(row["method"] + row["crop"] + row["color"], abs=1e-4)
-        assert 0 < row["spread"] < 1.5
+        assert 0 < row["feature_std"] < 1.5
 
 
 def test_a_batch_is_one_optimizer_step_however_it_is_accumulated(settings):
