@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from augself_hub.augmentations.difference import to_physical
-from augself_hub.augmentations.spec import Head
+from augself_hub.augmentations.spec import Head, HeadType
 
 MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of an image's features with its fp32 features: int8, fp16
 MAPS_COSINE = 0.97  # of an image's map on average; what a matcher makes of it has its own bounds
@@ -32,3 +32,8 @@ def head_change(head: Head, raw: np.ndarray, other: np.ndarray) -> float:
     """
     scale = [d.std for d in head.dimensions] if head.type == "regression" else 1.0
     return float((np.abs(to_physical(head, raw) - to_physical(head, other)) / scale).mean())
+
+
+def most_change(type: HeadType) -> float:
+    """The greatest `head_change` that a head of this type may suffer."""
+    return HEAD_TOLERANCE if type == "regression" else PROBABILITY_TOLERANCE

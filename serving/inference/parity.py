@@ -17,13 +17,12 @@ import numpy as np
 
 from augself_hub.errors import AugSelfError
 from augself_hub.parity import (
-    HEAD_TOLERANCE,
     MAPS_COSINE,
     MEAN_COSINE,
-    PROBABILITY_TOLERANCE,
     WORST_COSINE,
     cosines,
     head_change,
+    most_change,
 )
 from augself_hub.preprocess import decode, preprocess
 
@@ -92,7 +91,7 @@ def _failed(
     )
     for kind, head in engine.spec.heads.items():
         change = head_change(head, answers[kind], wanted[kind])
-        most = HEAD_TOLERANCE if head.type == "regression" else PROBABILITY_TOLERANCE
+        most = most_change(head.type)
         if not change <= most:
             yield f"the change of head {kind} is {change:.3f}, at most {most} is wanted"
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from augself_hub import AugSelfModel
+from augself_hub import AugSelfModel, parity
 from augself_hub.augmentations.difference import to_physical
 from augself_hub.augmentations.matching import combined, prediction_of
 from augself_hub.augmentations.spec import Dimension, Head, MatcherSpec, Policy, Spec, heads_for
@@ -253,11 +253,11 @@ def test_int8_passes_the_gates_of_maps_and_matcher(folder, photo_folder, monkeyp
     assert set(measured["matcher"]) == {"crop", "flip", "match"}
     assert all(0 < change < 0.1 for change in measured["matcher"].values())
     monkeypatch.setattr(quantize, "FP32_LAYERS", {"int8": (1,)})
-    monkeypatch.setattr(quantize, "MAPS_COSINE", 1.1)
+    monkeypatch.setattr(parity, "MAPS_COSINE", 1.1)
     with pytest.raises(AugSelfError, match="maps' cosine on average is"):
         quantize.quantize_folder(folder, "int8", photo_folder)
-    monkeypatch.setattr(quantize, "MAPS_COSINE", 0.97)
-    monkeypatch.setattr(quantize, "HEAD_TOLERANCE", 0.0)
+    monkeypatch.setattr(parity, "MAPS_COSINE", 0.97)
+    monkeypatch.setattr(parity, "HEAD_TOLERANCE", 0.0)
     with pytest.raises(AugSelfError, match="the change of the matcher's crop is"):
         quantize.quantize_folder(folder, "int8", photo_folder)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import ENCODER_GRAPH, MANIFEST, read_manifest, verify, write_manifest
-from augself_hub.modeling import quantize
+from augself_hub.modeling import gates, quantize
 from augself_hub.modeling.commands import export as export_command
 from augself_hub.precision import GRAPHS
 from augself_hub.preprocess import preprocess
@@ -95,18 +95,18 @@ def test_images_without_classes_have_no_labels(photo_folder, tmp_path):
 
 
 GATES = {
-    "features' cosine on average": {"MEAN_COSINE": 1.1},
-    "features' cosine at worst": {"WORST_COSINE": 1.1},
+    "features' cosine on average": {"parity.MEAN_COSINE": 1.1},
+    "features' cosine at worst": {"parity.WORST_COSINE": 1.1},
     "the linear probe's loss": {"PROBE_IMAGES": 1, "PROBE_LOSS": -2.0},
-    "the change of head crop": {"HEAD_TOLERANCE": 0.0},
-    "the change of head flip": {"PROBABILITY_TOLERANCE": 0.0},
+    "the change of head crop": {"parity.HEAD_TOLERANCE": 0.0},
+    "the change of head flip": {"parity.PROBABILITY_TOLERANCE": 0.0},
 }
 
 
 @pytest.mark.parametrize("gate", GATES)
 def test_a_failed_gate_is_named_and_the_folder_kept(folder, photo_folder, monkeypatch, gate):
     for name, value in GATES[gate].items():
-        monkeypatch.setattr(quantize, name, value)
+        monkeypatch.setattr(f"augself_hub.modeling.gates.{name}", value)
     monkeypatch.setattr(quantize, "FP32_LAYERS", {"int8": (1,)})
     refused(folder, photo_folder, gate)
 
@@ -127,7 +127,7 @@ def refused(folder, photo_folder, gate, **options):
 
 def test_more_layers_stay_in_fp32_where_a_gate_asks_for_it(folder, photo_folder, monkeypatch):
     monkeypatch.setattr(
-        quantize, "_failed", lambda measured, *_: "" if measured["fp32_layers"] == 5 else "lost"
+        gates, "failed", lambda measured, *_: "" if measured["fp32_layers"] == 5 else "lost"
     )
     assert quantize.quantize_folder(folder, "int8", photo_folder)["fp32_layers"] == 5
 
@@ -137,11 +137,11 @@ def test_a_probe_finds_what_was_lost():
     labels = np.arange(300) % 3
     features = np.eye(3)[labels] + random.normal(0, 0.1, (300, 3))
     noise = random.normal(0, 1, (300, 3))
-    assert quantize._probe(features, labels) > 0.98
-    assert quantize._probe(noise, labels) < 0.5
-    assert quantize._probe_loss(features, features, labels) == 0
-    assert quantize._probe_loss(features, noise, labels) > 0.4
-    assert quantize._probe_loss(features[:100], noise[:100], labels[:100]) is None
+    assert gates.probe_accuracy(features, labels) > 0.98
+    assert gates.probe_accuracy(noise, labels) < 0.5
+    assert gates.probe_loss(features, features, labels) == 0
+    assert gates.probe_loss(features, noise, labels) > 0.4
+    assert gates.probe_loss(features[:100], noise[:100], labels[:100]) is None
 
 
 def test_too_few_photographs_are_refused(folder, photo_folder, tmp_path):
