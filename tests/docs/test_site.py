@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import augself_hub
 from augself_hub.cli import COMMANDS
 
 pytest.importorskip("mkdocs", reason="pip install 'augself-hub[docs]'")
 ROOT = Path(__file__).parents[2]
+RESEARCH = sorted((ROOT / "research").rglob("*.md"))
 FETCHED = re.compile(r"<(?:script|img|iframe|source)[^>]*\ssrc=\"?([^\s\">]+)|<link([^>]+)>")
 
 
@@ -40,6 +42,21 @@ def test_the_reference_has_every_command_every_route_and_every_name(site):
     assert all(f"POST /v1/{name}" in routes for name in ("embeddings", "augmentations"))
     names = (site / "reference/python/index.html").read_text()
     assert all(f'id="augself_hub.{n}"' in names for n in augself_hub.__all__ if n[0] != "_")
+
+
+def test_every_page_is_of_one_kind():
+    """Tutorials, how-to guides, reference, explanation; apart from them our own experiments."""
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    (home,), *sections = (list(part.items()) for part in nav)
+    assert home == ("Home", "index.md")
+    names = [name for ((name, _),) in sections]
+    assert names == ["Tutorials", "How-to guides", "Reference", "Explanation", "Research"]
+    pages = re.findall(r"[\w/-]+\.md", str(sections))
+    assert len(pages) == len(set(pages))
+    own = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    research = {p.relative_to(ROOT / "research").as_posix() for p in RESEARCH}
+    assert own - {"space/README.md"} <= set(pages)
+    assert research - {"README.md"} <= set(re.findall(r"[\w/-]+\.md", str(sections[-1])))
 
 
 def test_an_example_stands_on_its_page_as_it_is_in_its_file(site):
