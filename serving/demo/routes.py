@@ -32,7 +32,7 @@ from serving.demo.files import Files
 from serving.demo.sessions import Sessions
 from serving.demo.your_pictures import too_many
 from serving.http.access_log import note
-from serving.http.gate import inner_path
+from serving.http.paths import inner_path
 from serving.http.problems import Problem
 
 API = "/gradio_api"

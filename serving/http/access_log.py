@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.types import Message, Scope, Send
+from starlette.types import Scope
 
 from augself_hub.errors import AugSelfError
 from serving.metrics import Metrics
@@ -44,13 +44,19 @@ def note(scope: Scope, **fields: Any) -> None:
 
 
 class RequestRecord:
-    """One request's ids; signs the answer and makes the line.
+    """One request's ids, for the headers of its answer and for its line.
 
     `X-Request-Id` is taken over where it is well-formed and made where not. Of a W3C `traceparent`
     the trace goes on with a span of ours, which the answer names in `traceresponse`.
+
+    Args:
+        named: X-Request-Id goes on the answer.
+
+    Attributes:
+        headers: for the answer. started: by the monotonic clock.
     """
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, named: bool = True) -> None:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
@@ -58,26 +64,11 @@ class RequestRecord:
         # Of OpenTelemetry's span where there is one, else of ours.
         ours = trace and (trace[1], secrets.token_hex(8), trace[2])
         self.trace: tuple[str, str, str] | None = scope.get(SPAN, ours)
-        self._scope, self._started = scope, time.monotonic()
+        self._scope, self.started = scope, time.monotonic()
         scope["augself.request"] = {}
-
-    def with_headers(self, send: Send, named: bool) -> Send:
-        """The same `send`, with our headers on the answer, X-Request-Id where it is `named`."""
-        headers = [(b"x-request-id", self.id.encode())] if named else []
+        self.headers = [(b"x-request-id", self.id.encode())] if named else []
         if self.trace:
-            response = f"00-{'-'.join(self.trace)}"
-            headers.append((b"traceresponse", response.encode()))
-
-        async def sign(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *headers]}
-            await send(message)
-
-        return sign
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
+            self.headers.append((b"traceresponse", f"00-{'-'.join(self.trace)}".encode()))
 
     def line(self, status: int, body_bytes: int) -> dict[str, Any]:
         """The line. A status of 0: the client left before there was one."""
@@ -88,7 +79,7 @@ class RequestRecord:
             "method": scope["method"],
             "path": scope["path"][:_LONGEST],
             "status": status,
-            "seconds": round(self.seconds, 6),
+            "seconds": round(time.monotonic() - self.started, 6),
             "body_bytes": body_bytes,
             "client": (scope.get("client") or [None])[0],
         }

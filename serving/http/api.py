@@ -19,6 +19,7 @@ import io
 import itertools
 import re
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,15 +37,16 @@ from starlette.types import Receive, Scope, Send
 from augself_hub import __version__
 from augself_hub.differences import records
 from augself_hub.errors import ImageError
-from serving.http import document, kserve
+from serving.http import bodies, document, kserve
 from serving.http.access_log import AccessLog, note
-from serving.http.bodies import Item, read_embeddings, read_pairs, refuse_query
+from serving.http.bodies import Item, read, refuse_query
 from serving.http.callers import Callers
-from serving.http.deadline import answered
-from serving.http.gate import OURS, Gate, inner_path
+from serving.http.deadline import before_deadline
+from serving.http.gate import Gate
 from serving.http.keys import Keys
 from serving.http.late_demo import LateDemo
 from serving.http.negotiation import JSON, NPY, negotiated
+from serving.http.paths import OURS, inner_path
 from serving.http.problems import Problem, problem_of
 from serving.http.schemas import (
     AugmentationAnswer,
@@ -52,7 +54,6 @@ from serving.http.schemas import (
     AugmentationRequest,
     EmbeddingAnswer,
     EmbeddingFields,
-    EmbeddingOptions,
     EmbeddingRequest,
     ModelList,
     ModelRecord,
@@ -189,13 +190,19 @@ async def embeddings(request: Request) -> Response:
     media_type = negotiated(request.headers.get("accept"), JSON, NPY)
     service: Service = request.app.state.service
     with service.metrics.stage("read"):
-        options, items = await read_embeddings(request, service.limits)
+        parse = partial(bodies.embeddings, request, service.limits)
+        options, items = await read(request, parse)
     model = service.models.named(options.model)
-    _refuse_other_dimensions(options.dimensions, model)
+    width = model.source.spec.features
+    if options.dimensions not in (None, width):  # its first ones alone were never trained
+        message = f"embeddings of this model have {width} dimensions and are not cut: ask for "
+        raise Problem(400, "unsupported_dimensions", f"{message}{width} or for none", "dimensions")
     note(request.scope, model=model.name, images=len(items))
-    headers = _ignored(options)
-    seconds, fetcher = service.limits.deadline_seconds, request.app.state.fetcher
-    features = await answered(request, model, seconds, _features(service, fetcher, model, items))
+    unknown = filter(_PLAIN.fullmatch, options.model_extra or ())
+    ignored = ", ".join(itertools.islice(unknown, _MOST_IGNORED))
+    headers = {"X-Ignored-Fields": ignored} if ignored else {}
+    work = _features(service, request.app.state.fetcher, model, items)
+    features = await before_deadline(request, model, service.limits.deadline_seconds, work)
     with service.metrics.stage("encode"):
         if options.normalize:
             features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -225,11 +232,12 @@ async def augmentations(request: Request) -> Response:
     negotiated(request.headers.get("accept"), JSON)
     service: Service = request.app.state.service
     with service.metrics.stage("read"):
-        options, pairs = await read_pairs(request, service.limits)
+        parse = partial(bodies.pairs, request, service.limits)
+        options, pairs = await read(request, parse)
     model = service.models.named(options.model)
     note(request.scope, model=model.name, images=2 * len(pairs))
-    seconds, fetcher = service.limits.deadline_seconds, request.app.state.fetcher
-    data = await answered(request, model, seconds, _differences(service, fetcher, model, pairs))
+    work = _differences(service, request.app.state.fetcher, model, pairs)
+    data = await before_deadline(request, model, service.limits.deadline_seconds, work)
     with service.metrics.stage("encode"):
         return JSONResponse({"object": "list", "model": model.name, "data": data})
 
@@ -321,21 +329,6 @@ async def _differences(
         found = await service.answered_pairs(batcher, images)
     answers = enumerate(records(model.source.spec, found))
     return [{"index": i, **record} for i, record in answers]
-
-
-def _refuse_other_dimensions(wanted: int | None, model: Model) -> None:
-    """Features are not trained so that their first ones would do alone."""
-    width = model.source.spec.features
-    if wanted is not None and wanted != width:
-        message = f"embeddings of this model have {width} dimensions and are not cut: ask for "
-        raise Problem(400, "unsupported_dimensions", f"{message}{width} or for none", "dimensions")
-
-
-def _ignored(options: EmbeddingOptions) -> dict[str, str]:
-    """The header that names the fields of the JSON that are not known, the first of them."""
-    names = (name for name in options.model_extra or () if _PLAIN.fullmatch(name))
-    named = ", ".join(itertools.islice(names, _MOST_IGNORED))
-    return {"X-Ignored-Fields": named} if named else {}
 
 
 def _record(model: Model, limits: Limits) -> ModelRecord:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -73,70 +74,60 @@ class Item:
             raise Problem(400, "bad_base64", "not valid base64", self.param) from None
 
 
-async def read_embeddings(request: Request, limits: Limits) -> tuple[EmbeddingOptions, list[Item]]:
-    """The body of POST /v1/embeddings -> its options and 1 to `limits.items` images."""
-    kind, body = await read_body(request)
-    return await apart(len(body), _embeddings, request, kind, body, limits)
+async def read(request: Request, parse: Callable[[str, bytes], Result]) -> Result:
+    """`parse(media type, body)` of a request, of a large body on the readers' thread.
+
+    Compressed bodies are refused: their size says nothing.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "unsupported_encoding", "compressed bodies are not read: send it plain")
+    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    body = await request.body()
+    if len(body) <= _INLINE:
+        return parse(kind, body)
+    return await asyncio.get_running_loop().run_in_executor(_READER, parse, kind, body)
 
 
-def _embeddings(
-    request: Request, kind: str, body: bytes, limits: Limits
+def embeddings(
+    request: Request, limits: Limits, kind: str, body: bytes
 ) -> tuple[EmbeddingOptions, list[Item]]:
+    """The body of POST /v1/embeddings -> its options and 1 to `limits.items` images."""
     if kind == "application/json":
         asked = _validated(EmbeddingRequest, body, limits)
         items = [Item(f"input[{i}]", url) for i, url in enumerate(asked.input)]
         return _with_query(asked, EmbeddingFields, request), _counted(items, limits, "input")
     if kind == "multipart/form-data":
-        form = _Form(limits.items + _OPTION_FIELDS).parse(request, body)
-        items = [Item(f"image[{i}]", data) for i, data in enumerate(form.take("image"))]
+        form = _form(request, body, limits.items + _OPTION_FIELDS)
+        items = [Item(f"image[{i}]", data) for i, data in enumerate(form.pop("image", []))]
         if not items:
             message = "there is no image: a form has its images in fields called image"
             raise Problem(400, "no_images", message, "image")
-        return form.options(EmbeddingFields, request), _counted(items, limits, "image")
+        return _options(EmbeddingFields, request, form), _counted(items, limits, "image")
     if kind.startswith("image/") or kind in _UNNAMED:
-        options = _from_strings(EmbeddingFields, request.query_params.multi_items())
-        return options, [Item("image", body)]
+        return _options(EmbeddingFields, request), [Item("image", body)]
     raise _unsupported()
 
 
-async def read_pairs(
-    request: Request, limits: Limits
+def pairs(
+    request: Request, limits: Limits, kind: str, body: bytes
 ) -> tuple[AugmentationOptions, list[tuple[Item, Item]]]:
     """The body of POST /v1/augmentations -> its options and 1 to `limits.items` pairs."""
-    kind, body = await read_body(request)
-    return await apart(len(body), _pairs, request, kind, body, limits)
-
-
-def _pairs(
-    request: Request, kind: str, body: bytes, limits: Limits
-) -> tuple[AugmentationOptions, list[tuple[Item, Item]]]:
     if kind == "application/json":
         asked = _validated(AugmentationRequest, body, limits)
-        pairs = [
+        items = [
             (Item(f"pairs[{i}].a", pair.a), Item(f"pairs[{i}].b", pair.b))
             for i, pair in enumerate(asked.pairs)
         ]
-        return _with_query(asked, AugmentationOptions, request), _counted(pairs, limits, "pairs")
+        return _with_query(asked, AugmentationOptions, request), _counted(items, limits, "pairs")
     if kind == "multipart/form-data":
-        form = _Form(2 + _OPTION_FIELDS).parse(request, body)
-        pair = (form.one("image_a"), form.one("image_b"))
-        return form.options(AugmentationOptions, request), [pair]
+        form, pair = _form(request, body, 2 + _OPTION_FIELDS), []
+        for name in ("image_a", "image_b"):  # fewer or more are a mistake
+            found = form.pop(name, [])
+            if len(found) != 1:
+                raise Problem(422, "bad_pair", f"{len(found)} fields {name}, 1 is wanted", name)
+            pair.append(Item(name, found[0]))
+        return _options(AugmentationOptions, request, form), [(pair[0], pair[1])]
     raise _unsupported()
-
-
-async def read_body(request: Request) -> tuple[str, bytes]:
-    """(media type, body). Compressed bodies are refused: their size says nothing."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "unsupported_encoding", "compressed bodies are not read: send it plain")
-    kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    return kind, await request.body()
-
-
-async def apart(size: int, read: Callable[..., Result], *given: Any) -> Result:
-    """`read(*given)`, on the readers' thread where it is about so many bytes."""
-    if size <= _INLINE:
-        return read(*given)
-    return await asyncio.get_running_loop().run_in_executor(_READER, read, *given)
 
 
 def _unsupported() -> Problem:
@@ -195,10 +186,17 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
         raise Problem(400, "bad_json", "the body is not JSON") from None
 
 
-def _from_strings(record: type[Record], pairs: Iterable[tuple[str, str]]) -> Record:
-    """Of a query, a form or both: every name once."""
+def _options(
+    record: type[Record], request: Request, form: Mapping[str, list[bytes]] = MappingProxyType({})
+) -> Record:
+    """Of the query and the fields of a form: every name once."""
+    given = [
+        (name[:100], part[:1000].decode(errors="replace"))
+        for name, parts in form.items()
+        for part in parts
+    ]
     fields: dict[str, str] = {}
-    for name, value in pairs:
+    for name, value in [*given, *request.query_params.multi_items()]:
         if name in fields:
             raise _twice(name)
         if name not in record.model_fields:
@@ -213,7 +211,7 @@ def _from_strings(record: type[Record], pairs: Iterable[tuple[str, str]]) -> Rec
 
 def _with_query(asked: Record, options: type[BaseModel], request: Request) -> Record:
     """What the JSON asks for, and what the query adds to it."""
-    given = _from_strings(options, request.query_params.multi_items())
+    given = _options(options, request)
     if twice := given.model_fields_set & asked.model_fields_set:
         raise _twice(min(twice))
     return asked.model_copy(update=given.model_dump(exclude_unset=True))
@@ -239,69 +237,47 @@ def schema_problem(error: ValidationError, status: int = 422) -> Problem:
     return Problem(status, first["type"], message, param)
 
 
-@dataclass
-class _Form:
+def _form(request: Request, body: bytes, max_parts: int) -> dict[str, list[bytes]]:
     """A multipart form: field -> the bytes of its parts. File names are ignored."""
+    parts: dict[str, list[bytes]] = {}
+    headers: list[tuple[bytearray, bytearray]] = []  # of the part that is read
+    data = bytearray()
+    count, ended = 0, []
 
-    max_parts: int
-    parts: dict[str, list[bytes]] = field(default_factory=dict)
-    _headers: list[tuple[bytearray, bytearray]] = field(default_factory=list)
-    _data: bytearray = field(default_factory=bytearray)
-    _count: int = 0
-    _ended: bool = False
-
-    def parse(self, request: Request, body: bytes) -> _Form:
-        _, parameters = parse_options_header(request.headers["content-type"])
-        if not parameters.get(b"boundary"):
-            raise Problem(400, "bad_multipart", "the Content-Type names no boundary")
-        try:
-            callbacks: Any = {
-                "on_part_begin": self._begin,
-                "on_header_begin": lambda: self._headers.append((bytearray(), bytearray())),
-                "on_header_field": lambda data, i, j: self._headers[-1][0].extend(data[i:j]),
-                "on_header_value": lambda data, i, j: self._headers[-1][1].extend(data[i:j]),
-                "on_part_data": lambda data, i, j: self._data.extend(memoryview(data)[i:j]),
-                "on_part_end": self._end,
-                "on_end": lambda: setattr(self, "_ended", True),
-            }
-            parser = MultipartParser(parameters[b"boundary"], callbacks)
-            for start in range(0, len(body), _SLICE):
-                parser.write(body[start : start + _SLICE])
-            parser.finalize()
-        except FormParserError:
-            raise Problem(400, "bad_multipart", "the form cannot be read") from None
-        if not self._ended:
-            raise Problem(400, "bad_multipart", "the form ends before its last boundary")
-        return self
-
-    def take(self, name: str) -> list[bytes]:
-        return self.parts.pop(name, [])
-
-    def one(self, name: str) -> Item:
-        """The only part of this name. A pair has two images: fewer or more are a mistake."""
-        found = self.take(name)
-        if len(found) != 1:
-            raise Problem(422, "bad_pair", f"{len(found)} fields {name}, 1 is wanted", name)
-        return Item(name, found[0])
-
-    def options(self, record: type[Record], request: Request) -> Record:
-        """The fields that are left, and the query's."""
-        fields = [
-            (name[:100], part[:1000].decode(errors="replace"))
-            for name, parts in self.parts.items()
-            for part in parts
-        ]
-        return _from_strings(record, [*fields, *request.query_params.multi_items()])
-
-    def _begin(self) -> None:
-        self._count += 1
-        if self._count > self.max_parts:
-            message = f"the form has more than the {self.max_parts} fields allowed"
+    def begin() -> None:
+        nonlocal count, data
+        count += 1
+        if count > max_parts:
+            message = f"the form has more than the {max_parts} fields allowed"
             raise Problem(413, "too_many_items", message)
-        self._headers, self._data = [], bytearray()
+        headers.clear()
+        data = bytearray()
 
-    def _end(self) -> None:
-        headers = {bytes(name).lower(): bytes(value) for name, value in self._headers}
-        _, options = parse_options_header(headers.get(b"content-disposition", b""))
+    def end() -> None:
+        named = {bytes(name).lower(): bytes(value) for name, value in headers}
+        _, options = parse_options_header(named.get(b"content-disposition", b""))
         name = options.get(b"name", b"").decode(errors="replace")
-        self.parts.setdefault(name, []).append(bytes(self._data))
+        parts.setdefault(name, []).append(bytes(data))
+
+    _, parameters = parse_options_header(request.headers["content-type"])
+    if not parameters.get(b"boundary"):
+        raise Problem(400, "bad_multipart", "the Content-Type names no boundary")
+    try:
+        callbacks: Any = {
+            "on_part_begin": begin,
+            "on_header_begin": lambda: headers.append((bytearray(), bytearray())),
+            "on_header_field": lambda text, i, j: headers[-1][0].extend(text[i:j]),
+            "on_header_value": lambda text, i, j: headers[-1][1].extend(text[i:j]),
+            "on_part_data": lambda part, i, j: data.extend(memoryview(part)[i:j]),
+            "on_part_end": end,
+            "on_end": lambda: ended.append(True),
+        }
+        parser = MultipartParser(parameters[b"boundary"], callbacks)
+        for start in range(0, len(body), _SLICE):
+            parser.write(body[start : start + _SLICE])
+        parser.finalize()
+    except FormParserError:
+        raise Problem(400, "bad_multipart", "the form cannot be read") from None
+    if not ended:
+        raise Problem(400, "bad_multipart", "the form ends before its last boundary")
+    return parts

@@ -15,7 +15,7 @@ from serving.inference.models import Model
 Result = TypeVar("Result")
 
 
-async def answered(
+async def before_deadline(
     request: Request, model: Model, seconds: float, work: Awaitable[Result]
 ) -> Result:
     """The result of the work for a request whose body was read, given up (cancelled) otherwise.

@@ -28,8 +28,8 @@ from augself_hub import __version__
 from augself_hub.errors import UsageError
 from serving.http import document
 from serving.http.access_log import note
-from serving.http.bodies import apart, read_body, refuse_query
-from serving.http.deadline import answered
+from serving.http.bodies import read, refuse_query
+from serving.http.deadline import before_deadline
 from serving.http.problems import Problem
 from serving.http.schemas import (
     GraphRecord,
@@ -37,7 +37,7 @@ from serving.http.schemas import (
     InferRequest,
     ServerRecord,
 )
-from serving.http.tensors import BINARY, HEADER, Tensor, answer, read_tensors
+from serving.http.tensors import BINARY, HEADER, Asked, Tensor, answer, read_tensors
 from serving.inference.batcher import Batcher
 from serving.inference.errors import UnknownModel
 from serving.inference.models import Model, Models
@@ -147,15 +147,16 @@ async def model_ready(request: Request, name: str) -> dict[str, Any]:
 async def infer(request: Request, name: str) -> Response:
     """The graph's outputs for these inputs."""
     service: Service = request.app.state.service
+
+    def parse(_: str, body: bytes) -> tuple[Graph, Asked]:
+        graph, header = _graph(service.models, name), request.headers.get(HEADER)
+        return graph, read_tensors(body, header, graph.inputs, graph.outputs, service.limits)
+
     with service.metrics.stage("read"):
-        _, body = await read_body(request)
-        graph = _graph(service.models, name)
-        header = request.headers.get(HEADER)
-        given = (body, header, graph.inputs, graph.outputs, service.limits)
-        asked = await apart(len(body), read_tensors, *given)
+        graph, asked = await read(request, parse)
     note(request.scope, model=name, images=len(asked.inputs[0]))
-    seconds = service.limits.deadline_seconds
-    values = await answered(request, graph.model, seconds, _run(service, graph, asked.inputs))
+    seconds, work = service.limits.deadline_seconds, _run(service, graph, asked.inputs)
+    values = await before_deadline(request, graph.model, seconds, work)
     results = {tensor.name: rows for tensor, rows in zip(graph.outputs, values, strict=True)}
     with service.metrics.stage("encode"):
         return answer(name, asked, results)
@@ -173,7 +174,7 @@ async def _features(
 
 
 async def _maps(service: Service, batcher: Batcher, inputs: list[np.ndarray]) -> list[np.ndarray]:
-    maps = (await asyncio.wrap_future(batcher.encode(list(inputs[0])))).maps
+    maps = (await asyncio.wrap_future(batcher.submit(list(inputs[0]), maps=True))).maps
     assert maps is not None, "the model has a matcher"
     return [maps]
 

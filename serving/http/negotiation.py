@@ -23,12 +23,11 @@ def negotiated(accept: str | None, *offers: str) -> str:
             wanted = 0.0
         ranges[name] = wanted if 0 <= wanted <= 1 else 0.0
 
-    def quality(offer: str) -> float:
-        """The most specific range that covers the offer decides."""
+    qualities = []
+    for offer in offers:  # the most specific range that covers it decides
         covering = (offer, f"{offer.split('/')[0]}/*", "*/*")
-        return next((ranges[r] for r in covering if r in ranges), 0.0)
-
-    best = max(offers, key=quality)
-    if quality(best) == 0:
+        qualities.append(next((ranges[r] for r in covering if r in ranges), 0.0))
+    best = max(qualities)
+    if best == 0:
         raise Problem(406, "not_acceptable", f"this answer comes as {' or '.join(offers)}")
-    return best
+    return offers[qualities.index(best)]

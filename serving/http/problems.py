@@ -82,6 +82,14 @@ class Problem(Exception):
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
 
+def body_too_large(limit: int) -> Problem:
+    return Problem(413, "body_too_large", f"the body has more than the {limit} bytes allowed")
+
+
+def no_room_for_bodies() -> Problem:
+    return Problem(429, "busy", "the bodies of other requests fill the memory allowed: try again")
+
+
 def problem_of(error: ImageError | Refused) -> Problem:
     """What an error from below the routes answers."""
     param = error.param if isinstance(error, ImageError) else None

@@ -66,20 +66,15 @@ class Decoders:
         metrics.decoders.set(count)
         metrics.decoders_busy.set_function(lambda: len(self._running))
         metrics.decode_queue.set_function(self._queue.qsize)
-        metrics.decoders_stuck.set_function(lambda: self.stuck)
+        metrics.decoders_stuck.set_function(lambda: len(self.stuck))
         for number in range(count):
             # Daemons: one that is stuck does not keep the process from ending.
             threading.Thread(target=self._live, name=f"decode_{number}", daemon=True).start()
 
     @property
-    def stuck(self) -> int:
-        """Threads that have been at one thing for longer than the deadline."""
-        return len(self._late())
-
-    @property
     def ready(self) -> bool:
         """A thread is free, or will be: not all are stuck."""
-        return self.stuck < self.count
+        return len(self.stuck) < self.count
 
     async def run(self, function: Callable[..., Result], *args: Any) -> Result:
         """On a thread; what is cancelled before its turn is not done. Raises DecodersStuck."""
@@ -93,7 +88,7 @@ class Decoders:
             return await asyncio.wrap_future(job.answer)
         finally:
             if job.answer.cancelled():  # it stays in the queue, but not what it would have decoded
-                job.work = _nothing
+                job.work = lambda: None
 
     def note(self, about: str) -> None:
         """What the calling thread is at now, for the log: never a name that a client sent."""
@@ -103,7 +98,7 @@ class Decoders:
         """Log every stuck thread once. Never returns."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            for job in self._late():
+            for job in self.stuck:
                 if not job.reported:
                     job.reported = True
                     seconds = time.monotonic() - job.began
@@ -118,7 +113,9 @@ class Decoders:
         for _ in range(self.count):
             self._queue.put(None)
 
-    def _late(self) -> list[_Job]:
+    @property
+    def stuck(self) -> list[_Job]:
+        """What threads have been at for longer than the deadline."""
         now = time.monotonic()
         return [j for j in list(self._running.values()) if now - j.began > self._deadline]
 
@@ -138,7 +135,3 @@ class Decoders:
                 del self._running[thread]
                 job.answer.set_result(result)
             job = None  # and with it the pictures, while the thread waits for the next
-
-
-def _nothing() -> None:
-    """What is left to do of work that nobody waits for."""

@@ -38,7 +38,6 @@ from serving.inference.providers import (
     ON_CPUS,
     PROVIDERS,
     Graph,
-    Runner,
     device_of,
     open_graphs,
     time_limit,
@@ -106,6 +105,7 @@ class Engine:
         self.folder = folder
         self.name, self.precision = name or folder.resolve().name, precision
         self.spec = read_spec(folder)
+        self._outputs = ["features"] if self.spec.matcher is None else ["features", "maps"]
         self.preprocessing = replace(Preprocessing.from_folder(folder), decode=decode)
         graphs = graphs_of(folder, precision)
         self.sha256 = graphs[0].sha256
@@ -131,34 +131,21 @@ class Engine:
 
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N >= 1 preprocessed images, each (S, S, 3) uint8 -> (N, D) float32."""
-        (features,) = self._encoded(self._encoder, images, ["features"])
-        return features
+        return self._encoder.run({"images": np.stack(images)}, outputs=["features"])[0]
 
     def encode(self, images: Sequence[np.ndarray]) -> Encoded:
         """The same with the maps that a matcher compares, where there is one."""
-        return Encoded(*self._encoded(self._encoder, images, self._outputs))
+        return Encoded(*self._encoder.run({"images": np.stack(images)}, outputs=self._outputs))
 
     def features_in_lane(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """The same on one thread, for `lanes` > 1: so many at once lose nothing to waiting for each
         other, as the threads of one run do at every layer.
         """
-        (features,) = self._encoded(self._lane, images, ["features"])
-        return features
+        return self._lane.run({"images": np.stack(images)}, outputs=["features"])[0]
 
     def encode_in_lane(self, images: Sequence[np.ndarray]) -> Encoded:
         """`encode`, likewise."""
-        return Encoded(*self._encoded(self._lane, images, self._outputs))
-
-    @property
-    def _outputs(self) -> list[str]:
-        return ["features"] if self.spec.matcher is None else ["features", "maps"]
-
-    def _encoded(
-        self, runner: Runner, images: Sequence[np.ndarray], outputs: list[str]
-    ) -> list[np.ndarray]:
-        chunks = (images[i : i + MAX_BATCH] for i in range(0, len(images), MAX_BATCH))
-        runs = [runner.run({"images": np.stack(chunk)}, outputs=outputs) for chunk in chunks]
-        return [np.concatenate(parts) for parts in zip(*runs, strict=True)]
+        return Encoded(*self._lane.run({"images": np.stack(images)}, outputs=self._outputs))
 
     def answered(self, images: Sequence[np.ndarray], encoded: Encoded | None = None) -> Answered:
         """What takes the first picture of each of N pairs to the second, and what may be told.

@@ -134,6 +134,7 @@ class Model:
 
     source: Source
     bytes: int
+    name: str = field(init=False)
     batcher: Batcher | None = None
     provider: str | None = None
     evicting: bool = False
@@ -144,9 +145,8 @@ class Model:
     loading: asyncio.Task[None] | None = None
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def name(self) -> str:
-        return self.source.name
+    def __post_init__(self) -> None:
+        self.name = self.source.name
 
     @property
     def state(self) -> str:
@@ -180,6 +180,7 @@ class Models:
     ) -> None:
         self.metrics, self.memory_limit = metrics, memory_limit
         self.all = {source.name: Model(source, source.graph_bytes) for source in sources}
+        self.first = self.all[sources[0].name]
         if len(self.all) < len(sources):
             twice = next(s.name for s in sources if self.all[s.name].source is not s)
             raise UsageError(
@@ -195,17 +196,13 @@ class Models:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     @property
-    def first(self) -> Model:
-        return next(iter(self.all.values()))
-
-    @property
-    def loaded(self) -> list[Model]:
+    def in_memory(self) -> list[Model]:
         return [model for model in self.all.values() if model.batcher is not None]
 
     @property
     def ready(self) -> bool:
         """Whatever is loaded ran lately. What is not loaded is not asked."""
-        return all(m.batcher.ready for m in self.loaded if m.batcher and not m.evicting)
+        return all(m.batcher.ready for m in self.in_memory if m.batcher and not m.evicting)
 
     def preload(self) -> None:
         """Load at start, in their order, what fits; the rest is loaded when it is asked for."""
@@ -230,7 +227,10 @@ class Models:
         Raises:
             ModelNotLoaded: and will not be for some seconds.
         """
-        await self._acquire(model)
+        if model.batcher is None or model.evicting:
+            await self._loaded(model)
+        else:
+            self._grant(model)
         try:
             assert model.batcher is not None
             yield model.batcher
@@ -242,14 +242,12 @@ class Models:
         for model in self.all.values():
             if model.loading is not None:
                 model.loading.cancel()
-        drains = (asyncio.to_thread(m.batcher.drain, seconds) for m in self.loaded if m.batcher)
+        drains = (asyncio.to_thread(m.batcher.drain, seconds) for m in self.in_memory if m.batcher)
         await asyncio.gather(*drains)
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    async def _acquire(self, model: Model) -> None:
-        if model.batcher is not None and not model.evicting:
-            self._grant(model)
-            return
+    async def _loaded(self, model: Model) -> None:
+        """Wait until the model is loaded; whoever waited is granted it then."""
         if model.failed_at is not None and time.monotonic() - model.failed_at < RETRY_SECONDS:
             raise _not_loaded()
         grant = asyncio.get_running_loop().create_future()
@@ -327,14 +325,14 @@ class Models:
 
     def _fits(self, model: Model) -> bool:
         """Together with what is loaded already."""
-        others = sum(other.bytes for other in self.loaded if other is not model)
+        others = sum(other.bytes for other in self.in_memory if other is not model)
         return self.memory_limit is None or others + model.bytes <= self.memory_limit
 
     async def _make_room(self, model: Model) -> None:
         """Evict the least recently used until this model fits; each first answers its requests."""
         while not self._fits(model):
             self._refuse_too_large(model)
-            others = [m for m in self.loaded if m is not model]
+            others = [m for m in self.in_memory if m is not model]
             await self._evict(min(others, key=lambda m: m.used_at))
 
     async def _evict(self, model: Model) -> None:

@@ -176,19 +176,18 @@ class Runner:
             else:
                 answers = self.session.run(names, part, options)
             for name, answer in zip(names, answers, strict=True):
-                self._check(name, answer, given)
+                # Nobody may be answered with anything else.
+                if getattr(answer, "dtype", None) != np.float32 or answer.shape[:1] != (given,):
+                    found = (
+                        f"{getattr(answer, 'shape', '')} {getattr(answer, 'dtype', type(answer))}"
+                    )
+                    raise ModelFolderError(
+                        f"the graph answers {given} rows with {name} {found}: export it again"
+                    )
+                if not np.isfinite(answer).all():
+                    raise NotFinite(f"the graph's {name} are not finite: NaN or infinity")
             parts.append(answers)
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
-
-    def _check(self, name: str, answer: Any, rows: int) -> None:
-        """Nobody may be answered with anything else."""
-        if getattr(answer, "dtype", None) != np.float32 or answer.shape[:1] != (rows,):
-            found = f"{getattr(answer, 'shape', '')} {getattr(answer, 'dtype', type(answer))}"
-            raise ModelFolderError(
-                f"the graph answers {rows} rows with {name} {found}: export it again"
-            )
-        if not np.isfinite(answer).all():
-            raise NotFinite(f"the graph's {name} are not finite: NaN or infinity")
 
 
 class _Bucket:

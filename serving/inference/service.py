@@ -118,7 +118,7 @@ class Service:
         """2 N preprocessed images, all first ones, then all second ones -> what the model says of
         the pairs; encoded through the model's queue.
         """
-        encoded = await asyncio.wrap_future(batcher.encode(images))
+        encoded = await asyncio.wrap_future(batcher.submit(images, maps=True))
         return await self.decoders.run(batcher.engine.answered, images, encoded)
 
     def locals(self) -> dict[str, Local]:

@@ -106,9 +106,9 @@ def test_a_request_larger_than_a_batch_runs_by_itself(engine, busy):
 
 def test_an_idle_worker_does_not_wait_for_company(engine, batcher):
     engine.gate.set()
-    batcher.features(images(1))
+    batcher.submit(images(1)).result()
     started = time.monotonic()
-    batcher.features(images(2))
+    batcher.submit(images(2)).result()
     assert time.monotonic() - started < 0.5
     assert engine.runs == [[1], [2]]
 
@@ -119,7 +119,7 @@ def test_a_full_queue_refuses_and_does_not_grow(engine, busy):
         busy.submit(images(4))
     engine.gate.set()
     wait(futures, 5)
-    assert busy.batcher.features(images(5)).tolist() == [[5]]
+    assert busy.batcher.submit(images(5)).result().tolist() == [[5]]
 
 
 def test_a_failing_request_fails_alone(engine, busy):
@@ -204,7 +204,7 @@ def test_a_lane_that_dies_takes_its_own_and_those_who_wait(laned):
             future.result(5)
     while not laned.batcher.ready:
         time.sleep(0.01)
-    assert laned.batcher.features(images(4)).tolist() == [[4]]
+    assert laned.batcher.submit(images(4)).result().tolist() == [[4]]
 
 
 def test_draining_answers_what_is_in_the_lanes(laned):
@@ -234,10 +234,10 @@ def test_a_dead_worker_comes_back_on_a_new_engine(engine):
     batcher.start()
     engine.gate.set()
     with pytest.raises(WorkerLost):
-        batcher.features(images(DEADLY))
+        batcher.submit(images(DEADLY)).result()
     while not batcher.ready:
         time.sleep(0.01)
-    assert batcher.features(images(7)).tolist() == [[7]] and renewed.runs == [[7]]
+    assert batcher.submit(images(7)).result().tolist() == [[7]] and renewed.runs == [[7]]
     assert starts[2] - starts[1] > starts[1] - starts[0] > batching.FIRST_REST
     batcher.drain(5)
 
@@ -247,7 +247,7 @@ def test_a_worker_that_rests_can_be_drained(engine):
     batcher.start()
     engine.gate.set()
     with pytest.raises(WorkerLost):
-        batcher.features(images(DEADLY))
+        batcher.submit(images(DEADLY)).result()
     batcher.drain(5)
     assert not batcher._worker.is_alive()
 

@@ -125,7 +125,11 @@ def test_a_matcher_of_other_maps_is_refused(matched_model, tmp_path):
 def test_the_queue_gives_maps_to_whom_asks_for_them(engine, files):
     images = [pixels(path) for path in files]
     batcher = Batcher(engine, Metrics())
-    waiting = [batcher.submit(images[:2]), batcher.encode(images[1:3]), batcher.submit(images[3:])]
+    waiting = [
+        batcher.submit(images[:2]),
+        batcher.submit(images[1:3], maps=True),
+        batcher.submit(images[3:]),
+    ]
     batcher.start()  # so that all three are one batch
     plain, mapped, last = (one.result(20) for one in waiting)
     batcher.drain(5)
