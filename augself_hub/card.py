@@ -70,7 +70,7 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
         spec=spec,
         architecture=architecture,
         size=Preprocessing.from_folder(folder).size,
-        graphs=(folder / graph_of(spec)).is_file(),
+        graphs=(folder / graph_of(folder)).is_file(),
         dimensions=[
             (kind, d.name, d.unit, _number(d.standard_error), _learned(d)) for kind, d in dimensions
         ],

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from augself_hub.augmentations.spec import Spec
-from augself_hub.folder import ENCODER_GRAPH, FEATURES_GRAPH
+from augself_hub.folder import FEATURES_GRAPH, STOCK_GRAPH
 
 QUANTIZED = ("int8", "fp16")
+FORMATS = ("transformers.js",)  # of an encoder beside that of serving
 PRECISIONS = ("fp32", "bf16", *QUANTIZED)
 
 
@@ -22,17 +22,18 @@ def _named(graph: Path) -> dict[str, Path]:
     return {"fp32": graph, "bf16": graph, **smaller}
 
 
-GRAPHS, GRAPHS_WITH_MAPS = _named(ENCODER_GRAPH), _named(FEATURES_GRAPH)
+GRAPHS, GRAPHS_OF_0_1 = _named(FEATURES_GRAPH), _named(STOCK_GRAPH)
 
 
-def graph_of(spec: Spec, precision: str = "fp32") -> Path:
-    """Where a model folder has its encoder's graph of a precision.
+def graph_of(folder: Path, precision: str = "fp32") -> Path:
+    """Where a model folder has, or would have, the graph that gives features of uint8 images.
 
-    With a matcher it also gives feature maps, and is called features.onnx.
+    Folders of 0.1 call it model.onnx, the name that transformers.js looks for. `augself export`
+    never writes that one without features.onnx, so a folder without features.onnx is of 0.1; that
+    its graph takes `images` is checked where it is run.
+
+    Returns:
+        The path inside the folder.
     """
-    return (GRAPHS if spec.matcher is None else GRAPHS_WITH_MAPS)[precision]
-
-
-def stale_graphs(spec: Spec) -> list[Path]:
-    """Names of graphs that give maps where there is no matcher, or none where there is one."""
-    return list((GRAPHS_WITH_MAPS if spec.matcher is None else GRAPHS).values())
+    of_0_1 = not (folder / FEATURES_GRAPH).is_file() and (folder / STOCK_GRAPH).is_file()
+    return (GRAPHS_OF_0_1 if of_0_1 else GRAPHS)[precision]

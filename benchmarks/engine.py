@@ -27,7 +27,6 @@ from PIL import Image
 from untrained import write_untrained
 
 from augself_hub.cores import usable_cores
-from augself_hub.folder import read_spec
 from augself_hub.precision import graph_of
 from augself_hub.preprocess import decode, preprocess
 from augself_hub.runtime import onnxruntime
@@ -166,8 +165,7 @@ def inference(
     """Images a second on ready tensors, batch 16, and the engine against its own session."""
     images = [preprocess(decode(path.read_bytes()), SIDE) for path in photographs[:BATCH]]
     pixels = np.stack(images)
-    spec = read_spec(folder)
-    sessions = {p: bare_session(folder / graph_of(spec, p), threads) for p in ("fp32", "int8")}
+    sessions = {p: bare_session(folder / graph_of(folder, p), threads) for p in ("fp32", "int8")}
     jobs: dict[str, Callable[[], Any]] = {
         precision: running(session, pixels) for precision, session in sessions.items()
     }

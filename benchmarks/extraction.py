@@ -34,7 +34,6 @@ from typing import Any
 from findings import Findings, machine, spread
 from untrained import write_untrained
 
-from augself_hub.folder import read_spec
 from augself_hub.precision import graph_of
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +112,7 @@ def make_model(work: Path, encoder: str) -> Path:
 
 def make_graph(folder: Path, precision: str, images: Path) -> None:
     """The graph of another precision, calibrated on the images; made once."""
-    if not (folder / graph_of(read_spec(folder), precision)).is_file():
+    if not (folder / graph_of(folder, precision)).is_file():
         command = [sys.executable, "-m", "augself_hub.cli", "export", "--model", str(folder)]
         command += ["--quantize", precision, "--calibration", str(images)]
         subprocess.run(command, check=True)
@@ -176,7 +175,7 @@ def tensors(options: argparse.Namespace, threads: int, at_once: int) -> dict[str
 
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
-    graph = options.model / graph_of(read_spec(options.model), options.precision)
+    graph = options.model / graph_of(options.model, options.precision)
     model = onnxruntime.InferenceSession(str(graph), session_options, ["CPUExecutionProvider"])
     images = np.random.default_rng(0).integers(0, 256, (BATCH, SIDE, SIDE, 3), dtype=np.uint8)
 

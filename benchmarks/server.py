@@ -44,7 +44,6 @@ from typing import Any
 from extraction import WORK, child, make_graph, make_images, make_model, megabytes
 from findings import Findings, machine, spread
 
-from augself_hub.folder import read_spec
 from augself_hub.precision import graph_of
 
 LITSERVE = Path(__file__).with_name("litserve_server.py")
@@ -147,7 +146,7 @@ def started(
         command = [str(openvino), *SERVE, "--model", str(folder), "--device", "openvino"]
         command += ["--precision", "bf16" if precision == "fp32" else precision]
     else:
-        graph = folder / graph_of(read_spec(folder), precision)
+        graph = folder / graph_of(folder, precision)
         command = [sys.executable, str(LITSERVE), "--graph", str(graph), *SERVERS[server]]
         ready = "/health"
     with running(command, ready) as found:

@@ -8,12 +8,13 @@ from typing import Any
 from augself_hub import hub
 from augself_hub.errors import UsageError
 from augself_hub.lazy import needs
-from augself_hub.precision import QUANTIZED
+from augself_hub.precision import FORMATS, QUANTIZED
 
 
 def export(
     model: str | os.PathLike[str],
     *,
+    format: str | None = None,
     quantize: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     require_speedup: float | None = None,
@@ -22,10 +23,13 @@ def export(
 
     Example:
         export("runs/first/model")
+        export("runs/first/model", format="transformers.js")
         export("runs/first/model", quantize="int8", calibration="PHOTOS")
 
     Args:
         model: a model folder.
+        format: transformers.js: write onnx/model.onnx, too, the encoder as that library and other
+            tools of the Hub take it (pixel_values -> last_hidden_state, pooler_output).
         quantize: int8 (for CPUs) or fp16 (for GPUs): add a smaller graph, made from the one there.
         calibration: with quantize: photographs to calibrate and judge it by, any source of
             images (docs/data-sources.md).
@@ -39,6 +43,10 @@ def export(
         UsageError: options that do not go together.
         AugSelfError: a graph differs, or a gate failed; the folder stays as it was.
     """
+    if format not in (None, *FORMATS):
+        raise UsageError(f"--format {format}: give {' or '.join(FORMATS)}, or none")
+    if format is not None and quantize is not None:
+        raise UsageError("--format and --quantize write different graphs: give them one by one")
     if quantize is not None and quantize not in QUANTIZED:
         raise UsageError(f"--quantize {quantize}: give {' or '.join(QUANTIZED)}")
     if quantize is not None and calibration is None:
@@ -52,7 +60,7 @@ def export(
         if quantize is None or calibration is None:
             from augself_hub.modeling.export import export_folder
 
-            return dict(export_folder(folder))
+            return dict(export_folder(folder, stock=format is not None))
         from augself_hub.modeling.quantize import quantize_folder
 
         return quantize_folder(folder, quantize, os.fspath(calibration), require_speedup)

@@ -7,11 +7,17 @@ from typing import Any
 
 import click
 
-from augself_hub.precision import QUANTIZED, graph_of
+from augself_hub.precision import FORMATS, QUANTIZED, graph_of
 
 
 @click.command()
 @click.option("--model", required=True, type=click.Path(path_type=Path), help="A model folder.")
+@click.option(
+    "--format",
+    "wanted",
+    type=click.Choice(FORMATS),
+    help="Also write onnx/model.onnx: the encoder as this and other tools of the Hub take it.",
+)
 @click.option(
     "--quantize",
     "precision",
@@ -40,6 +46,7 @@ from augself_hub.precision import QUANTIZED, graph_of
 )
 def export(
     model: Path,
+    wanted: str | None,
     precision: str | None,
     calibration: str | None,
     require_speedup: float | None,
@@ -49,6 +56,8 @@ def export(
     """Write the ONNX graphs of a model folder; refused where they differ from torch."""
     _refuse_misplaced(repository, packed, precision)
     if repository is not None:
+        if wanted is not None:
+            raise click.UsageError("--triton takes the graphs that are there: --format by itself")
         if calibration is not None or require_speedup is not None:
             raise click.UsageError("--calibration and --require-speedup are read with --quantize")
         _pack(model, repository, packed or "fp32")
@@ -56,18 +65,22 @@ def export(
     from augself_hub.modeling.api import export as run
 
     measured = run(
-        model, quantize=precision, calibration=calibration, require_speedup=require_speedup
+        model,
+        format=wanted,
+        quantize=precision,
+        calibration=calibration,
+        require_speedup=require_speedup,
     )
-    from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, read_spec
+    from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, STOCK_GRAPH
 
-    encoder = model / graph_of(read_spec(model), precision or "fp32")
+    encoder = model / graph_of(model, precision or "fp32")
     if precision is not None:
         _print_quantized(measured)
         click.echo(f"wrote {encoder}")
         return
     for part, difference in measured.items():
         click.echo(f"{part}: largest difference from torch {difference:.1e} (norm-relative)")
-    others = {"heads": HEADS_GRAPH, "matcher": MATCHER_GRAPH}
+    others = {"heads": HEADS_GRAPH, "matcher": MATCHER_GRAPH, "pooler_output": STOCK_GRAPH}
     graphs = [encoder, *(model / path for part, path in others.items() if part in measured)]
     click.echo(f"wrote {' and '.join(map(str, graphs))}")
 

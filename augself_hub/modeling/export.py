@@ -1,12 +1,13 @@
 """Model folder -> ONNX graphs, written only if they answer as torch does.
 
-    onnx/model.onnx     images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
+    onnx/features.onnx  images (N, S, S, 3) uint8 -> features (N, D); normalisation inside; of a
+                        model with a matcher also maps (N, C, S, S)
     onnx/heads.onnx     features_a, features_b (N, D) -> one raw output per head, named by its kind
-
-and of a model with a matcher, the first of them in model.onnx's place:
-
-    onnx/features.onnx  images -> features, and maps (N, C, S, S)
     onnx/matcher.onnx   maps_a, maps_b (N, C, S, S) -> crop, log_variance, flip, rot, match, raw
+
+and where it was asked for, for transformers.js and other tools that take a stock model:
+
+    onnx/model.onnx     pixel_values (N, 3, S, S) -> last_hidden_state, pooler_output
 
 The parity gate compares ONNX Runtime with torch per image, norm-relative: ||f - g|| / ||g||. The
 same weights give the same bytes.
@@ -28,25 +29,30 @@ import torch
 from torch import Tensor, nn
 
 from augself_hub import card
+from augself_hub.atomic import write_json
+from augself_hub.configs import read_json
 from augself_hub.errors import AugSelfError, MissingExtra
 from augself_hub.folder import (
+    FEATURES_GRAPH,
     HEADS_GRAPH,
     MATCHER_GRAPH,
+    STOCK_GRAPH,
     changed_folder,
     file_sha256,
     read_manifest,
-    read_spec,
     write_manifest,
 )
 from augself_hub.modeling.encoders import pooled
 from augself_hub.modeling.maps import MapPlace, features_and_map
 from augself_hub.modeling.matcher import Matcher
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
-from augself_hub.precision import QUANTIZED, graph_of, stale_graphs
+from augself_hub.precision import GRAPHS, GRAPHS_OF_0_1, QUANTIZED, graph_of
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 17)
 OPSET = 20
+OUTPUTS = ["last_hidden_state", "pooler_output"]
+_IN_FULL = {"dtype": "fp32"}
 _OUTPUT = "__output"  # behind an output's name while the exporter chooses names of its own
 
 
@@ -71,11 +77,27 @@ class EncoderGraph(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
         self.register_buffer("shift", (-mean / std).view(1, 3, 1, 1))
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """What the stock processor gives of them, (N, 3, S, S)."""
+        return images.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        x = images.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.shift
+        x = self.pixels(images)
         if self.place is None:
             return (pooled(self.encoder, x),)
         return features_and_map(self.encoder, x, self.place)
+
+
+class StockGraph(nn.Module):
+    """What `AutoModel` answers to the pixels of its processor, as tools of the Hub expect it."""
+
+    def __init__(self, encoder: EncoderGraph) -> None:
+        super().__init__()
+        self.encoder = encoder.encoder
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        answer = self.encoder(pixel_values)
+        return answer.last_hidden_state, answer.pooler_output
 
 
 class HeadsGraph(nn.Module):
@@ -100,14 +122,18 @@ class MatcherGraph(nn.Module):
         return tuple(vars(self.matcher(maps_a, maps_b)).values())
 
 
-def export_folder(folder: Path) -> dict[str, float]:
+def export_folder(folder: Path, stock: bool = False) -> dict[str, float]:
     """Write onnx/ into a model folder, exchanging the folder in one step.
 
-    Quantised graphs stay if they were made from the same fp32 graph; others go.
+    Quantised graphs stay if they were made from the same fp32 graph; others go. A folder of 0.1
+    gets today's names.
+
+    Args:
+        stock: also the encoder as transformers.js takes it; one that is there is always renewed.
 
     Returns:
         The measured parity: the largest norm-relative difference of each part: features, maps,
-        heads, matcher.
+        heads, matcher, last_hidden_state, pooler_output.
 
     Raises:
         AugSelfError: a graph differs from torch by more than 1e-4; the folder stays as it was.
@@ -116,7 +142,11 @@ def export_folder(folder: Path) -> dict[str, float]:
     require_export_extra()
     model = AugSelfModel.from_pretrained(folder)
     with changed_folder(folder) as stage:
-        parity = write_graphs(model, stage)
+        if graph_of(stage) == STOCK_GRAPH:  # 0.1's names; fp32 and bf16 share one
+            for precision, path in GRAPHS_OF_0_1.items():
+                if (stage / path).is_file():
+                    (stage / path).rename(stage / GRAPHS[precision])
+        parity = write_graphs(model, stage, stock)
         write_manifest(stage, parity | _quantized(stage))
         card.write(stage)
         write_manifest(stage)
@@ -125,28 +155,29 @@ def export_folder(folder: Path) -> dict[str, float]:
 
 def _quantized(folder: Path) -> dict[str, Any]:
     """The records of quantised graphs that belong to this encoder graph; others are removed."""
-    spec = read_spec(folder)
-    source = file_sha256(folder / graph_of(spec))
+    source = file_sha256(folder / FEATURES_GRAPH)
     parity = read_manifest(folder)["parity"]
     records = {p: parity[p] for p in QUANTIZED if p in parity and parity[p]["source"] == source}
     for precision in QUANTIZED:
         if precision not in records:
-            (folder / graph_of(spec, precision)).unlink(missing_ok=True)
+            (folder / GRAPHS[precision]).unlink(missing_ok=True)
     return records
 
 
-def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
+def write_graphs(model: AugSelfModel, folder: Path, stock: bool = False) -> dict[str, float]:
     """Export the graphs into `folder`/onnx and pass them through the parity gate.
 
     A model without heads has no heads graph, one without a matcher none of that; what is there of a
-    model that had some goes.
+    model that had some goes. The stock graph is written where it is asked for or there already.
     """
     spec, size = model.spec, model.preprocessing.size
-    place = folder / graph_of(spec)
+    stock = stock or ((folder / STOCK_GRAPH).is_file() and graph_of(folder) != STOCK_GRAPH)
+    place = folder / FEATURES_GRAPH
     place.parent.mkdir(exist_ok=True)
-    for path in (*stale_graphs(spec), HEADS_GRAPH, MATCHER_GRAPH):
+    for path in (STOCK_GRAPH, HEADS_GRAPH, MATCHER_GRAPH):
         (folder / path).unlink(missing_ok=True)
-    parts: dict[Path, nn.Module] = {place: EncoderGraph(model).eval()}
+    encoder = EncoderGraph(model).eval()
+    parts: dict[Path, nn.Module] = {place: encoder}
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with _one_registry():
         outputs = ["features"] if spec.matcher is None else ["features", "maps"]
@@ -161,6 +192,14 @@ def write_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
             parts[place] = MatcherGraph(model.matcher).eval()
             pair = {f"maps_{side}": torch.zeros(2, *spec.matcher.maps) for side in "ab"}
             _export(parts[place], pair, list(spec.matcher.outputs()), place)
+        if stock:
+            place = folder / STOCK_GRAPH
+            parts[place] = StockGraph(encoder).eval()
+            pixels = {"pixel_values": torch.zeros(2, 3, size, size)}
+            _export(parts[place], pixels, OUTPUTS, place)
+            # Browsers would look for an 8-bit graph.
+            config = read_json(folder / "config.json") | {"transformers.js_config": _IN_FULL}
+            write_json(folder / "config.json", config)
     return _parity(parts, size)
 
 
@@ -236,7 +275,8 @@ def _parity(parts: dict[Path, nn.Module], size: int) -> dict[str, float]:
     """
     generator = np.random.default_rng(0)
     worst: dict[str, float] = {}
-    (encoder_path, encoder), *pairwise = parts.items()
+    (encoder_path, encoder), *others = parts.items()
+    assert isinstance(encoder, EncoderGraph)
     for batch in BATCHES:
         images = generator.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
         given = dict(zip(("features", "maps"), encoder(torch.from_numpy(images)), strict=False))
@@ -245,7 +285,13 @@ def _parity(parts: dict[Path, nn.Module], size: int) -> dict[str, float]:
             name: _difference(values, given[name])
             for name, values in zip(given, answers, strict=True)
         }
-        for path, module in pairwise:
+        for path, module in others:
+            if isinstance(module, StockGraph):
+                pixels = encoder.pixels(torch.from_numpy(images))
+                answers = _run(path, {"pixel_values": pixels.numpy()})
+                for name, values, right in zip(OUTPUTS, answers, module(pixels), strict=True):
+                    measured[name] = _difference(values, right)
+                continue
             what = "maps" if path.name == MATCHER_GRAPH.name else "features"
             sides = {f"{what}_a": given[what], f"{what}_b": given[what].flip(0)}
             raw = _run(path, {name: value.numpy() for name, value in sides.items()})

@@ -28,6 +28,7 @@ from transformers.utils.generic import ModelOutput
 
 from augself_hub import hub
 from augself_hub.answer import Difference
+from augself_hub.atomic import write_json
 from augself_hub.augmentations.matching import Prediction, prediction_of
 from augself_hub.augmentations.spec import Head, MatcherSpec, Spec, heads_for
 from augself_hub.differences import Answered
@@ -56,6 +57,17 @@ from augself_hub.modeling.opening import (
 from augself_hub.preprocess import Preprocessing
 
 log = logging.getLogger(__name__)
+# sentence-transformers averages the last hidden state, unless a folder says that it is pooled.
+_SENTENCE_TRANSFORMERS: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"image": {"method": "forward", "method_output_name": "pooler_output"}},
+        "module_output_name": "sentence_embedding",
+    },
+}
 _MENDS = {
     "device_map": "give device=, or move the model with .to()",
     "quantization_config": "quantise the graph with augself export --quantize",
@@ -428,6 +440,12 @@ class AugSelfModel(nn.Module):
             refuse_not_finite(part, name)
         encoder = copy.deepcopy(self.encoder).cpu().float()
         encoder.save_pretrained(folder)
+        with torch.no_grad():
+            side = self.preprocessing.size
+            answer = encoder.eval()(torch.zeros(1, 3, side, side)).pooler_output
+        if answer.ndim == 2:  # a map of one cell is the average of the last hidden state
+            for name, content in _SENTENCE_TRANSFORMERS.items():
+                write_json(folder / name, content)
         _processor(self.preprocessing).save_pretrained(folder)
         (folder / CONFIG).parent.mkdir()
         (folder / CONFIG).write_text(self.spec.to_json())

@@ -1,9 +1,9 @@
 """Encoder graph -> a smaller one, written only if it answers nearly as the fp32 graph does.
 
-    onnx/model_int8.onnx   for CPUs: static QDQ, uint8 activations, 7-bit weights per channel
-    onnx/model_fp16.onnx   for GPUs: half precision inside, float32 features
+    onnx/features_int8.onnx   for CPUs: static QDQ, uint8 activations, 7-bit weights per channel
+    onnx/features_fp16.onnx   for GPUs: half precision inside, float32 features
 
-Of a model with a matcher they are features_int8.onnx and features_fp16.onnx, and give maps as well.
+Of a model with a matcher they give maps as well.
 
 Activations are uint8 and weights keep one bit free (`reduce_range`): without VNNI, ONNX Runtime
 multiplies with an instruction that saturates at 16 bits, and full 8-bit weights then give wrong
@@ -56,16 +56,16 @@ def quantize_folder(
     """
     require_export_extra()
     spec = read_spec(folder)
-    source = graph_of(spec)
+    source = graph_of(folder)
     if not (folder / source).is_file():
         raise ModelFolderError(f"{folder} has no {source}: augself export --model {folder}")
     images = Photographs.split(photographs, Preprocessing.from_folder(folder).size)
     with changed_folder(folder) as stage:
         for layers in FP32_LAYERS[precision]:
             if precision == "int8":
-                _write_int8(stage / source, stage / graph_of(spec, precision), images, layers)
+                _write_int8(stage / source, stage / graph_of(stage, precision), images, layers)
             else:
-                _write_fp16(stage / source, stage / graph_of(spec, precision))
+                _write_fp16(stage / source, stage / graph_of(stage, precision))
             measured = gates.measured(stage, precision, images) | {"fp32_layers": layers}
             failed = gates.failed(measured, spec, require_speedup)
             if not failed:

@@ -92,7 +92,7 @@ def write_repository(model: str, destination: Path, precision: str = "fp32") -> 
         raise UsageError(f"{destination} lies in the model folder: write the repository elsewhere")
     name = _name(model)
     spec = read_spec(folder)
-    graphs = [(name, folder / graph_of(spec, precision), KINDS[precision])]
+    graphs = [(name, folder / graph_of(folder, precision), KINDS[precision])]
     if spec.heads:
         graphs.append((name + HEADS, folder / HEADS_GRAPH, KINDS["fp32"]))
     if spec.matcher is not None:

@@ -1,11 +1,8 @@
 """A model folder's ONNX graphs, run by ONNX Runtime.
 
-    onnx/model.onnx     images (N, S, S, 3) uint8 -> features (N, D); normalisation inside
+    onnx/features.onnx  images (N, S, S, 3) uint8 -> features (N, D); normalisation inside; of a
+                        model with a matcher also maps (N, C, S, S), where they are asked for
     onnx/heads.onnx     features_a, features_b (N, D) -> one raw output (N, outputs) a head
-
-and of a model with a matcher, the first of them in model.onnx's place:
-
-    onnx/features.onnx  images -> features, and maps (N, C, S, S) where they are asked for
     onnx/matcher.onnx   maps_a, maps_b (N, C, S, S) -> crop, log_variance, flip, rot, match, raw
 
 The encoder comes in several precisions (see `augself_hub.precision`).
@@ -246,7 +243,7 @@ def graphs_of(folder: Path, precision: str) -> list[Graph]:
         ModelFolderError: one is missing.
     """
     spec, side = read_spec(folder), Preprocessing.from_folder(folder).size
-    encoder, files = graph_of(spec, precision), read_manifest(folder)["files"]
+    encoder, files = graph_of(folder, precision), read_manifest(folder)["files"]
     pair = {f"features_{which}": (spec.features,) for which in "ab"}
     wanted: list[tuple[Path, str, dict[str, tuple[int, ...]]]]
     wanted = [(encoder, precision, {"images": (side, side, 3)})]

@@ -19,7 +19,7 @@ FILES = {
     "config.json": '{"v": VERSION}',
     "model.safetensors": "weightsVERSION",
     "augself/model.safetensors": "headsVERSION",
-    "onnx/model.onnx": "graphVERSION",
+    "onnx/features.onnx": "graphVERSION",
 }
 POLICY = Policy()
 SPEC = Spec("relative", POLICY, heads_for(["crop"], POLICY), features=8)
@@ -264,9 +264,9 @@ def test_a_change_is_exchanged_and_leaves_nothing_beside(folder, exchange):
 
 def test_a_file_taken_away_in_a_change_is_gone(folder, exchange):
     with model_folder.changed_folder(folder) as stage:
-        (stage / "onnx/model.onnx").unlink()
+        (stage / "onnx/features.onnx").unlink()
         model_folder.write_manifest(stage)
-    assert not (model_folder.verify(folder) / "onnx/model.onnx").exists()
+    assert not (model_folder.verify(folder) / "onnx/features.onnx").exists()
 
 
 def test_of_a_link_the_folder_it_leads_to_is_changed(folder, tmp_path, exchange):

@@ -266,7 +266,7 @@ def test_somebody_else_s_commit_in_between_is_not_undone(local_hub, model_folder
 
 def test_an_unchanged_model_is_pushed_with_its_graphs_and_results(local_hub, model_folder):
     AugSelfModel.from_pretrained(model_folder).push_to_hub(NAME)
-    assert {"onnx/model.onnx", "evaluation.json"} < set(local_hub.files(NAME))
+    assert {"onnx/features.onnx", "evaluation.json"} < set(local_hub.files(NAME))
 
 
 @pytest.mark.parametrize("part", ["encoder", "heads", "spec"])

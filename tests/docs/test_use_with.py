@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,22 +10,29 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
+from javascript import node_modules
+from PIL import Image
+
+from augself_hub import Encoder, export
+from augself_hub.preprocess import Preprocessing, load
 
 PAGE = Path(__file__).parents[2] / "docs/use-with.md"
 PARTS = re.split(r"^## (.*)$", PAGE.read_text(), flags=re.M)
 FIRST = re.findall(r"```python\n(.*?)```", PARTS[0], re.DOTALL)[0]
 BLOCKS = {
-    name: re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    name: re.findall(r"```(?:python|js)\n(.*?)```", text, re.DOTALL)[0]
     for name, text in zip(PARTS[1::2], PARTS[2::2], strict=True)
 }
 NEAREST = ("usearch", "FAISS", "LanceDB")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, photo_folder) -> Path:
+def place(tmp_path_factory, photo_folder, tiny_model) -> Path:
     folder = tmp_path_factory.mktemp("use")
     (folder / "PHOTOS").symlink_to(photo_folder)
+    (folder / "MODEL").symlink_to(tiny_model)
     shutil.copy(sorted(photo_folder.rglob("*.jpg"))[0], folder / "query.jpg")
     return folder
 
@@ -36,7 +44,7 @@ def printed(block: str, place: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("name", [n for n in BLOCKS if not n.startswith("Clients")])
+@pytest.mark.parametrize("name", [n for n in BLOCKS if not n.startswith(("Clients", "transf"))])
 def test_a_block_runs(name, place, photo_folder):
     for package in re.findall(r"^(?:import|from) (\w+)", BLOCKS[name], re.M):
         if find_spec(package) is None:
@@ -47,5 +55,28 @@ def test_a_block_runs(name, place, photo_folder):
         assert re.findall(r"'(.*?)'", said)[0] == first and said.count("'") == 6
     elif name == "scikit-learn":
         assert said.strip() == first.split("/")[0]
+    elif name == "sentence-transformers":
+        assert said == "(1, 128)\n"
+    elif name.startswith("TensorBoard"):
+        rows = (place / "projector/00000/default/tensors.tsv").read_text().splitlines()
+        names = (place / "projector/00000/default/metadata.tsv").read_text().splitlines()
+        assert len(rows) == len(names) == 40 and first in names
     else:
         assert "even" in said and "20" in said
+
+
+def test_the_block_of_transformers_js_runs(place, tiny_model):
+    """In Node; a photograph that needs no resizing gives our features."""
+    (place / "node_modules").symlink_to(node_modules())
+    (place / "MODEL").unlink()
+    export(shutil.copytree(tiny_model, place / "MODEL"), format="transformers.js")
+    side = Preprocessing.from_folder(tiny_model).size
+    Image.fromarray(load(place / "query.jpg", side)).save(place / "query.jpg", quality=95)
+    block = BLOCKS["transformers.js"] + "console.log(JSON.stringify([...features.data]));"
+    (place / "block.mjs").write_text(block)
+    done = subprocess.run(["node", "block.mjs"], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    width, values = done.stdout.splitlines()
+    expected = Encoder(tiny_model).features([place / "query.jpg"])[0]
+    assert int(width) == len(expected)
+    np.testing.assert_allclose(json.loads(values), expected, atol=2e-2 * np.abs(expected).max())

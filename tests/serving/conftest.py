@@ -308,5 +308,5 @@ def encoded() -> Callable[..., bytes]:
 @pytest.fixture(scope="session")
 def expected(tiny_model: Path) -> Callable[[np.ndarray], np.ndarray]:
     """One image -> its features, by ONNX Runtime alone."""
-    session = onnxruntime.InferenceSession(str(tiny_model / "onnx/model.onnx"))
+    session = onnxruntime.InferenceSession(str(tiny_model / "onnx/features.onnx"))
     return lambda array: session.run(None, {"images": array[None]})[0][0]

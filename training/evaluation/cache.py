@@ -53,7 +53,7 @@ class Model:
         folder = hub.resolve(name)
         files = read_model(folder)["files"]
         spec = read_spec(folder)
-        graph = graph_of(spec).as_posix()
+        graph = graph_of(folder).as_posix()
         if graph not in files:
             raise ModelFolderError(
                 f"{folder} has no {graph}, which features are extracted with: "

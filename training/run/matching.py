@@ -26,7 +26,7 @@ from augself_hub.images import AS_FOUND, Options
 from augself_hub.modeling.maps import find_map
 from augself_hub.modeling.matcher import Matcher
 from augself_hub.modeling.model import AugSelfModel
-from augself_hub.precision import GRAPHS, GRAPHS_WITH_MAPS, QUANTIZED
+from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
@@ -190,7 +190,7 @@ def save_matcher(
 
 def _new_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
     """The graphs anew, where there were any: the encoder's must give maps now."""
-    names = dict.fromkeys((*GRAPHS.values(), *GRAPHS_WITH_MAPS.values()))  # fp32 is bf16's, too
+    names = dict.fromkeys(graph_of(folder, p) for p in PRECISIONS)  # fp32 is bf16's, too
     there = [path for path in names if (folder / path).is_file()]
     for path in there:
         (folder / path).unlink()

@@ -3,6 +3,7 @@
 This project cannot be imported here: the folders must need nothing of it (contract C1).
 """
 
+import importlib.util
 import json
 import sys
 
@@ -42,6 +43,15 @@ def pipelined(folder, image):
     return np.asarray(pipe(image)).reshape(-1).tolist()
 
 
+def sentence_transformer(folder, image):
+    """None where it is not installed."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return None
+    from sentence_transformers import SentenceTransformer
+
+    return np.asarray(SentenceTransformer(folder, device="cpu").encode(image)).tolist()
+
+
 def report(folder, image):
     return {
         "AutoModel": keys(AutoModel, folder),
@@ -49,6 +59,7 @@ def report(folder, image):
         "Backbone": backbone(folder),
         **{backend: features(folder, image, backend) for backend in BACKENDS},
         "pipeline": pipelined(folder, image),
+        "SentenceTransformer": sentence_transformer(folder, image),
     }
 
 

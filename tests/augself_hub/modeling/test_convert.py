@@ -306,4 +306,4 @@ def test_the_guide_runs_as_it_is_written(tmp_path, monkeypatch, augself, local_h
             assert run.status == 0, (line, run.err)
     assert variables["features"].shape == (1, 512)
     assert set(variables["difference"]) == {"crop", "color"}
-    assert "onnx/model.onnx" in local_hub.files("your-name/simsiam-stl10")
+    assert "onnx/features.onnx" in local_hub.files("your-name/simsiam-stl10")

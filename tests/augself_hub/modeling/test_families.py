@@ -7,6 +7,8 @@ The stock ways run in one process in which this project cannot be imported.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from javascript import node_modules
+from PIL import Image
 from safetensors import safe_open
 from transformers import (
     AutoModel,
@@ -29,9 +33,9 @@ from transformers import (
 from augself_hub import AugSelfModel, preprocess
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.errors import UsageError
-from augself_hub.folder import ENCODER_GRAPH
+from augself_hub.folder import FEATURES_GRAPH, read_manifest
 from augself_hub.modeling.encoders import ENCODERS, build_encoder
-from augself_hub.modeling.export import write_graphs
+from augself_hub.modeling.export import export_folder, write_graphs
 from augself_hub.modeling.model import AugSelfHeads
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
@@ -72,6 +76,7 @@ SLOW_GRAPHS = (
     "DINOv2, continued",
     "stock ViT, continued",
 )
+GRAPHS = ("ONNX", "transformers.js")
 
 
 @torch.no_grad()
@@ -161,6 +166,8 @@ def own_features(folder, photo):
 
 def same_features(way):
     def check(report, encoder, folder, photo):
+        if report[way] is None:
+            pytest.skip("pip install sentence-transformers")
         assert cosine(own_features(folder, photo), np.array(report[way])) > 0.9999
         return "yes"
 
@@ -203,11 +210,45 @@ def augself_model(report, encoder, folder, photo):
     return "yes"
 
 
+def exported_folder(folder):
+    """A copy with all graphs, made once."""
+    copy = folder.with_name("exported")
+    if not copy.is_dir():
+        export_folder(shutil.copytree(folder, copy), stock=True)
+    return copy
+
+
 def onnx(report, encoder, folder, photo):
-    (folder.parent / "graphs").mkdir(exist_ok=True)
-    parity = write_graphs(AugSelfModel.from_pretrained(folder), folder.parent / "graphs")
-    assert 0 < parity["features"] < 1e-4 and (folder.parent / "graphs" / ENCODER_GRAPH).is_file()
+    copy = exported_folder(folder)
+    assert 0 < read_manifest(copy)["parity"]["features"] < 1e-4
+    assert (copy / FEATURES_GRAPH).is_file()
     return "yes"
+
+
+@torch.no_grad()
+def transformers_js(report, encoder, folder, photo_of_any_size):
+    """The same pixels within 1e-4; of a photograph of the right size the whole pipeline."""
+    copy, side = exported_folder(folder), Preprocessing.from_folder(folder).size
+    photo, x = folder.with_name("photo.png"), images(size=side)
+    Image.fromarray(preprocess.load(photo_of_any_size, side)).save(photo)
+    report = asked_in_node(copy, photo, x)
+    expected = AugSelfModel.from_pretrained(copy)(x).features.numpy()
+    pooled = np.array(report["pooled"]).reshape(expected.shape)
+    np.testing.assert_allclose(pooled, expected, atol=1e-4, rtol=1e-4)
+    assert cosine(own_features(folder, photo), np.array(report["pipeline"])) > 0.9999
+    return "yes"
+
+
+def asked_in_node(folder, photo, x):
+    """What stock_ways.cjs says of a folder."""
+    environment = {**os.environ, "NODE_PATH": str(node_modules())}
+    pixels = folder / "pixels"
+    pixels.write_bytes(x.numpy().tobytes())
+    command = ["node", STOCK.with_suffix(".cjs"), folder, photo, pixels, str(x.shape[-1])]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    pixels.unlink()
+    assert run.returncode == 0, run.stderr
+    return json.loads(run.stdout.splitlines()[-1])
 
 
 @torch.no_grad()
@@ -236,10 +277,12 @@ WAYS = {
     "processor, torchvision": same_features("torchvision"),
     "processor, PIL": same_features("pil"),
     "pipeline": same_features("pipeline"),
+    "SentenceTransformer": same_features("SentenceTransformer"),
     "classification": classification,
     "Backbone": backbone,
     "AugSelfModel": augself_model,
     "ONNX": onnx,
+    "transformers.js": transformers_js,
     "torch.export": exported,
     "torch.compile": compiled,
 }
@@ -268,7 +311,7 @@ def test_the_table_has_every_family_and_every_way():
 
 
 CELLS = [
-    pytest.param(family, way, marks=[pytest.mark.slow] * (way == "ONNX" and family in SLOW_GRAPHS))
+    pytest.param(family, way, marks=[pytest.mark.slow] * (way in GRAPHS and family in SLOW_GRAPHS))
     for family in FAMILIES
     for way in WAYS
 ]
@@ -309,7 +352,7 @@ def test_a_model_without_heads_has_one_graph(models, tmp_path):
     encoder, _ = models["ResNet, basic blocks"]
     model = model_of(encoder, kinds=())
     assert list(write_graphs(model, tmp_path)) == ["features"]
-    assert [p.name for p in (tmp_path / "onnx").iterdir()] == [ENCODER_GRAPH.name]
+    assert [p.name for p in (tmp_path / "onnx").iterdir()] == [FEATURES_GRAPH.name]
 
 
 @torch.no_grad()

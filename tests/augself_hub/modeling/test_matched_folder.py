@@ -19,6 +19,7 @@ from augself_hub.augmentations.spec import Dimension, Head, MatcherSpec, Policy,
 from augself_hub.errors import AugSelfError, ModelFolderError
 from augself_hub.folder import (
     CONFIG,
+    FEATURES_GRAPH,
     HEADS,
     MATCHER,
     MATCHER_GRAPH,
@@ -29,7 +30,7 @@ from augself_hub.folder import (
 )
 from augself_hub.modeling import export, quantize
 from augself_hub.modeling.maps import find_map
-from augself_hub.precision import GRAPHS, GRAPHS_WITH_MAPS, graph_of
+from augself_hub.precision import GRAPHS
 
 
 @pytest.fixture
@@ -52,9 +53,9 @@ def files(folder):
 
 def test_the_folder_holds_it_and_its_manifest_vouches_for_it(matched_model, tiny_model):
     assert verify(matched_model) == matched_model
-    new = {"augself/matcher.safetensors", "onnx/features.onnx", "onnx/matcher.onnx"}
+    new = {"augself/matcher.safetensors", "onnx/matcher.onnx"}
     assert files(matched_model) - files(tiny_model) == new
-    assert files(tiny_model) - files(matched_model) == {"onnx/model.onnx"}
+    assert files(tiny_model) < files(matched_model)
     assert new < set(read_manifest(matched_model)["files"])
 
 
@@ -230,25 +231,21 @@ def test_a_matcher_graph_that_differs_is_refused(folder, monkeypatch):
     assert files(folder) == before and verify(folder) == folder
 
 
-def test_graphs_of_the_other_kind_go(folder, tiny_model):
-    """A folder whose matcher was taken out, and one that got one after it was exported."""
-    spec = read_spec(folder)
+def test_the_graphs_of_a_matcher_that_was_taken_out_go(folder, tiny_model):
     (folder / MATCHER).unlink()
     changed(folder, lambda config: config.update(matcher=None))
     export.export_folder(folder)
-    assert (folder / graph_of(read_spec(folder))).name == "model.onnx"
-    assert not any((folder / graph).exists() for graph in GRAPHS_WITH_MAPS.values())
-    assert not (folder / MATCHER_GRAPH).exists()
-    assert verify(folder) == folder and graph_of(spec, "int8").name == "features_int8.onnx"
+    assert verify(folder) == folder and not (folder / MATCHER_GRAPH).exists()
+    before = (tiny_model / FEATURES_GRAPH).read_bytes()
+    assert (folder / FEATURES_GRAPH).read_bytes() == before
 
 
 def test_int8_passes_the_gates_of_maps_and_matcher(folder, photo_folder, monkeypatch):
     measured = quantize.quantize_folder(folder, "int8", photo_folder)
-    assert verify(folder) == folder and (folder / GRAPHS_WITH_MAPS["int8"]).is_file()
-    assert not (folder / GRAPHS["int8"]).exists()
-    before = (folder / GRAPHS_WITH_MAPS["int8"]).read_bytes()
+    assert verify(folder) == folder and (folder / GRAPHS["int8"]).is_file()
+    before = (folder / GRAPHS["int8"]).read_bytes()
     export.export_folder(folder)  # of the same weights: it stays
-    assert (folder / GRAPHS_WITH_MAPS["int8"]).read_bytes() == before
+    assert (folder / GRAPHS["int8"]).read_bytes() == before
     assert 0.97 < measured["maps_cosine"] <= 1.0
     assert set(measured["matcher"]) == {"crop", "flip", "match"}
     assert all(0 < change < 0.1 for change in measured["matcher"].values())

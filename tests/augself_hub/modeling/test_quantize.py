@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
-from augself_hub.folder import ENCODER_GRAPH, MANIFEST, read_manifest, verify, write_manifest
+from augself_hub.folder import FEATURES_GRAPH, MANIFEST, read_manifest, verify, write_manifest
 from augself_hub.modeling import gates, quantize
 from augself_hub.modeling.commands import export as export_command
 from augself_hub.precision import GRAPHS
@@ -42,14 +42,14 @@ def features(path, images):
 def test_the_quantised_graph_is_a_drop_in(quantized, photographs, precision):
     images = np.stack([preprocess(Image.open(p).convert("RGB"), 32) for p in photographs])
     expected, found = (
-        features(quantized / graph, images) for graph in (ENCODER_GRAPH, GRAPHS[precision])
+        features(quantized / graph, images) for graph in (FEATURES_GRAPH, GRAPHS[precision])
     )
     assert found.dtype == np.float32 and not np.array_equal(found, expected)
     cosines = (found * expected).sum(1)
     cosines /= np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.97
     assert verify(quantized) == quantized
-    size, fp32_size = ((quantized / g).stat().st_size for g in (GRAPHS[precision], ENCODER_GRAPH))
+    size, fp32_size = ((quantized / g).stat().st_size for g in (GRAPHS[precision], FEATURES_GRAPH))
     assert size < 0.6 * fp32_size
 
 
@@ -68,7 +68,7 @@ def test_the_manifest_records_what_was_measured(quantized, tiny_model):
     parity = read_manifest(quantized)["parity"]
     assert parity["features"] == read_manifest(tiny_model)["parity"]["features"]
     int8, fp16 = parity["int8"], parity["fp16"]
-    assert int8["source"] == read_manifest(quantized)["files"][ENCODER_GRAPH.as_posix()]
+    assert int8["source"] == read_manifest(quantized)["files"][FEATURES_GRAPH.as_posix()]
     assert 0.97 < int8["cosine_worst"] <= int8["cosine_mean"] <= 1.001
     assert list(int8["heads"]) == ["crop", "color", "flip"]
     assert (int8["calibration_images"], int8["held_out_images"]) == (13, 27)
@@ -160,7 +160,7 @@ def test_a_broken_photograph_is_named(folder, photo_folder, tmp_path):
 
 
 def test_a_folder_without_the_fp32_graph_says_how_to_make_it(folder, photo_folder):
-    (folder / ENCODER_GRAPH).unlink()
+    (folder / FEATURES_GRAPH).unlink()
     write_manifest(folder)
     with pytest.raises(ModelFolderError, match=r"no onnx/model\.onnx: augself export --model"):
         quantize.quantize_folder(folder, "int8", photo_folder)

@@ -12,7 +12,7 @@ import pytest
 from google.protobuf import text_format
 
 from augself_hub.cli import main
-from augself_hub.folder import ENCODER_GRAPH, HEADS_GRAPH, read_manifest, read_spec, write_manifest
+from augself_hub.folder import FEATURES_GRAPH, HEADS_GRAPH, read_manifest, read_spec, write_manifest
 from augself_hub.modeling import triton
 from augself_hub.precision import GRAPHS
 
@@ -96,7 +96,7 @@ def test_what_is_not_in_the_schema_is_seen(schema):
 
 
 def test_the_graphs_are_the_folders_own(repository, tiny_model):
-    for name, graph in (("tiny", ENCODER_GRAPH), ("tiny_heads", HEADS_GRAPH)):
+    for name, graph in (("tiny", FEATURES_GRAPH), ("tiny_heads", HEADS_GRAPH)):
         copy = repository / name / "1/model.onnx"
         assert copy.read_bytes() == (tiny_model / graph).read_bytes()
 
@@ -105,7 +105,7 @@ def test_the_graphs_are_the_folders_own(repository, tiny_model):
 def quantized(tiny_model, tmp_path):
     """A folder that has an int8 graph: here the fp32 one under its name."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    shutil.copy(folder / ENCODER_GRAPH, folder / GRAPHS["int8"])
+    shutil.copy(folder / FEATURES_GRAPH, folder / GRAPHS["int8"])
     write_manifest(folder, read_manifest(folder)["parity"])
     return folder
 

@@ -137,7 +137,7 @@ def test_models_health_and_documentation(client, tiny_model):
     listed = client.get("/v1/models").json()
     (model,) = listed["data"]
     assert (listed["object"], model["id"], model["object"]) == ("list", "tiny", "model")
-    assert model["sha256"] == manifest["files"]["onnx/model.onnx"]
+    assert model["sha256"] == manifest["files"]["onnx/features.onnx"]
     assert model["units"]["color"]["hue"] == "turns" and model["limits"]["items"] == 8
     for old, new in (("slots", "max_concurrent_requests"), ("waiting_images", "max_queue_size")):
         assert model["limits"][old] == model["limits"][new] > 0

@@ -289,7 +289,7 @@ def test_a_lazy_model_is_ready_and_one_that_cannot_be_loaded_is_not(
     with httpx.Client(base_url=server.url, timeout=20) as client:
         ready = client.get("/v2/models/copy/ready")
         assert ready.json() == {"name": "copy", "ready": True}
-        (copy / "onnx/model.onnx").write_bytes(b"no graph")
+        (copy / "onnx/features.onnx").write_bytes(b"no graph")
         request = {"inputs": [images_json(pixels(1)[None])]}
         lost = client.post("/v2/models/copy/infer", json=request)
         assert sentence(lost) == (503, "the model cannot be loaded: try again later")

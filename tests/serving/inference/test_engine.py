@@ -58,11 +58,11 @@ def test_differences_are_in_physical_units(engine, tiny_model, pixels):
 
 def test_it_is_named_after_its_folder(engine, tiny_model):
     assert engine.name == "tiny"
-    assert engine.sha256 == read_manifest(tiny_model)["files"]["onnx/model.onnx"]
+    assert engine.sha256 == read_manifest(tiny_model)["files"]["onnx/features.onnx"]
     assert engine.provider == "CPUExecutionProvider"
 
 
-@pytest.mark.parametrize("graph", ["model.onnx", "heads.onnx"])
+@pytest.mark.parametrize("graph", ["features.onnx", "heads.onnx"])
 def test_a_folder_without_graphs_says_how_to_make_them(tiny_model, tmp_path, graph):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")
     (folder / "onnx" / graph).unlink()
@@ -114,20 +114,20 @@ def test_a_model_without_heads_gives_features_and_no_differences(tiny_model, tmp
 def test_the_precision_chooses_the_graph(tiny_model, tmp_path, pixels):
     """The int8 graph's own correctness is tests/augself_hub/modeling/test_quantize.py's."""
     folder = shutil.copytree(tiny_model, tmp_path / "model")
-    graph = onnx.load(folder / "onnx/model.onnx")
+    graph = onnx.load(folder / "onnx/features.onnx")
     graph.graph.initializer[0].raw_data = bytes(len(graph.graph.initializer[0].raw_data))
-    onnx.save(graph, folder / "onnx/model_int8.onnx")
+    onnx.save(graph, folder / "onnx/features_int8.onnx")
     write_manifest(folder)
     engines = [load(str(folder), "auto", 1, precision) for precision in ("fp32", "int8")]
     assert [e.precision for e in engines] == ["fp32", "int8"]
     files = read_manifest(folder)["files"]
-    assert engines[1].sha256 == files["onnx/model_int8.onnx"] != engines[0].sha256
+    assert engines[1].sha256 == files["onnx/features_int8.onnx"] != engines[0].sha256
     a, b = (engine.features([pixels(0)]) for engine in engines)
     assert not np.allclose(a, b)
 
 
 def test_a_folder_without_the_quantised_graph_says_how_to_make_it(tiny_model):
-    mend = f"no onnx/model_int8.onnx: augself export --model {tiny_model} --quantize int8"
+    mend = f"no onnx/features_int8.onnx: augself export --model {tiny_model} --quantize int8"
     with pytest.raises(ModelFolderError, match=mend):
         load(str(tiny_model), precision="int8")
 
@@ -161,7 +161,7 @@ def test_the_commands_take_a_precision(tiny_model, photographs):
 def with_external_data(tiny_model, folder, location="model.data"):
     """The tiny model, its encoder's weights in a file of their own, said to be at `location`."""
     shutil.copytree(tiny_model, folder)
-    path = folder / "onnx/model.onnx"
+    path = folder / "onnx/features.onnx"
     graph = onnx.load(path)
     path.unlink()
     onnx.save(graph, path, save_as_external_data=True, location="model.data")
@@ -201,7 +201,7 @@ def test_external_data_out_of_the_folder_is_refused(tiny_model, tmp_path, way):
     shutil.move(folder / "onnx/model.data", outside)
     if way == "link":
         (folder / "onnx/model.data").symlink_to(outside)
-    with pytest.raises(ModelFolderError, match=r"model\.onnx cannot be loaded: .+"):
+    with pytest.raises(ModelFolderError, match=r"features\.onnx cannot be loaded: .+"):
         Engine(folder, "cpu", 1)
     if way == "link":
         with pytest.raises(ModelFolderError, match="is a link out of the folder"):

@@ -146,7 +146,7 @@ def spoilt(tiny_model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("way", GRAPHS)
 def test_a_hostile_graph_is_one_line_in_time(spoilt, way):
     graph, expected = GRAPHS[way]
-    (spoilt / "onnx/model.onnx").write_bytes(graph.SerializeToString())
+    (spoilt / "onnx/features.onnx").write_bytes(graph.SerializeToString())
     write_manifest(spoilt)
     started = time.monotonic()
     with pytest.raises(ModelFolderError, match=expected) as caught:
@@ -157,7 +157,7 @@ def test_a_hostile_graph_is_one_line_in_time(spoilt, way):
 
 def test_a_graph_of_this_making_is_served_where_nothing_is_wrong_with_it(spoilt):
     graph = encoder(node("Identity", "e"))
-    (spoilt / "onnx/model.onnx").write_bytes(graph.SerializeToString())
+    (spoilt / "onnx/features.onnx").write_bytes(graph.SerializeToString())
     write_manifest(spoilt)
     images = np.full((5, 32, 32, 3), 9, np.uint8)
     np.testing.assert_array_equal(
@@ -172,7 +172,7 @@ def test_what_is_not_finite_for_some_images_only_is_never_answered(spoilt):
         node("Reciprocal", "d"),
         constants=[constant("c", np.array(77, np.float32))],
     )
-    (spoilt / "onnx/model.onnx").write_bytes(graph.SerializeToString())
+    (spoilt / "onnx/features.onnx").write_bytes(graph.SerializeToString())
     write_manifest(spoilt)
     engine = load(str(spoilt), "cpu", 1)
     assert engine.features([np.full((32, 32, 3), 78, np.uint8)]).tolist() == [[1.0] * 128]

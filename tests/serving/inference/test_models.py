@@ -92,7 +92,7 @@ def test_a_storm_over_two_models_with_room_for_one(ask, sources, room_for_one, p
     limits = Limits(max_concurrent_requests=200)
     app = create_app(sources, Settings(limits, lazy=True, memory_limit=room_for_one))
     sessions = {
-        s.name: onnxruntime.InferenceSession(str(s.folder / "onnx/model.onnx")) for s in sources
+        s.name: onnxruntime.InferenceSession(str(s.folder / "onnx/features.onnx")) for s in sources
     }
 
     async def one(client, number: int) -> str:
@@ -197,7 +197,7 @@ def test_a_model_that_cannot_be_loaded_is_503_and_tried_again(
 ):
     folder = shutil.copytree(other_tiny_model, tmp_path / "other")
     app = create_app([sources[0], Source("other", folder, "cpu", 1)], Settings(lazy=True))
-    graph = folder / "onnx/model.onnx"
+    graph = folder / "onnx/features.onnx"
 
     async def scenario(client):
         whole = graph.read_bytes()

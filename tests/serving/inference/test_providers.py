@@ -204,7 +204,7 @@ def test_what_fails_at_the_first_run_is_a_refusal(tiny_model, gpu, monkeypatch, 
 def test_a_precision_that_does_not_fit_the_device_is_refused(tiny_model, tmp_path, gpu):
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     for precision in ("int8", "fp16"):
-        shutil.copy(folder / "onnx/model.onnx", folder / f"onnx/model_{precision}.onnx")
+        shutil.copy(folder / "onnx/features.onnx", folder / f"onnx/features_{precision}.onnx")
     write_manifest(folder)
     with pytest.raises(UsageError, match="int8 is for the CPU"):
         load(str(folder), "cuda", 1, "int8")

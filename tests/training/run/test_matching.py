@@ -174,7 +174,7 @@ def test_a_folder_is_given_one_and_keeps_the_rest(
     for path in (ENCODER, HEADS):
         assert (folder / path).read_bytes() == (tiny_model / path).read_bytes()
     # without the exporter the old graph, which gives no maps, must not stay
-    assert not (folder / "onnx/model.onnx").exists()
+    assert not (folder / "onnx/features.onnx").exists()
     assert results_of(folder)["flip mirrored accuracy"]["pairs"] == 40
 
 

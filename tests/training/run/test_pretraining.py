@@ -71,7 +71,8 @@ def test_a_run_ends_with_a_complete_model_folder(run):
     expected = {
         "config.json", "model.safetensors", "preprocessor_config.json", "evaluation.json",
         "training_log.json", "curves.png", "README.md", "augself/config.json",
-        "augself/model.safetensors", "augself/manifest.json", "onnx/model.onnx", "onnx/heads.onnx",
+        "augself/model.safetensors", "augself/manifest.json", "onnx/features.onnx",
+        "onnx/heads.onnx",
     }  # fmt: skip
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == expected
 
