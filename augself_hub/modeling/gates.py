@@ -33,7 +33,6 @@ ROUNDS = 15
 
 def measured(folder: Path, precision: str, images: Photographs) -> dict[str, Any]:
     """What the manifest records of one quantised graph."""
-    spec = read_spec(folder)
     source = folder / graph_of(folder)
     fp32, quantized = (_session(path) for path in (source, folder / graph_of(folder, precision)))
     pixels, labels = images.pixels(images.held_out), images.labels()

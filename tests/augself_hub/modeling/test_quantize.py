@@ -162,7 +162,7 @@ def test_a_broken_photograph_is_named(folder, photo_folder, tmp_path):
 def test_a_folder_without_the_fp32_graph_says_how_to_make_it(folder, photo_folder):
     (folder / FEATURES_GRAPH).unlink()
     write_manifest(folder)
-    with pytest.raises(ModelFolderError, match=r"no onnx/model\.onnx: augself export --model"):
+    with pytest.raises(ModelFolderError, match=r"no onnx/features\.onnx: augself export --model"):
         quantize.quantize_folder(folder, "int8", photo_folder)
 
 
