@@ -11,37 +11,23 @@ _OWN = Path("/proc/self/cgroup")
 
 
 def usable_cores(cgroups: Path = _CGROUPS, own: Path = _OWN) -> int:
-    """At least 1. A container that may use 2 of 64 cores gets 2: threads beyond it only wait."""
-    return max(1, math.floor(min([_affinity(), *_quotas(cgroups, own)])))
+    """At least 1. A container that may use 2 of 64 cores gets 2: threads beyond it only wait.
 
-
-def _affinity() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _quotas(cgroups: Path, own: Path) -> list[float]:
-    """The cores allowed by this process's group and by every group above it, both versions."""
-    found = []
-    for root, path in _groups(cgroups, own):
-        for folder in (root / path, *(root / parent for parent in path.parents)):
+    Of its own cgroup and of every one above it the quota counts, in both versions of cgroups.
+    """
+    affinity = hasattr(os, "sched_getaffinity")
+    allowed: list[float] = [len(os.sched_getaffinity(0)) if affinity else os.cpu_count() or 1]
+    for line in own.read_text().splitlines() if own.is_file() else []:
+        _, controllers, path = line.split(":", 2)  # number:controllers:/path
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root, group = cgroups / "cpu" if controllers else cgroups, Path(path.lstrip("/"))
+        for folder in (root / group, *(root / parent for parent in group.parents)):
             v1 = _numbers(folder / "cpu.cfs_quota_us") + _numbers(folder / "cpu.cfs_period_us")
             for numbers in (_numbers(folder / "cpu.max"), v1):
                 if len(numbers) == 2 and numbers[0] > 0:
-                    found.append(numbers[0] / numbers[1])
-    return found
-
-
-def _groups(cgroups: Path, own: Path) -> list[tuple[Path, Path]]:
-    """Lines `number:controllers:/path` -> (where the hierarchy is mounted, the path below it)."""
-    lines = own.read_text().splitlines() if own.is_file() else []
-    fields = [line.split(":", 2) for line in lines]
-    return [
-        (cgroups / "cpu" if controllers else cgroups, Path(path.lstrip("/")))
-        for _, controllers, path in fields
-        if controllers == "" or "cpu" in controllers.split(",")
-    ]
+                    allowed.append(numbers[0] / numbers[1])
+    return max(1, math.floor(min(allowed)))
 
 
 def _numbers(path: Path) -> list[float]:

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,8 +67,13 @@ def verify(folder: Path) -> Path:
             would run code.
     """
     named = read_manifest(folder)["files"]
+    places = [folder.resolve()]
+    for place in places[0].parents[:3]:  # of a subfolder, too
+        if place.name == "snapshots":  # of the Hub's cache, which keeps the files in its blobs
+            places += [place.parent / "blobs", place.parents[1] / "blobs"]
+            break
     for path in files_of(folder):
-        _refuse_foreign(folder, path, named)
+        _refuse_foreign(folder, path, named, places)
     for path, sha256 in named.items():
         if not _is_name(path):
             raise ModelFolderError(
@@ -101,14 +106,17 @@ def files_of(folder: Path) -> list[str]:
     return sorted(p.as_posix() for p in paths if not any(part[0] == "." for part in p.parts))
 
 
-def _refuse_foreign(folder: Path, path: str, named: Collection[str]) -> None:
+def _refuse_foreign(
+    folder: Path, path: str, named: Collection[str], places: Sequence[Path]
+) -> None:
+    """A pickle, a link out of the places where files may be, or what no manifest names."""
     if Path(path).suffix.lower() in PICKLES:
         raise ModelFolderError(
             f"{folder / path} may be a pickle, and loading one runs what is in it: "
             "convert it to safetensors and remove it"
         )
     real = os.path.realpath(folder / path)
-    if not any(Path(real).is_relative_to(place) for place in _places(folder)):
+    if not any(Path(real).is_relative_to(place) for place in places):
         raise ModelFolderError(f"{folder / path} is a link out of the folder, to {real}")
     if not Path(real).is_file():
         raise ModelFolderError(
@@ -119,15 +127,6 @@ def _refuse_foreign(folder: Path, path: str, named: Collection[str]) -> None:
             f"{folder / path} is not in {MANIFEST}, and would be read as a part of the model: "
             "remove it from the folder"
         )
-
-
-def _places(folder: Path) -> list[Path]:
-    """Where a folder's files may be: in it or, of a snapshot in the Hub's cache, in its blobs."""
-    folder = folder.resolve()
-    for place in folder.parents[:3]:  # of a subfolder, too
-        if place.name == "snapshots":
-            return [folder, place.parent / "blobs", place.parents[1] / "blobs"]
-    return [folder]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -247,7 +246,11 @@ def card_is_edited(folder: Path) -> bool:
 
 def versions() -> dict[str, str]:
     """The installed versions of the libraries that decide what a model answers."""
-    return {name: version for name in _LIBRARIES if (version := _version(name))}
+    found = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 @contextlib.contextmanager
@@ -309,20 +312,14 @@ def _set_aside(folder: Path) -> Path:
 
 def _exchange(stage: Path, folder: Path) -> None:
     """Exchange two folders atomically where the system can (renameat2), else by two renames."""
-    if _exchanged_in_one_step(stage, folder):
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    places = (_AT_FDCWD, os.fsencode(stage), _AT_FDCWD, os.fsencode(folder))
+    if renameat2 is not None and renameat2(*places, _RENAME_EXCHANGE) == 0:
         return
     shutil.rmtree(_set_aside(folder), ignore_errors=True)  # of an exchange killed at its end
     folder.rename(_set_aside(folder))
     stage.rename(folder)
     shutil.rmtree(_set_aside(folder))
-
-
-def _exchanged_in_one_step(stage: Path, folder: Path) -> bool:
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    arguments = (_AT_FDCWD, os.fsencode(stage), _AT_FDCWD, os.fsencode(folder), _RENAME_EXCHANGE)
-    return renameat2 is not None and renameat2(*arguments) == 0
 
 
 def file_sha256(path: Path) -> str:
@@ -333,10 +330,3 @@ def file_sha256(path: Path) -> str:
 
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino")
 _LIBRARIES = ("augself-hub", "torch", "transformers", *_RUNTIMES, "onnx")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -471,12 +471,14 @@ def _plain_errors(name: str) -> Iterator[None]:
 
 
 def _advice(name: str, error: Exception) -> str:
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
     status = _status(error)
     if status in _BUSY:
         return f"{name}: the Hub is busy ({status}): try again later"
     if status is not None:
         return _ADVICE.get(status, "{}: the Hub answered {}").format(name, status)
-    if _offline(error):
+    if isinstance(error.__cause__ or error, OfflineModeIsEnabled | LocalEntryNotFoundError):
         return f"{name}: not in the cache, and the Hub may not be asked (HF_HUB_OFFLINE)"
     return f"{name}: the Hub cannot be reached: check the connection and HF_ENDPOINT"
 
@@ -495,10 +497,3 @@ def _status(error: Exception) -> int | None:
     """The HTTP status behind an error, if there is one."""
     response = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     return None if response is None else int(response.status_code)
-
-
-def _offline(error: Exception) -> bool:
-    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    cause = error.__cause__ or error
-    return isinstance(cause, OfflineModeIsEnabled | LocalEntryNotFoundError)

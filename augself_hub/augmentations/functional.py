@@ -32,7 +32,10 @@ def augment(views: Array, parameters: Parameters, policy: Policy) -> Array:
         policy: tells the width of the blur kernel.
     """
     xp = array_namespace(views)
-    p = {name: _cast(xp, value, views) for name, value in parameters.items()}
+    p = {  # flags and counts stay as they are
+        name: xp.astype(value, views.dtype) if xp.isdtype(value.dtype, "real floating") else value
+        for name, value in parameters.items()
+    }
     views = xp.asarray(views, copy=True)
     _change(views, p["flip"], mirror)
     _jitter(views, p["color"], p["order"], policy)
@@ -41,13 +44,6 @@ def augment(views: Array, parameters: Parameters, policy: Policy) -> Array:
     _change(views, p["blur"] > 0, partial(gaussian_blur, kernel=policy.blur_kernel), p["blur"])
     _rotate(views, p["rot"])
     return views
-
-
-def _cast(xp: Any, values: Array, views: Array) -> Array:
-    """Real parameters take the views' type; flags and counts stay as they are."""
-    if xp.isdtype(values.dtype, "real floating"):
-        return xp.astype(values, views.dtype)
-    return values
 
 
 def _change(views: Array, wanted: Array, function: Any, *amounts: Array) -> None:

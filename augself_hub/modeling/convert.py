@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, ResNetConfig
 
 from augself_hub import card
@@ -86,7 +86,8 @@ def model_from_checkpoint(checkpoint: Path, pretrain_data: str) -> AugSelfModel:
             hidden=_hidden(heads),
             provenance=_provenance(checkpoint, official, pretrain_data),
         )
-        filled = _filled(_on_meta(lambda: AugSelfHeads(spec)), _joined(heads))
+        named = {f"{kind}.{n}": v for kind, state in heads.items() for n, v in state.items()}
+        filled = _filled(_on_meta(lambda: AugSelfHeads(spec)), named)
     except CheckpointError as error:
         raise CheckpointError(f"{checkpoint} cannot be converted: {error}") from error
     return AugSelfModel(encoder, filled, spec, preprocessing).eval()
@@ -118,7 +119,23 @@ def torchvision_state(encoder: PreTrainedModel) -> State:
     Raises:
         CheckpointError: an encoder that torchvision has no network for.
     """
-    _refuse_unlike_torchvision(encoder.config)
+    config: PretrainedConfig = encoder.config
+    if config.model_type != "resnet":
+        raise CheckpointError(f"only a ResNet can be converted, this is a {config.model_type}")
+    wide = 4 if config.layer_type == "bottleneck" else 1
+    expected = {  # torchvision and timm build only these: the stock stem, widths and strides
+        "num_channels": 3,
+        "embedding_size": 64,
+        "hidden_sizes": [wide * width for width in (64, 128, 256, 512)],
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    }
+    for name, value in expected.items():
+        if (actual := getattr(config, name)) != value:
+            raise CheckpointError(
+                f"torchvision and timm have no ResNet whose {name} is {actual}, only {value}"
+            )
     return {
         torchvision_name(name): (value.float() if value.is_floating_point() else value).cpu()
         for name, value in encoder.state_dict().items()
@@ -198,26 +215,6 @@ def _shape(state: State, name: str) -> tuple[int, ...]:
     return tuple(state[name].shape)
 
 
-def _refuse_unlike_torchvision(config: PretrainedConfig) -> None:
-    """torchvision and timm build only these: the stock stem, widths and strides."""
-    if config.model_type != "resnet":
-        raise CheckpointError(f"only a ResNet can be converted, this is a {config.model_type}")
-    wide = 4 if config.layer_type == "bottleneck" else 1
-    expected = {
-        "num_channels": 3,
-        "embedding_size": 64,
-        "hidden_sizes": [wide * width for width in (64, 128, 256, 512)],
-        "hidden_act": "relu",
-        "downsample_in_first_stage": False,
-        "downsample_in_bottleneck": False,
-    }
-    for name, value in expected.items():
-        if (actual := getattr(config, name)) != value:
-            raise CheckpointError(
-                f"torchvision and timm have no ResNet whose {name} is {actual}, only {value}"
-            )
-
-
 def _heads_in(content: dict[str, Any], checkpoint: Path) -> dict[str, State]:
     heads = content.get("ss_predictor", {})
     if not isinstance(heads, dict):
@@ -236,10 +233,6 @@ def _hidden(heads: dict[str, State]) -> int:
     return Spec.hidden
 
 
-def _joined(heads: dict[str, State]) -> State:
-    return {f"{kind}.{name}": v for kind, state in heads.items() for name, v in state.items()}
-
-
 def _on_meta(build: Callable[[], nn.Module]) -> Any:
     """A network of shapes without memory."""
     with torch.device("meta"):
@@ -252,29 +245,24 @@ def _filled(network: Any, state: State, rename: Callable[[str], str] = str) -> A
     Args:
         rename: the network's name of a weight -> its name in `state`.
     """
-    left = dict(state)
-    weights = {
-        name: _fitting(left.pop(rename(name), None), rename(name), like)
-        for name, like in network.state_dict().items()
-    }
+    left, weights = dict(state), {}
+    for name, like in network.state_dict().items():
+        theirs = rename(name)
+        value = left.pop(theirs, None)
+        if value is None and theirs.endswith(_BATCHES_SEEN):
+            value = torch.zeros_like(like, device="cpu")  # not counted before PyTorch 0.4.1
+        if value is None:
+            raise CheckpointError(f"the weight {theirs} is missing")
+        if value.shape != like.shape:
+            raise CheckpointError(f"{theirs} is {tuple(value.shape)}, expected {tuple(like.shape)}")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(f"the weight {theirs} is not finite (NaN or infinity)")
+        weights[name] = value.to(like.dtype, copy=True).contiguous()  # holds on to no file
     if left:
         name = next(iter(left))
         raise CheckpointError(f"{name!r} has no place in the network its shapes describe")
     network.load_state_dict(weights, assign=True)
     return network
-
-
-def _fitting(value: Tensor | None, name: str, like: Tensor) -> Tensor:
-    """A copy of a weight, in the type of the network's, that holds on to no file."""
-    if value is None and name.endswith(_BATCHES_SEEN):
-        return torch.zeros_like(like, device="cpu")  # not counted before PyTorch 0.4.1
-    if value is None:
-        raise CheckpointError(f"the weight {name} is missing")
-    if value.shape != like.shape:
-        raise CheckpointError(f"{name} is {tuple(value.shape)}, expected {tuple(like.shape)}")
-    if value.is_floating_point() and not value.isfinite().all():
-        raise CheckpointError(f"the weight {name} is not finite (NaN or infinity)")
-    return value.to(like.dtype, copy=True).contiguous()
 
 
 def _provenance(checkpoint: Path, official: bool, pretrain_data: str) -> dict[str, Any]:

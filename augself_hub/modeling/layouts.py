@@ -46,7 +46,8 @@ def resnet_of(content: dict[str, Any], path: Path) -> State:
         raise CheckpointError(f"{path} cannot be converted: {error}") from None
     inside = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
     if numbered:
-        inside = {_by_name(name): value for name, value in inside.items()}
+        parts = ((name.partition("."), value) for name, value in inside.items())
+        inside = {_NUMBERED.get(n, n) + dot + rest: value for (n, dot, rest), value in parts}
     encoder = {name: value for name, value in inside.items() if not _HEADS.match(name)}
     out = {n.split(".")[0] for n in state if not n.startswith(prefix)}
     out |= {name.split(".")[0] for name in inside if _HEADS.match(name)}
@@ -79,8 +80,3 @@ def _chosen(state: State) -> tuple[str, bool]:
         )
     prefix = trained[0] if trained else next(iter(found))
     return prefix, found[prefix]
-
-
-def _by_name(name: str) -> str:
-    number, dot, rest = name.partition(".")
-    return _NUMBERED.get(number, number) + dot + rest

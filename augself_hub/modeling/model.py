@@ -30,7 +30,7 @@ from augself_hub import hub
 from augself_hub.answer import Difference
 from augself_hub.atomic import write_json
 from augself_hub.augmentations.matching import Prediction, prediction_of
-from augself_hub.augmentations.spec import Head, MatcherSpec, Spec, heads_for
+from augself_hub.augmentations.spec import MatcherSpec, Spec, heads_for
 from augself_hub.differences import Answered
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import (
@@ -369,7 +369,7 @@ class AugSelfModel(nn.Module):
         with torch.device("meta"):  # whatever widths augself/config.json claims
             heads = AugSelfHeads(spec)
         if spec.heads:
-            _load_heads(heads, folder / HEADS)
+            _load_weights(heads, folder / HEADS)
         matcher = None if spec.matcher is None else _load_matcher(spec.matcher, folder)
         encoder = open_network(folder, dtype, strict=True)
         loaded = cls(encoder, heads, spec, Preprocessing.from_folder(folder), matcher)
@@ -409,24 +409,21 @@ class AugSelfModel(nn.Module):
             HubError: the Hub did not take it.
         """
         with tempfile.TemporaryDirectory() as parent:
-            folder = self._publishable(Path(parent) / "model")
+            folder = Path(parent) / "model"
+            self.save_pretrained(folder)
+            if self.folder is not None and _same_model(folder, self.folder):
+                folder = self.folder
+            elif self.folder is not None:
+                log.warning(
+                    "%s has changed: published without onnx/ and evaluation.json", self.folder
+                )
+                for name in (TRAINING_LOG, CURVES):
+                    if (self.folder / name).is_file():
+                        shutil.copyfile(self.folder / name, folder / name)
+                write_manifest(folder)
             return hub.push(
                 folder, repo_id, private=private, token=token, commit_message=commit_message
             )
-
-    def _publishable(self, folder: Path) -> Path:
-        """The folder this model came from if it is that model still; else `folder`, written."""
-        self.save_pretrained(folder)
-        if self.folder is None:
-            return folder
-        if _same_model(folder, self.folder):
-            return self.folder
-        log.warning("%s has changed: published without onnx/ and evaluation.json", self.folder)
-        for name in (TRAINING_LOG, CURVES):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
-        write_manifest(folder)
-        return folder
 
     def write_files(self, folder: Path) -> None:
         """The files of encoder, processor and heads, without the manifest that must come last.
@@ -469,10 +466,10 @@ def _spec_of_what_is_there(folder: Path) -> Spec:
     return spec if (folder / MATCHER).is_file() else dataclasses.replace(spec, matcher=None)
 
 
-def _load_heads(heads: AugSelfHeads, path: Path) -> None:
+def _load_weights(network: nn.Module, path: Path) -> None:
     try:
-        heads.load_state_dict(load_file(path), assign=True)
-        refuse_not_finite(heads, str(path))
+        network.load_state_dict(load_file(path), assign=True)
+        refuse_not_finite(network, str(path))
     except ModelFolderError:
         raise
     except Exception as error:  # safetensors raises its own type, torch a RuntimeError
@@ -490,16 +487,7 @@ def _load_matcher(spec: MatcherSpec, folder: Path) -> Matcher:
         ) from error
     with torch.device("meta"):  # whatever sizes augself/config.json claims
         matcher = Matcher(shape, tuple(d.std for d in spec.heads["crop"].dimensions))
-    path = folder / MATCHER
-    try:
-        matcher.load_state_dict(load_file(path), assign=True)
-        refuse_not_finite(matcher, str(path))
-    except ModelFolderError:
-        raise
-    except Exception as error:  # as above
-        raise ModelFolderError(
-            f"{path} does not fit augself/config.json: {_line(error)}"
-        ) from error
+    _load_weights(matcher, folder / MATCHER)
     return matcher
 
 
@@ -514,15 +502,12 @@ def described(matcher: Matcher, level: int, spec: Spec) -> MatcherSpec:
     shape = dataclasses.asdict(matcher.shape)
     kinds = ["crop", *["flip"] * shape["flips"], *["rot"] * shape["turns"]]
     heads = heads_for(kinds, spec.policy, spec.convention)
-    heads["crop"] = _unmeasured(spec.heads["crop"])
-    return MatcherSpec(level, shape, heads)
-
-
-def _unmeasured(head: Head) -> Head:
     names = ("standard_error", "learned", "score", "confidence_interval", "baseline")
     unknown: dict[str, Any] = dict.fromkeys(names)
-    dimensions = (dataclasses.replace(d, **unknown) for d in head.dimensions)
-    return dataclasses.replace(head, dimensions=tuple(dimensions))
+    crop = spec.heads["crop"]
+    dimensions = tuple(dataclasses.replace(d, **unknown) for d in crop.dimensions)
+    heads["crop"] = dataclasses.replace(crop, dimensions=dimensions)
+    return MatcherSpec(level, shape, heads)
 
 
 def _line(error: Exception) -> str:

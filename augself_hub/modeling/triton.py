@@ -90,7 +90,9 @@ def write_repository(model: str, destination: Path, precision: str = "fp32") -> 
     folder = hub.resolve(model)
     if destination.resolve().is_relative_to(folder.resolve()):
         raise UsageError(f"{destination} lies in the model folder: write the repository elsewhere")
-    name = _name(model)
+    # A folder's name; of a Hub id the last part, without its revision.
+    own = Path(model).is_dir()
+    name = Path(model).resolve().name if own else model.partition("@")[0].rpartition("/")[2]
     spec = read_spec(folder)
     graphs = [(name, folder / graph_of(folder, precision), KINDS[precision])]
     if spec.heads:
@@ -99,14 +101,13 @@ def write_repository(model: str, destination: Path, precision: str = "fp32") -> 
         graphs.append((name + MATCHER, folder / MATCHER_GRAPH, KINDS["fp32"]))
     for called, graph, _ in graphs:
         _refuse(destination / called, folder, graph, precision)
-    return [_write(destination / called, graph, kind) for called, graph, kind in graphs]
-
-
-def _name(model: str) -> str:
-    """A folder's name; of a Hub id the last part, without its revision."""
-    if Path(model).is_dir():
-        return Path(model).resolve().name
-    return model.partition("@")[0].rpartition("/")[2]
+    for called, graph, kind in graphs:
+        inputs, outputs = _tensors(graph)
+        with new_folder(destination / called) as stage:
+            (stage / "1").mkdir()
+            shutil.copyfile(graph, stage / "1/model.onnx")
+            (stage / "config.pbtxt").write_text(_config(called, inputs, outputs, kind))
+    return [destination / called for called, *_ in graphs]
 
 
 def _refuse(place: Path, folder: Path, graph: Path, precision: str) -> None:
@@ -118,15 +119,6 @@ def _refuse(place: Path, folder: Path, graph: Path, precision: str) -> None:
             f"{folder} has no {graph.relative_to(folder).as_posix()}: "
             f"augself export --model {folder}{option}"
         )
-
-
-def _write(place: Path, graph: Path, kind: str) -> Path:
-    inputs, outputs = _tensors(graph)
-    with new_folder(place) as stage:
-        (stage / "1").mkdir()
-        shutil.copyfile(graph, stage / "1/model.onnx")
-        (stage / "config.pbtxt").write_text(_config(place.name, inputs, outputs, kind))
-    return place
 
 
 def _tensors(graph: Path) -> tuple[list[_Tensor], list[_Tensor]]:

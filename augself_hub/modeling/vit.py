@@ -45,8 +45,12 @@ def as_dinov2(vit: PreTrainedModel) -> Dinov2Model:
         UsageError: a ViT whose hidden layers Dinov2 has no configuration for.
     """
     network = Dinov2Model(_config(vit.config))
-    state = {_renamed(name): value for name, value in vit.state_dict().items()}
-    weights = {name: value for name, value in state.items() if not name.startswith("pooler.")}
+    weights = {}
+    for name, value in vit.state_dict().items():
+        if not name.startswith("pooler."):
+            for pattern, replacement in _RENAMED.items():
+                name = re.sub(pattern, replacement, name)
+            weights[name] = value
     scales = {n: torch.ones_like(v) for n, v in network.state_dict().items() if "layer_scale" in n}
     network.load_state_dict(weights | scales)
     network.train(vit.training)
@@ -62,9 +66,3 @@ def _config(vit: PretrainedConfig) -> Dinov2Config:
         )
     same = {name: getattr(vit, name) for name in _SAME_FIELDS}
     return Dinov2Config(**same, mlp_ratio=ratio, layerscale_value=1.0, use_mask_token=False)
-
-
-def _renamed(name: str) -> str:
-    for pattern, replacement in _RENAMED.items():
-        name = re.sub(pattern, replacement, name)
-    return name

@@ -247,7 +247,7 @@ def test_a_failed_change_leaves_the_old_folder(folder, error):
 @pytest.fixture(params=["one step", "two renames"])
 def exchange(request, monkeypatch):
     if request.param == "two renames":
-        monkeypatch.setattr(model_folder, "_exchanged_in_one_step", lambda stage, folder: False)
+        monkeypatch.setattr(model_folder.ctypes, "CDLL", lambda name: None)
     elif sys.platform != "linux":
         pytest.skip("renameat2 is Linux's")
 
@@ -304,7 +304,7 @@ WRITER = """
         fill(stage, "2")
         {inside}
 """
-TWO_RENAMES = "model_folder._exchanged_in_one_step = lambda *_: False; "
+TWO_RENAMES = "model_folder.ctypes.CDLL = lambda name: None; "
 MOMENTS = {
     "while building": ("", "killed()", "1"),
     "before the exchange": ("model_folder._exchange = killed", "", "1"),
@@ -337,7 +337,7 @@ def run_and_be_killed(manager, folder, setup, inside):
 def test_killed_while_changing_the_old_folder_is_whole_or_the_new(folder, moment, monkeypatch):
     setup, inside, expected = MOMENTS[moment]
     if TWO_RENAMES in setup:
-        monkeypatch.setattr(model_folder, "_exchanged_in_one_step", lambda *_: False)
+        monkeypatch.setattr(model_folder.ctypes, "CDLL", lambda name: None)
     run_and_be_killed("changed_folder", folder, setup, inside)
     assert version(hub.resolve(folder)) == expected
     with model_folder.changed_folder(
