@@ -109,10 +109,6 @@ def _settings(command: Command, without: Collection[str] = (), **defaults: Any) 
     return command
 
 
-def _settings_of_heads(command: Command) -> Command:
-    return _settings(command, FIXED, **HEADS)
-
-
 _RESUME = grouped("Run")(
     "--resume", is_flag=True, help="Continue from the newest valid checkpoint, or begin."
 )
@@ -139,7 +135,7 @@ def pretrain(recipe: str | None, resume: bool, **options: Any) -> None:
 
 @click.command("fit-heads", cls=GroupedCommand)
 @click.argument("encoder")
-@_settings_of_heads
+@lambda command: _settings(command, FIXED, **HEADS)
 @_RESUME
 def fit_heads(resume: bool, **options: Any) -> None:
     """Train AugSelf heads on a frozen ENCODER (a folder or Hub id); ends with a model folder."""

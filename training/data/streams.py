@@ -22,6 +22,7 @@ other views. What an epoch leaves out, others bring: the shards are dealt anew.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections import deque
@@ -254,19 +255,15 @@ class StreamViews(Views):
 
     def read(self, key: tuple[int, tuple[int, int]]) -> Read:
         epoch, (number, position) = key
-        lane = self._lane(epoch, number, position)
+        lane = self._lanes.get(number)
+        if lane is None or lane.epoch != epoch or lane.first > position:
+            # What is asked for lies before it: its beginning is read again.
+            lane = self._lanes[number] = Lane(self.images, self.seed, epoch, number)
         turn, asked = next(lane.since(position))
         image, label, skipped = _first_readable(lane.since(position))
         skipped += lane.damaged
         lane.damaged.clear()
         return Read(image, label, (epoch + (turn << 32), key_of(asked.name)), skipped)
-
-    def _lane(self, epoch: int, number: int, position: int) -> Lane:
-        """The lane where it is, or from its beginning, if that is behind what is asked for."""
-        lane = self._lanes.get(number)
-        if lane is None or lane.epoch != epoch or lane.first > position:
-            lane = self._lanes[number] = Lane(self.images, self.seed, epoch, number)
-        return lane
 
     def sampler(self, seed: int, batch: int, share: int) -> LaneSampler:
         return LaneSampler(len(self), batch, share, self.images.lanes)
@@ -302,7 +299,7 @@ def held_out_images(stream: Stream, most: int) -> Images:
 
     At most an epoch of images is read for it.
     """
-    some = filter(is_held_out, itertools.islice(_in_order(stream), len(stream)))
+    some = filter(is_held_out, itertools.islice(_all_samples(stream), len(stream)))
     return _listed(stream, list(itertools.islice(some, most)))
 
 
@@ -317,25 +314,20 @@ def labelled_images(stream: Stream, most: int) -> Images:
 
 def first_images(stream: Stream, most: int) -> Images:
     """The first so many that the stream trains on, in the shards' order, undecoded in memory."""
-    some = itertools.islice(filter(stream.trains_on, _in_order(stream)), most)
+    some = itertools.islice(filter(stream.trains_on, _all_samples(stream)), most)
     return _listed(stream, list(some))
 
 
-def _in_order(stream: Stream) -> Iterator[Sample]:
-    return itertools.chain.from_iterable(_whole(shard) for shard in stream.shards)
+def _all_samples(stream: Stream) -> Iterator[Sample]:
+    for shard in stream.shards:
+        with contextlib.suppress(ShardError):  # training will name it
+            yield from samples_of(shard)
 
 
 def _listed(stream: Stream, samples: list[Sample]) -> Images:
     names, labels = [s.name for s in samples], [s.label for s in samples]
     keys, read = [key_of(name) for name in names], _Bytes([s.data for s in samples])
     return Images(names, labels, stream.classes, read, keys, inventory=stream.inventory)
-
-
-def _whole(shard: Shard) -> Iterator[Sample]:
-    try:
-        yield from samples_of(shard)
-    except ShardError:  # training will name it
-        return
 
 
 @dataclass(frozen=True)

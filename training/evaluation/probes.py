@@ -7,6 +7,7 @@ on a fifth of the training images, never on views of images it was fitted on.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,11 +56,8 @@ class Views:
         refuse_not_finite(np.where(self.mask, self.targets, 0), f"{self.name} targets")
 
     def at(self, rows: np.ndarray) -> Views:
-        features, targets, mask, images = (a[rows] for a in self._arrays())
-        return Views(features, targets, mask, images, self.name)
-
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return self.features, self.targets, self.mask, self.images
+        features, targets = self.features[rows], self.targets[rows]
+        return Views(features, targets, self.mask[rows], self.images[rows], self.name)
 
     def seen(self, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Features (M, D) and targets (M, n) of the rows that can show these n dimensions.
@@ -156,12 +154,11 @@ def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:
     held = np.isin(train.images, np.random.default_rng(0).permutation(images)[::HELD])
     mean, std = train.features.mean(axis=0), train.features.std(axis=0)
     scale = np.where(std > 0, std, 1)
-    train, test = (_standardised(views, mean, scale) for views in (train, test))
+    train, test = (
+        dataclasses.replace(views, features=(views.features - mean) / scale)
+        for views in (train, test)
+    )
     return train.at(~held), train.at(held), train, test
-
-
-def _standardised(views: Views, mean: np.ndarray, scale: np.ndarray) -> Views:
-    return Views((views.features - mean) / scale, *views._arrays()[1:], views.name)
 
 
 def _regressions(

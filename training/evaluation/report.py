@@ -104,8 +104,19 @@ def difference_chart(differences: Sequence[Difference], stem: Path) -> None:
     names = [f"{d.task}\n{d.name}" for d in shown]
     values.set_yticks(range(len(shown)), names, fontsize=8)
     for row, d in enumerate(shown):
-        _value_row(values, row, d)
-        _change_row(change, row, d)
+        a, b = sum(d.without) / len(d.without), sum(d.with_) / len(d.with_)
+        values.plot([a, b], [row, row], color="#bbbbbb", linewidth=2, zorder=1)
+        values.scatter([a], [row], color=WITHOUT, zorder=2)
+        values.scatter([b], [row], color=WITH, zorder=3)
+        bounds = d.over_seeds or d.over_images
+        if bounds is not None:
+            change.plot(bounds, [row, row], color=WITH, linewidth=2)
+        change.scatter([d.difference], [row], color=WITH, zorder=3)
+        for method, (without, with_) in d.published.items():
+            change.scatter(
+                [with_ - without], [row - 0.22], marker=METHODS[method], facecolors="none",
+                edgecolors=PAPER, zorder=2,
+            )  # fmt: skip
     values.set(xlabel="%", title="without and with AugSelf", ylim=(-0.7, len(shown) - 0.3))
     change.set(xlabel="points", title="difference, 95% interval")
     change.axvline(0, color="black", linewidth=0.8)
@@ -116,25 +127,6 @@ def difference_chart(differences: Sequence[Difference], stem: Path) -> None:
         axes.tick_params(axis="y", length=0)
     _legend(figure, any(d.published for d in shown))
     _save(figure, stem)
-
-
-def _value_row(axes: Axes, row: int, d: Difference) -> None:
-    a, b = sum(d.without) / len(d.without), sum(d.with_) / len(d.with_)
-    axes.plot([a, b], [row, row], color="#bbbbbb", linewidth=2, zorder=1)
-    axes.scatter([a], [row], color=WITHOUT, zorder=2)
-    axes.scatter([b], [row], color=WITH, zorder=3)
-
-
-def _change_row(axes: Axes, row: int, d: Difference) -> None:
-    bounds = d.over_seeds or d.over_images
-    if bounds is not None:
-        axes.plot(bounds, [row, row], color=WITH, linewidth=2)
-    axes.scatter([d.difference], [row], color=WITH, zorder=3)
-    for method, (without, with_) in d.published.items():
-        axes.scatter(
-            [with_ - without], [row - 0.22], marker=METHODS[method], facecolors="none",
-            edgecolors=PAPER, zorder=2,
-        )  # fmt: skip
 
 
 def _legend(figure: Figure, with_paper: bool) -> None:

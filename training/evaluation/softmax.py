@@ -106,7 +106,10 @@ class SoftmaxRegression:
         own[-1] = 1  # theta of the features as they are is `own` times that of the scaled ones
         before = theta = zero if start is None else balanced(self.axes.T @ (start / own))
         for strength in sorted(map(float, strengths), reverse=True):
-            if self.x.dtype == torch.float32 and self._too_rough(strength):
+            # Where float32's rounding of p alone puts more than a quarter into the certificate.
+            rounding = torch.finfo(torch.float32).eps ** 2 * float(self.spread.sum())
+            too_rough = rounding > strength * TOLERANCE * len(self.x)
+            if self.x.dtype == torch.float32 and too_rough:
                 self.x = self._turned(torch.float64)
             point, gap = self._solve(2 * theta - before, strength)
             before, theta = theta, point.theta.double()
@@ -115,17 +118,8 @@ class SoftmaxRegression:
                 strength, own * (self.axes @ theta), value / len(self.x), gap / len(self.x)
             )
 
-    def _too_rough(self, w: float) -> bool:
-        """Whether float32's rounding of p alone puts more than a quarter into the certificate."""
-        rounding = torch.finfo(torch.float32).eps ** 2 * float(self.spread.sum())  # |gradient|^2
-        return rounding > w * TOLERANCE * len(self.x)
-
     def _value(self, loss: float, theta: Tensor, w: float) -> float:
         return loss + w * dot(theta, theta)
-
-    def _allowed(self, value: float) -> float:
-        """The excess over the optimum that is accepted where f_w is `value`."""
-        return min(TOLERANCE * len(self.x), max(0.01 * value, FINEST * len(self.x)))
 
     def _solve(self, theta: Tensor, w: float) -> tuple[Point, float]:
         theta = theta.to(self.x.dtype)
@@ -135,7 +129,8 @@ class SoftmaxRegression:
                 break
             theta, gradient = point.theta, point.gradient + 2 * w * point.theta
             gap = dot(gradient, gradient) / (4 * w)
-            allowed = self._allowed(self._value(point.loss, theta, w))
+            value, n = self._value(point.loss, theta, w), len(self.x)
+            allowed = min(TOLERANCE * n, max(0.01 * value, FINEST * n))
             if gap <= allowed:
                 return point, gap
             point = self._step(point, gradient, w, allowed)
@@ -177,43 +172,40 @@ class SoftmaxRegression:
             theta = point.theta + length * direction
             logits = torch.add(point.logits, change, alpha=length)
             loss, p = self._softmax(logits)
-            at = self._slope(p, change) + 2 * w * dot(theta, direction)
+            rise = dot(p, change) - float(change.gather(1, self.targets).sum(dtype=torch.float64))
+            at = rise + 2 * w * dot(theta, direction)  # the slope there
             fell = self._value(loss, theta, w) <= value + rounding
             if fell and abs(at) <= enough:
                 return self._point(theta, logits)
             low, high = (length, high) if fell and at < 0 else (low, length)
-            bend = self._bend(p, change) + 2 * w * dot(direction, direction)
-            length = inside(length - at / max(bend, 1e-30), low, high)
+            mean = (p * change).sum(dim=1)
+            curvature = (
+                dot(p * change, change) - dot(mean, mean) + 2 * w * dot(direction, direction)
+            )
+            length = inside(length - at / max(curvature, 1e-30), low, high)
         return None
-
-    def _slope(self, p: Tensor, change: Tensor) -> float:
-        return dot(p, change) - float(change.gather(1, self.targets).sum(dtype=torch.float64))
-
-    def _bend(self, p: Tensor, change: Tensor) -> float:
-        mean = (p * change).sum(dim=1)
-        return dot(p * change, change) - dot(mean, mean)
 
     def _direction(self, p: Tensor, gradient: Tensor, w: float, allowed: float) -> Tensor:
         """Newton's direction, to a tenth of the gradient or to half of what is allowed."""
-        bends, turn = torch.linalg.eigh(mean_bend(p).double())  # (C,), (C, C)
-        scale, turn = (self.spread * bends.clamp(min=0) + 2 * w).to(p.dtype), turn.to(p.dtype)
+        values, turn = torch.linalg.eigh(mean_curvature(p).double())  # (C,), (C, C)
+        scale, turn = (self.spread * values.clamp(min=0) + 2 * w).to(p.dtype), turn.to(p.dtype)
         enough = max(0.01 * dot(gradient, gradient), 2 * w * allowed)
-        direction, rest = torch.zeros_like(gradient), -gradient
-        along, size = torch.zeros_like(gradient), float("inf")
+        direction, residual = torch.zeros_like(gradient), -gradient
+        conjugate, size = torch.zeros_like(gradient), float("inf")
         for _ in range(PRODUCTS):
-            z = balanced((rest @ turn / scale) @ turn.T)
-            size, before = dot(rest, z), size
-            along = z + (size / before) * along
-            bent = self._bent(p, along) + 2 * w * along
-            share = size / dot(along, bent)
-            direction, rest = direction + share * along, rest - share * bent
-            if dot(rest, rest) <= enough:
+            z = balanced((residual @ turn / scale) @ turn.T)  # preconditioned
+            size, before = dot(residual, z), size
+            conjugate = z + (size / before) * conjugate
+            product = self._hessian_times(conjugate, p) + 2 * w * conjugate
+            step = size / dot(conjugate, product)
+            direction, residual = direction + step * conjugate, residual - step * product
+            if dot(residual, residual) <= enough:
                 break
         return direction
 
-    def _bent(self, p: Tensor, along: Tensor) -> Tensor:
+    def _hessian_times(self, v: Tensor, p: Tensor) -> Tensor:
         """The cross-entropy's Hessian times (r, C)."""
-        change = self.x @ along
+        change = self.x @ v
         change -= (p * change).sum(dim=1, keepdim=True)
         return balanced(self.x.T @ change.mul_(p))
 
@@ -234,7 +226,7 @@ def balanced(theta: Tensor) -> Tensor:
     return theta - theta.mean(dim=1, keepdim=True)
 
 
-def mean_bend(p: Tensor) -> Tensor:
+def mean_curvature(p: Tensor) -> Tensor:
     """The mean of diag(p) - p p^T; its rows add up to 0, which spares 1 - p its rounding."""
     shared = (p.T @ p / len(p)).fill_diagonal_(0)
     return shared.sum(dim=1).diag() - shared

@@ -50,7 +50,13 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
     """
     if not len(images) or not pairs or not model.spec.heads:
         return []
-    y, wa, wb = _predict(model, images, pairs)
+    parts, sides_a, sides_b = [], [], []
+    for views, a, b in drawn_views(model, images, pairs):
+        parts.append(model(views).features.chunk(2))
+        sides_a.append(a)
+        sides_b.append(b)
+    y = [torch.cat(side) for side in zip(*parts, strict=True)]  # of both views, (N, D) each
+    wa, wb = joined(sides_a), joined(sides_b)
     predicted = {kind: value.cpu() for kind, value in model.differences(*y).items()}
     ya, yb = (side.double().cpu() for side in y)
     image = torch.arange(pairs) % len(images)
@@ -63,19 +69,6 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
         gray = wa["gray"].bool(), wb["gray"].bool()
         results += _match(ya, yb, gray, image)
     return results
-
-
-def _predict(
-    model: AugSelfModel, images: ViewsDataset, pairs: int
-) -> tuple[tuple[Tensor, Tensor], Parameters, Parameters]:
-    """Features of both views, (N, D) each, and the views' parameters."""
-    y, wa, wb = [], [], []
-    for views, a, b in drawn_views(model, images, pairs):
-        y.append(model(views).features.chunk(2))
-        wa.append(a)
-        wb.append(b)
-    ya, yb = (torch.cat(side) for side in zip(*y, strict=True))
-    return (ya, yb), joined(wa), joined(wb)
 
 
 def drawn_views(
@@ -150,7 +143,10 @@ def _regression_scores(
         results.append({**result, "rmse": error**0.5})
         visible = t.abs() > VISIBLE
         if (dimension.name, dimension.unit) == ("brightness", "log ratio") and visible.any():
-            results.append(_sign(kind, t[visible], v[visible]))
+            right = float((t[visible].sign() == v[visible].sign()).double().mean())
+            label = f"{kind} brightness sign right beyond {VISIBLE} log ratio"
+            number = int(visible.sum())
+            results.append(_result(kind, "brightness_sign", label, right, 0.5, number))
     return results
 
 
@@ -204,8 +200,16 @@ def _match(ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], image: Tensor) -
 
 
 def calibrate(same: np.ndarray, two: np.ndarray) -> MatchCalibration:
-    """From the cosines (or a matcher's logits) of pairs of one picture and of pairs of two."""
-    slope, intercept = _logistic(same, two)
+    """From the cosines (or a matcher's logits) of pairs of one picture and of pairs of two.
+
+    By logistic regression, where either is as likely beforehand.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    given = np.concatenate([same, two])[:, None]
+    truth = np.repeat([1, 0], [len(same), len(two)])
+    fit = LogisticRegression(C=1e3, class_weight="balanced").fit(given, truth)
+    slope, intercept = float(fit.coef_[0, 0]), float(fit.intercept_[0])
     p_same, p_two = (1 / (1 + np.exp(-(slope * c + intercept))) for c in (same, two))
     threshold = float(np.quantile(p_same, FALSE_ALARM_RATE))
     return MatchCalibration(
@@ -217,23 +221,6 @@ def calibrate(same: np.ndarray, two: np.ndarray) -> MatchCalibration:
         detection_rate=float((p_two < threshold).mean()),
         pairs=len(same),
     )
-
-
-def _logistic(same: np.ndarray, two: np.ndarray) -> tuple[float, float]:
-    """Slope and intercept of the probability of one picture, where either is as likely."""
-    from sklearn.linear_model import LogisticRegression
-
-    given = np.concatenate([same, two])[:, None]
-    truth = np.repeat([1, 0], [len(same), len(two)])
-    fit = LogisticRegression(C=1e3, class_weight="balanced").fit(given, truth)
-    return float(fit.coef_[0, 0]), float(fit.intercept_[0])
-
-
-def _sign(kind: str, t: Tensor, v: Tensor) -> Result:
-    """How often the sign is right, of differences that can be seen at all."""
-    right = float((t.sign() == v.sign()).double().mean())
-    label = f"{kind} brightness sign right beyond {VISIBLE} log ratio"
-    return _result(kind, "brightness_sign", label, right, 0.5, len(t))
 
 
 def _result(kind: str, dimension: str, name: str, value: float, baseline: float, n: int) -> Result:

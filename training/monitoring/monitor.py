@@ -202,33 +202,30 @@ class Alarm:
             Diverged: a head diverged or the encoder collapsed.
         """
         window = max(WINDOW, self._new // 2)
-        if len(self._rows) >= window:
-            self._judge(self._rows[-window:])
+        rows, enough = self._rows[-window:], len(self._rows) >= window
         self._rows, self._new = self._rows[-WINDOW:], 0
-
-    def _judge(self, rows: list[dict[str, Tensor]]) -> None:
+        if not enough:
+            return
         for kind in sorted(self.heads):
-            self._judge_head(kind, _mean(rows, kind))
+            value = _mean(rows, kind)
+            if value > WORSE:
+                raise Diverged(
+                    f"the {kind} head diverged: its error is {value:.3g} where predicting zero has "
+                    f"1; lower --base-lr or the weight of {kind} in --augself"
+                )
+            if value > 1 and kind not in self._warned:
+                self._warned.add(kind)
+                log.warning(
+                    "the %s head has learned nothing yet: error %.3f, predicting zero has 1",
+                    kind,
+                    value,
+                )
         std = _mean(rows, "feature_std")
         if std < COLLAPSED:
             mend = "use another encoder" if self.frozen else "lower --base-lr or use another method"
             raise Diverged(
                 "the encoder collapsed: its features are nearly all the same (feature_std "
                 f"{std:.3f} below {COLLAPSED}); {mend}"
-            )
-
-    def _judge_head(self, kind: str, value: float) -> None:
-        if value > WORSE:
-            raise Diverged(
-                f"the {kind} head diverged: its error is {value:.3g} where predicting zero has 1; "
-                f"lower --base-lr or the weight of {kind} in --augself"
-            )
-        if value > 1 and kind not in self._warned:
-            self._warned.add(kind)
-            log.warning(
-                "the %s head has learned nothing yet: error %.3f, predicting zero has 1",
-                kind,
-                value,
             )
 
 

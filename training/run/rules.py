@@ -55,12 +55,9 @@ class Rule:
         if self.choices:
             return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
         kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-        return kinds[self.type] + self._range()
-
-    def _range(self) -> str:
-        bounded = math.isfinite(self.most)
+        kind, bounded = kinds[self.type], math.isfinite(self.most)
         if self.open:
-            return f" above {self.least:g}" + (f", {self.most:g} at most" if bounded else "")
+            return f"{kind} above {self.least:g}" + (f", {self.most:g} at most" if bounded else "")
         if bounded:
-            return f" from {self.least:g} to {self.most:g}"
-        return f" of {self.least:g} or more" if math.isfinite(self.least) else ""
+            return f"{kind} from {self.least:g} to {self.most:g}"
+        return f"{kind} of {self.least:g} or more" if math.isfinite(self.least) else kind

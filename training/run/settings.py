@@ -265,9 +265,6 @@ class Settings:
             raise UsageError(f"--column {self.column}: give several ROLE=NAME, or none")
         object.__setattr__(self, "column", tuple(self.column))
         Columns.parse(self.column)
-        self._check_together()
-
-    def _check_together(self) -> None:
         if self.warmup_epochs >= self.epochs:
             raise UsageError(
                 f"--warmup-epochs {self.warmup_epochs:g} leaves nothing of --epochs "
@@ -352,27 +349,21 @@ def command_line(settings: Settings) -> str:
         if option.name == "augself":
             words.append(f"{name} {weights_text(value) or chr(39) * 2}")
         elif option.name in PAIRS:
-            words += [f"{PAIRS[option.name]} {_pair(*pair)}" for pair in value.items()]
+            for key, given in value.items():
+                text = ",".join(map(str, given)) if isinstance(given, tuple | list) else str(given)
+                words.append(f"{PAIRS[option.name]} {shlex.quote(f'{key}={text}')}")
         elif option.name == "column":
             words += [f"{name} {shlex.quote(pair)}" for pair in value]
         elif value is True:
             words.append(name)
         elif option.name in ("data", "held_out") and value is not None:
             words.append(f"{name} {source_name(value)}")
-        elif value != defaults[option.name] or _may_be_chosen(option.name):
+        elif value != defaults[option.name] or (
+            # Without it a command could mean another value elsewhere; workers decide nothing.
+            option.name in CHOSEN and option.name != "workers"
+        ):
             words.append(f"{name} {_short(value)}")
     return " ".join(words)
-
-
-def _may_be_chosen(name: str) -> bool:
-    """Whether a command without the option could mean another value elsewhere."""
-    return name in CHOSEN and name != "workers"  # which decides nothing
-
-
-def _pair(name: str, value: Any) -> str:
-    """NAME=VALUE, as one word of a shell."""
-    text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-    return shlex.quote(f"{name}={text}")
 
 
 def source_name(source: str) -> str:
