@@ -20,6 +20,7 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp"),
     *(".png", ".webp", ".gif", ".bmp"),
 )
+DATASET_FILES = ("dataset_dict.json", "state.json")  # of a data set that was saved to disk
 MAX_BYTES = 2**29  # of one image's file; 50 million pixels of 64 bits are 400 MB
 MAX_PATH = 4096  # bytes of a name
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -100,13 +101,13 @@ def stamp(path: Path) -> tuple[int, int] | None:
     return status.st_size, status.st_mtime_ns
 
 
-def file_digest(url: str, *told: Any) -> str:
-    """Of the file's size and time of change (or what its protocol tells), and what was told."""
+def file_digest(url: str, *options: Any) -> str:
+    """Of the file's size and time of change (or what its protocol tells), and of the options."""
     try:
         state = file_system(url).ukey(url) if "://" in url else stamp(Path(url))
     except OSError:  # reading it will say why
         state = None
-    return hashlib.sha256(repr((last_name(url), state, told)).encode()).hexdigest()
+    return hashlib.sha256(repr((last_name(url), state, options)).encode()).hexdigest()
 
 
 def unreachable(url: str, error: Exception) -> AugSelfError | None:

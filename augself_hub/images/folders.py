@@ -57,11 +57,15 @@ def walk(top: Path, tally: Tally) -> tuple[list[str], dict[str, str], list[str]]
             continue
         for entry in found:
             path, suffix = below + entry.name, suffix_of(entry.name)
+            try:
+                is_folder = entry.is_dir()
+            except OSError:  # a link nobody may follow: reading it will say why
+                is_folder = False
             if entry.name.startswith("."):
                 reason = "hidden"
             elif entry.name.casefold() in JUNK:
                 reason = "left there by a system"
-            elif _is_folder(entry):
+            elif is_folder:
                 reason = _descend(entry, path, above, links, waiting)
                 if not reason:
                     continue
@@ -76,13 +80,6 @@ def walk(top: Path, tally: Tally) -> tuple[list[str], dict[str, str], list[str]]
             tally.found += 1
             tally.leave_out(reason, name_of(path)[0])
     return sorted([*names, *problems]), problems, sorted(packed)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link nobody may follow: reading it will say why
-        return False
 
 
 def _descend(
@@ -162,12 +159,12 @@ def folder_source(
         names.append(name)
         if problem := problems.get(path, problem):
             bad[position] = problem
-    column, told = "", dict[str, str]()
+    column, labels_of = "", dict[str, str]()
     if kind != "classes":
-        column, told = metadata_labels(folder, ["", *(words if splits else [])])
+        column, labels_of = metadata_labels(folder, ["", *(words if splits else [])])
     if column:
         notes.append(f"labels are those of {column}; --read-as classes takes the folders' names")
-        written = [told.get(path) for path, _, _ in rows]
+        written = [labels_of.get(path) for path, _, _ in rows]
         rule = Labels.of_values(written)
     else:
         written = [None if name is None else name_of(name)[0] for _, name, _ in rows]

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from augself_hub.errors import AugSelfError, MissingExtra
-from augself_hub.images.files import DAMAGE, one_line
+from augself_hub.images.files import DAMAGE, DATASET_FILES, one_line
 from augself_hub.images.source import Item, ShardError
 from augself_hub.images.tables import READ_ROWS, Rows, TableSource, ends_of, labels_of
 from augself_hub.images.words import Columns, Labels, same_split
 
-DATASET_FILES = ("dataset_dict.json", "state.json")
 OURS = Columns("image", "label")  # what the columns are called once they are chosen
 STREAM_ROWS = 2048  # of a shard of what was saved to disk, where it is read in order
 
@@ -75,8 +74,8 @@ class DatasetShard:
 
     @cached_property
     def digest(self) -> str:
-        told = (self.data._fingerprint, self.rows.split, self.numbers, self.rows.rule.classes)
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        facts = (self.data._fingerprint, self.rows.split, self.numbers, self.rows.rule.classes)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def items(self, left_out: Callable[[str, str], None] | None = None) -> Iterator[Item]:
         split = self.rows.split
@@ -180,7 +179,13 @@ def dataset_source(
         ]
         rule = Labels(names or [], strict=False)
     else:
-        parts = [_split(name, _undecoded(data, chosen), roots) for name, data in found.items()]
+        parts = []
+        for name, data in found.items():
+            data = _undecoded(data, chosen)
+            labels = None
+            if "label" in data.column_names:
+                labels = data.select_columns(["label"]).with_format("arrow")[:]["label"]
+            parts.append(Split(name, data, roots, labels))
         written = [part.labels for part in parts if part.labels is not None]
         rule = labels_of(written, chosen.label or "", location) if names is None else Labels(names)
     rows = Rows(OURS, rule)
@@ -189,13 +194,6 @@ def dataset_source(
 
 def _data_of(parts: Sequence[Split]) -> list[Any]:
     return [part.data for part in parts]
-
-
-def _split(name: str, data: Any, roots: tuple[Path, ...]) -> Split:
-    if "label" not in data.column_names:
-        return Split(name, data, roots)
-    column = data.select_columns(["label"]).with_format("arrow")[:]["label"]
-    return Split(name, data, roots, column)
 
 
 def _load(location: str, split: str | None, streaming: bool = False) -> dict[str, Any]:

@@ -78,13 +78,13 @@ def _count(number: int, word: str) -> str:
 
 
 def _most(counts: Mapping[str, int], examples: Mapping[str, str] | None = None) -> str:
-    told = [
+    parts = [
         f"{shown(name[:LONGEST])} {number}"
         + (f" ({shown(examples[name])})" if examples and name in examples else "")
         for name, number in list(counts.items())[:SHOWN]
     ]
-    more = len(counts) - len(told)
-    return ", ".join([*told, *([f"{more} more"] if more else [])])
+    more = len(counts) - len(parts)
+    return ", ".join([*parts, *([f"{more} more"] if more else [])])
 
 
 class Tally:

@@ -21,7 +21,13 @@ from typing import Any
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.hub import is_hub_id
 from augself_hub.images import folders, listed
-from augself_hub.images.files import SUFFIXES, expanded, file_system, suffix_of
+from augself_hub.images.files import (
+    DATASET_FILES,
+    SUFFIXES,
+    expanded,
+    file_system,
+    suffix_of,
+)
 from augself_hub.images.inventory import Tally
 from augself_hub.images.source import Source
 from augself_hub.images.tars import COMPRESSED, TarSource
@@ -101,7 +107,12 @@ def open_source(
         opened = listed.path_source([str(path) for path in source], f"{len(source)} paths")
     else:
         opened = source
-    _refuse_unread(opened, options)
+    tables = opened.inventory.kind in ("parquet", "dataset")
+    of_columns = tables or str(opened.location).casefold().endswith(CSV)
+    if options.columns != USUAL and not of_columns:
+        raise UsageError(f"--column has no effect: {opened.location} has no columns")
+    if options.image_root is not None and not tables:
+        raise UsageError(f"--image-root has no effect: {opened.location} is no table of paths")
     return opened if options.split is None else opened.chosen(options.split)
 
 
@@ -130,8 +141,12 @@ def _open(text: str, options: Options) -> tuple[Source, Options]:
         return _open(text.removeprefix(STREAM), replace(options, stream=True))
     prefix, colon, place = text.partition(":")
     if colon and not Path(text).exists() and not place.startswith("//"):
-        if prefix == "hf":
-            return _prefixed_data_set(place, options)
+        if prefix == "hf":  # hf:NAME[:SPLIT]
+            name, _, split = (place, "", "") if Path(place).exists() else place.partition(":")
+            if split and options.split not in (None, split):
+                raise UsageError(f"hf:{place} and --split {options.split} contradict each other")
+            options = replace(options, split=split or options.split)
+            return _data_set(name, options), options
         if prefix == "folder":
             return _folder(Path(place), place, options), options
         if prefix == "wds":
@@ -146,15 +161,6 @@ def _open(text: str, options: Options) -> tuple[Source, Options]:
     if not path.exists() and is_hub_id(text) and not _is_pattern(text):
         return _data_set(text, options), options
     return _files(text, _matches(text), options), options
-
-
-def _prefixed_data_set(place: str, options: Options) -> tuple[Source, Options]:
-    """hf:NAME[:SPLIT]."""
-    name, _, split = place.partition(":") if not Path(place).exists() else (place, "", "")
-    if split and options.split not in (None, split):
-        raise UsageError(f"hf:{place} and --split {options.split} contradict each other")
-    options = replace(options, split=split or options.split)
-    return _data_set(name, options), options
 
 
 def _data_set(name: str, options: Options) -> Source:
@@ -175,8 +181,6 @@ def _folder(folder: Path, location: str, options: Options) -> Source:
     """What is in a folder says what it is: images, else tars, else parquet files."""
     if not folder.is_dir():
         raise AugSelfError(f"no folder {folder}: give a folder of images")
-    from augself_hub.images.hugging_face import DATASET_FILES
-
     saved = any((folder / name).is_file() for name in DATASET_FILES)
     if options.kind == "dataset" or (saved and options.kind is None):
         return _data_set(str(folder), options)
@@ -278,12 +282,3 @@ def _refuse_missing(urls: Sequence[str]) -> None:
     local = [url for url in urls if "://" not in url]
     if len(local) == len(urls) and not any(Path(url).exists() for url in local):
         raise AugSelfError(f"{local[0]} does not exist: give a folder, a file, a glob or a Hub id")
-
-
-def _refuse_unread(source: Source, options: Options) -> None:
-    text = str(source.location).casefold()
-    tables = source.inventory.kind in ("parquet", "dataset")
-    if options.columns != USUAL and not (tables or text.endswith(CSV)):
-        raise UsageError(f"--column has no effect: {source.location} has no columns")
-    if options.image_root is not None and not tables:
-        raise UsageError(f"--image-root has no effect: {source.location} is no table of paths")

@@ -135,7 +135,7 @@ def parquet_source(
     Raises:
         AugSelfError: no file can be read, or a column is missing or holds no images.
     """
-    names, told = shard_names(urls), list(notes)
+    names, remarks = shard_names(urls), list(notes)
     named = zip(urls, names, splits_in_names(names), strict=True)
     files = [ParquetFile.open(url, name, split, root) for url, name, split in named]
     first = next((file for file in files if file.groups is not None), None)
@@ -157,7 +157,7 @@ def parquet_source(
                 f"column {found.label} of {location} holds {wrong}: labels are class numbers or "
                 "names, one an image"
             )
-        told.append(f"column {found.label} holds {wrong} and is not read as labels")
+        remarks.append(f"column {found.label} holds {wrong} and is not read as labels")
         found = replace(found, label=None)
     files = [file.with_columns(found) for file in files]
     if found.label in noted and pa.types.is_integer(schema.field(found.label).type):
@@ -167,7 +167,7 @@ def parquet_source(
         rule = labels_of(written, found.label or "", location)
     rows = Rows(found, rule)
     opener = partial(_opened, image=found.image or "")
-    return TableSource(location, "parquet", files, rows, opener, tuple(told))
+    return TableSource(location, "parquet", files, rows, opener, tuple(remarks))
 
 
 def _opened(files: Sequence[ParquetFile], image: str) -> list[Any]:
@@ -203,8 +203,8 @@ class ParquetShard:
 
     @cached_property
     def digest(self) -> str:
-        told = (self.rows.columns, self.rows.rule.classes, self.groups)
-        return file_digest(self.url, *told, *([self.rows.only] if self.rows.only else []))
+        facts = (self.rows.columns, self.rows.rule.classes, self.groups)
+        return file_digest(self.url, *facts, *([self.rows.only] if self.rows.only else []))
 
     def items(self, left_out: Callable[[str, str], None] | None = None) -> Iterator[Item]:
         try:

@@ -72,7 +72,8 @@ class Shard(Protocol):
         """Its items in order.
 
         Args:
-            left_out: told (reason, name) of what is passed over and no inventory knew before.
+            left_out: called with (reason, name) of what is passed over, unless the inventory
+                knew it before.
 
         Raises:
             ShardError: the rest cannot be read. AugSelfError: it cannot be reached just now.

@@ -270,8 +270,8 @@ class TableSource:
 
             none = [number(None)] * size
             labels.extend(none if part.labels is None else values_of(part.labels, number))
-            said = [rows.split_of(None)] * size
-            splits += said if part.splits is None else values_of(part.splits, rows.split_of)
+            same = [rows.split_of(None)] * size
+            splits += same if part.splits is None else values_of(part.splits, rows.split_of)
         return labels, splits
 
     @cached_property

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, NamedTuple, Self
 
 from augself_hub.errors import ImageError, UsageError
@@ -134,7 +134,7 @@ def tar_samples(
     A sample is whole when the next one begins, so damage takes the one before it along.
 
     Args:
-        shard: what its samples' names begin with. left_out: told (reason, name).
+        shard: what its samples' names begin with. left_out: called with (reason, name).
         packed: it can only be read in order. load: whether to read the images' bytes too, in order.
 
     Raises:
@@ -259,7 +259,14 @@ class Scan:
         for number, (url, shard) in enumerate(zip(urls, shards, strict=True)):
             try:
                 for sample in tar_samples(url, shard, self._left_out, packed[number], load=False):
-                    self._add(number, sample)
+                    self.tally.found += 1
+                    if sample.problem:
+                        self.problems[len(self.names)] = sample.problem
+                    self.names.append(sample.name)
+                    self.number.append(number)
+                    self.start.append(sample.start)
+                    self.size.append(sample.size)
+                    self.written.append(sample.label)
             except ShardError as error:
                 self.damaged[shard] = str(error)
         self.rule = Labels.of_values(set(self.written))
@@ -272,16 +279,6 @@ class Scan:
     def _left_out(self, reason: str, name: str) -> None:
         self.tally.found += 1
         self.tally.leave_out(reason, name)
-
-    def _add(self, number: int, sample: Sample) -> None:
-        self.tally.found += 1
-        if sample.problem:
-            self.problems[len(self.names)] = sample.problem
-        self.names.append(sample.name)
-        self.number.append(number)
-        self.start.append(sample.start)
-        self.size.append(sample.size)
-        self.written.append(sample.label)
 
 
 @dataclass(frozen=True)
@@ -342,19 +339,15 @@ class TarSource:
 
     def _has_names(self) -> bool:
         """Whether the first label that is met is a name."""
+        first, packed = self.urls[0], is_packed(self.urls[0])
         try:
-            for number, sample in enumerate(self._first_samples()):
+            samples = tar_samples(first, "", lambda *_: None, packed, load=False)
+            for sample in islice(samples, PEEK + 1):
                 if sample.label is not None:
                     return bool(Labels.of_values([sample.label]).named)
-                if number >= PEEK:
-                    return False
         except ShardError:  # the shard will say so
             return False
         return False
-
-    def _first_samples(self) -> Iterator[Sample]:
-        packed = is_packed(self.urls[0])
-        return tar_samples(self.urls[0], "", lambda *_: None, packed, load=False)
 
     @cached_property
     def inventory(self) -> Inventory:
@@ -446,8 +439,8 @@ class TarShard:
         return None
 
     def items(self, left_out: Callable[[str, str], None] | None = None) -> Iterator[Item]:
-        told = left_out or (lambda *_: None)
-        for sample in tar_samples(self.url, self.name, told, is_packed(self.url), load=True):
+        noted = left_out or (lambda *_: None)
+        for sample in tar_samples(self.url, self.name, noted, is_packed(self.url), load=True):
             problem, label = sample.problem, None
             try:
                 label = self.rule.number(sample.label)

@@ -95,27 +95,22 @@ class AugSelfHeads(nn.ModuleDict):
     """
 
     def __init__(self, spec: Spec) -> None:
-        width, hidden = 2 * spec.features, spec.hidden
-        super().__init__(
-            {kind: _head(width, hidden, head.outputs) for kind, head in spec.heads.items()}
-        )
+        super().__init__()
+        for kind, head in spec.heads.items():
+            self[kind] = nn.Sequential(
+                nn.Linear(2 * spec.features, spec.hidden, bias=False),
+                nn.BatchNorm1d(spec.hidden),
+                nn.ReLU(inplace=True),
+                nn.Linear(spec.hidden, spec.hidden, bias=False),
+                nn.BatchNorm1d(spec.hidden),
+                nn.ReLU(inplace=True),
+                nn.Linear(spec.hidden, head.outputs),
+            )
 
     def forward(self, ya: Tensor, yb: Tensor) -> dict[str, Tensor]:
         """Features of views a and b, (N, D) each -> raw outputs, kind -> (N, outputs)."""
         pair = torch.cat([ya, yb], dim=1)
         return {kind: head(pair) for kind, head in self.items()}
-
-
-def _head(width: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden, outputs),
-    )
 
 
 class AugSelfModel(nn.Module):

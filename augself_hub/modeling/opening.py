@@ -18,7 +18,7 @@ import logging
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,13 +73,19 @@ def open_network(
     files = _weight_files(folder)
     shapes = _shapes(files)
     _refuse_excess(folder / "config.json", config, len(shapes))
-    prefix = _prefix(shapes)
     network: PreTrainedModel
     with tempfile.TemporaryDirectory(prefix="augself-open-") as stage, _quiet():
-        _show(Path(stage), config, files, folder, prefix)
+        _show(Path(stage), config, files, folder, list(shapes))
         try:
             loader, built = _build(Path(stage), config)
-            _refuse_larger(folder, built, shapes)
+            # More weights than there are would take memory for what does not arrive.
+            wanted = sum(v.numel() for v in (*built.parameters(), *built.buffers()))
+            there = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
+            if wanted > there + SPARE:
+                raise ModelFolderError(
+                    f"{folder / 'config.json'} describes {wanted:,} weights, the folder has "
+                    f"{there:,}"
+                )
             network, report = loader.from_pretrained(
                 stage,
                 dtype=dtype,
@@ -205,25 +211,21 @@ def _refuse_excess(path: Path, config: dict[str, Any], weights: int) -> None:
                 )
 
 
-def _prefix(shapes: dict[str, Any]) -> str:
-    """What DistributedDataParallel and torch.compile put before every name."""
-    prefix, names = "", list(shapes)
-    while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in names)), ""):
-        if not names:
-            break
-        prefix += wrapper
-        names = [name.removeprefix(wrapper) for name in names]
-    return prefix
-
-
 def _show(
-    stage: Path, config: dict[str, Any], files: list[Path], folder: Path, prefix: str
+    stage: Path, config: dict[str, Any], files: list[Path], folder: Path, names: list[str]
 ) -> None:
-    """What transformers may see of a folder."""
+    """What transformers may see of a folder: its configuration, and its weights by these names."""
     if isinstance(config.get("model_args"), dict):  # of timm: transformers gives its own as well
         without = {k: v for k, v in config["model_args"].items() if k != "num_classes"}
         config = config | {"model_args": without or None}
     (stage / "config.json").write_text(json.dumps(config))
+    prefix = ""  # what DistributedDataParallel and torch.compile put before every name
+    while wrapper := next(
+        (w for w in WRAPPERS if all(n.startswith(prefix + w) for n in names)), ""
+    ):
+        if not names:
+            break
+        prefix += wrapper
     if prefix:
         log.info("%s: the prefix %s of every weight is taken off", folder, prefix)
         state = {n.removeprefix(prefix): v for path in files for n, v in load_file(path).items()}
@@ -234,29 +236,22 @@ def _show(
 
 
 def _build(stage: Path, config: dict[str, Any]) -> tuple[Any, nn.Module]:
-    """Who loads the network, and the network without memory."""
+    """Who loads the network, and the network without memory; one that takes too long to build is
+    interrupted.
+    """
     tower = _TOWERS.get(str(config.get("model_type")))
-
-    def build() -> nn.Module:
-        with torch.device("meta"):
-            if tower is None:
-                network: nn.Module = AutoModel.from_config(AutoConfig.from_pretrained(stage))
-                return network
-            vision: Any = tower.config_class
-            return tower(vision.from_pretrained(stage))
-
     if tower is not None:
         log.info("of this %s its vision tower is taken", config["model_type"])
-    return tower or AutoModel, _in_time(build, stage / "config.json")
-
-
-def _in_time(build: Callable[[], nn.Module], path: Path) -> nn.Module:
-    """What `build` gives, which is interrupted when it takes too long."""
     outcome: list[nn.Module | BaseException] = []
 
     def work() -> None:
         try:
-            outcome.append(build())
+            with torch.device("meta"):
+                if tower is None:
+                    outcome.append(AutoModel.from_config(AutoConfig.from_pretrained(stage)))
+                else:
+                    vision: Any = tower.config_class
+                    outcome.append(tower(vision.from_pretrained(stage)))
         except BaseException as error:  # for the thread that waits
             outcome.append(error)
 
@@ -267,21 +262,12 @@ def _in_time(build: Callable[[], nn.Module], path: Path) -> nn.Module:
         interrupt = ctypes.py_object(TimeoutError)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), interrupt)
         thread.join(LOAD_SECONDS)
+        path = stage / "config.json"
         raise ModelFolderError(f"{path}: the network takes longer than {LOAD_SECONDS:g} s to build")
     network = outcome[0]
     if isinstance(network, BaseException):
         raise network
-    return network
-
-
-def _refuse_larger(folder: Path, built: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A network of more weights than there are takes memory for what does not arrive."""
-    wanted = sum(v.numel() for v in (*built.parameters(), *built.buffers()))
-    there = sum(int(torch.Size(shape).numel()) for shape in shapes.values())
-    if wanted > there + SPARE:
-        raise ModelFolderError(
-            f"{folder / 'config.json'} describes {wanted:,} weights, the folder has {there:,}"
-        )
+    return tower or AutoModel, network
 
 
 def _refuse_incomplete(

@@ -69,8 +69,13 @@ def evaluate(
     tables = Tables(
         Model.resolve(None if model is None else os.fspath(model)), Path(cache).expanduser(), device
     )
-    if output is None:
-        _refuse_unwritable(tables.model)
+    folder = tables.model.folder.resolve()
+    own = model is not None and Path(model).is_dir()
+    if output is None and not (own and os.access(folder.parent, os.W_OK)):
+        raise UsageError(
+            f"{tables.model.title} is no folder that can be changed: give --output DIR for the "
+            "results"
+        )
     found = measure(tables, plan, plan.open())
     records = [result.record(tables.model.sha256, seed) for result in found]
     if output is None:
@@ -81,11 +86,3 @@ def evaluate(
     write_json(output / EVALUATION, merged(read_evaluation(output), records))
     tradeoff_chart({tables.model.title: found}, output / "awareness")
     return found
-
-
-def _refuse_unwritable(model: Model) -> None:
-    own = model.name is not None and Path(model.name).is_dir()
-    if not own or not os.access(model.folder.resolve().parent, os.W_OK):
-        raise UsageError(
-            f"{model.title} is no folder that can be changed: give --output DIR for the results"
-        )

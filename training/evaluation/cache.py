@@ -18,7 +18,7 @@ from pathlib import Path
 from augself_hub import hub
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError
-from augself_hub.features import ERRORS, MANIFEST, FeatureTable, read_manifest
+from augself_hub.features import MANIFEST, FeatureTable
 from augself_hub.folder import read_manifest as read_model
 from augself_hub.folder import read_spec
 from augself_hub.precision import graph_of
@@ -100,8 +100,13 @@ class Tables:
                 raise MissingExtra(error.name or "onnxruntime", "serve") from error
             place.parent.mkdir(parents=True, exist_ok=True)
             extract_with(str(self.model.folder), self.device, images.source(), place)
-        _refuse_errors(place, images)
         table = FeatureTable.read(place)
+        if table.errors:  # the protocol counts every image: one less would shift the result
+            name, reason = table.errors[0]
+            raise AugSelfError(
+                f"{len(table.errors)} of {len(images)} images of {images.name} cannot be read, the "
+                f"first is {name} ({reason}): mend or remove it"
+            )
         refuse_other_model(table, self.model)
         return table
 
@@ -117,14 +122,3 @@ def refuse_other_model(table: FeatureTable, model: Model) -> None:
             f"the table is of model {table.model[:12]} and not of {model.title} "
             f"({model.sha256[:12]}): remove it from the cache and evaluate again"
         )
-
-
-def _refuse_errors(place: Path, images: LabelledImages) -> None:
-    """The protocol counts every image: one that cannot be read would shift the result."""
-    if not (errors := read_manifest(place)["counts"]["errors"]):
-        return
-    first = json.loads((place / ERRORS).read_text().splitlines()[0])
-    raise AugSelfError(
-        f"{errors} of {len(images)} images of {images.name} cannot be read, the first is "
-        f"{first['id']} ({first['reason']}): mend or remove it"
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -67,19 +68,14 @@ def check_sides(without: Sequence[Model], with_: Sequence[Model]) -> None:
             f"--compare has {len(without)} models on one side and {len(with_)} on the other: give "
             "the same seeds on both, in the same order"
         )
-    for side in (without, with_):
-        for model in side[1:]:
-            _refuse_other_recipe(side[0], model)
-
-
-def _refuse_other_recipe(first: Model, other: Model) -> None:
-    a, b = (model.spec.provenance for model in (first, other))
-    for name in _RECIPE:
-        if a.get(name) != b.get(name):
-            raise UsageError(
-                f"{first.title} and {other.title} are of different recipes: {name} is "
-                f"{a.get(name)} and {b.get(name)}; a side of --compare holds seeds of one recipe"
-            )
+    for first, *others in (without, with_):
+        for other, name in product(others, _RECIPE):
+            a, b = (model.spec.provenance.get(name) for model in (first, other))
+            if a != b:
+                raise UsageError(
+                    f"{first.title} and {other.title} are of different recipes: {name} is {a} and "
+                    f"{b}; a side of --compare holds seeds of one recipe"
+                )
 
 
 def compare(
@@ -100,13 +96,17 @@ def compare(
 
 def _difference(without: list[Result], with_: list[Result], seed: int) -> Difference:
     first = without[0]
-    pairs = [b.value - a.value for a, b in zip(without, with_, strict=True)]
+    a, b = ([r.scores for r in side if r.scores is not None] for side in (without, with_))
+    over_images = None
+    if len(a) == len(without) and len(b) == len(with_):  # all are means over images
+        over_images = bootstrap(np.mean(b, axis=0) - np.mean(a, axis=0), first.groups, seed)
+    pairs = [two.value - one.value for one, two in zip(without, with_, strict=True)]
     return Difference(
         *(first.task, first.dataset, first.name, first.unit),
         without=tuple(result.value for result in without),
         with_=tuple(result.value for result in with_),
         difference=float(np.mean(pairs)),
-        over_images=_bootstrap(without, with_, seed),
+        over_images=over_images,
         over_seeds=paired_t(pairs) if len(pairs) > 1 else None,
         published=_published(first),
         lower_is_better=first.lower_is_better,
@@ -125,14 +125,6 @@ def paired_t(differences: Sequence[float]) -> tuple[float, float]:
     n, mean = len(differences), float(np.mean(differences))
     half = float(stats.t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / n**0.5
     return mean - half, mean + half
-
-
-def _bootstrap(without: list[Result], with_: list[Result], seed: int) -> tuple[float, float] | None:
-    a, b = ([r.scores for r in side if r.scores is not None] for side in (without, with_))
-    if len(a) < len(without) or len(b) < len(with_):
-        return None
-    change = np.mean(b, axis=0) - np.mean(a, axis=0)
-    return bootstrap(change, without[0].groups, seed)
 
 
 def bootstrap(

@@ -95,22 +95,18 @@ def classes_of(train: Examples, *others: Examples) -> np.ndarray:
             "classes are needed"
         )
     for other in others:
-        _refuse_unknown(train, classes, other)
+        width, theirs = train.features.shape[1], other.features.shape[1]
+        if theirs != width:
+            raise UsageError(
+                f"features of width {width} ({train.name}) and {theirs} ({other.name}) are of "
+                "different models: extract both with one model"
+            )
+        if len(unknown := np.setdiff1d(other.labels, classes)):
+            raise AugSelfError(
+                f"{other.name}: class {other.class_name(unknown[0])} has no image in "
+                f"{train.name}; split the data so that every class is in it"
+            )
     return classes
-
-
-def _refuse_unknown(train: Examples, classes: np.ndarray, other: Examples) -> None:
-    if other.features.shape[1] != train.features.shape[1]:
-        raise UsageError(
-            f"features of width {train.features.shape[1]} ({train.name}) and "
-            f"{other.features.shape[1]} ({other.name}) are of different models: extract both with "
-            "one model"
-        )
-    if len(unknown := np.setdiff1d(other.labels, classes)):
-        raise AugSelfError(
-            f"{other.name}: class {other.class_name(unknown[0])} has no image in {train.name}; "
-            "split the data so that every class is in it"
-        )
 
 
 def top_1(labels: np.ndarray, predicted: np.ndarray) -> float:

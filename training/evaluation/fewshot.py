@@ -79,20 +79,6 @@ def draw_tasks(
             f"{tasks} tasks of {ways} ways, {shots} shots and {queries} queries were asked for: at "
             "least 2 tasks, 2 ways, 1 shot and 1 query are needed"
         )
-    rows = _rows_by_class(examples, ways, shots, queries)
-    random, each = np.random.default_rng(seed), shots + queries
-    return np.stack(
-        [
-            [
-                random.choice(rows[c], each, replace=False)
-                for c in random.choice(len(rows), ways, replace=False)
-            ]
-            for _ in range(tasks)
-        ]
-    )
-
-
-def _rows_by_class(examples: Examples, ways: int, shots: int, queries: int) -> list[np.ndarray]:
     classes, counts = np.unique(examples.labels, return_counts=True)
     if len(classes) < ways:
         raise AugSelfError(
@@ -104,7 +90,17 @@ def _rows_by_class(examples: Examples, ways: int, shots: int, queries: int) -> l
             f"{examples.name}: class {name} has {counts.min()} images, {shots} shots and {queries} "
             f"queries need {shots + queries}; leave it out or use fewer"
         )
-    return np.split(np.argsort(examples.labels, kind="stable"), np.cumsum(counts)[:-1])
+    rows = np.split(np.argsort(examples.labels, kind="stable"), np.cumsum(counts)[:-1])
+    random, each = np.random.default_rng(seed), shots + queries
+    return np.stack(
+        [
+            [
+                random.choice(rows[c], each, replace=False)
+                for c in random.choice(len(rows), ways, replace=False)
+            ]
+            for _ in range(tasks)
+        ]
+    )
 
 
 def _accuracies(x: np.ndarray, shots: int) -> np.ndarray:
@@ -143,7 +139,7 @@ def one_vs_rest(gram: np.ndarray, member: np.ndarray) -> np.ndarray:
         decrement = -(_times(k, slack) * step).sum(axis=-1)  # twice the gain still possible
         if decrement.max() < EXACT:
             return beta + step
-        beta = beta + _length(k, beta, step, target, decrement)[..., None] * step
+        beta = beta + _step_length(k, beta, step, target, decrement)[..., None] * step
     raise AugSelfError(
         f"logistic regression found no optimum in {STEPS} steps: the features are as large as "
         f"{np.sqrt(gram.max()):.3g}"
@@ -155,7 +151,7 @@ def _times(k: np.ndarray, v: np.ndarray) -> np.ndarray:
     return product
 
 
-def _length(
+def _step_length(
     k: np.ndarray, beta: np.ndarray, step: np.ndarray, target: np.ndarray, decrement: np.ndarray
 ) -> np.ndarray:
     """(tasks, ways) 1, halved until the objective falls by a fair share of what Newton promises."""

@@ -166,10 +166,6 @@ def caltech101(data: Path, download: bool) -> LabelledImages:
         folder / name / f"image_{i:04d}.jpg" for name, i in zip(names, found.index, strict=True)
     ]
     images = of_files("Caltech101", data, zip(paths, names, [TEST] * len(names), strict=True))
-    return _with_some_a_class(images)
-
-
-def _with_some_a_class(images: LabelledImages) -> LabelledImages:
     splits = np.array(images.splits, dtype=object)
     classes = np.asarray(images.classes)
     for split, count in ((TRAIN, CALTECH_TRAIN), (VALIDATION, CALTECH_VALIDATION)):
@@ -260,8 +256,16 @@ def of_source(text: str) -> LabelledImages:
         version=json.dumps([shard.digest for shard in source.shards(SHARD_ROWS)]),
         advice=source.advice,
     )
-    images = completed(images)
-    return _with_boxes(images, root / BOXES) if (root / BOXES).is_file() else images
+    images, path = completed(images), root / BOXES
+    if not path.is_file():
+        return images
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    if missing := [i for i in images.ids if i not in rows]:
+        raise AugSelfError(f"{path} has no box for {missing[0]}: give one for every image")
+    names = ("left", "top", "width", "height")
+    boxes = np.array([[float(rows[i][name]) for name in names] for i in images.ids])
+    return dataclasses.replace(images, boxes=boxes, files=[*images.files, path])
 
 
 def completed(images: LabelledImages) -> LabelledImages:
@@ -276,16 +280,6 @@ def completed(images: LabelledImages) -> LabelledImages:
     if VALIDATION not in images.splits and TRAIN in images.splits:
         images = with_validation(images, VALIDATION_SHARE)
     return images
-
-
-def _with_boxes(images: LabelledImages, path: Path) -> LabelledImages:
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
-    if missing := [i for i in images.ids if i not in rows]:
-        raise AugSelfError(f"{path} has no box for {missing[0]}: give one for every image")
-    names = ("left", "top", "width", "height")
-    boxes = np.array([[float(rows[i][name]) for name in names] for i in images.ids])
-    return dataclasses.replace(images, boxes=boxes, files=[*images.files, path])
 
 
 def boxes_in_view(images: LabelledImages) -> np.ndarray:

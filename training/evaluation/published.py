@@ -34,16 +34,18 @@ _FEW_SHOT: _Pairs = {
 }
 
 
-def _table() -> dict[tuple[str, str, int], dict[str, tuple[float, float]]]:
-    table: dict[tuple[str, str, int], dict[str, tuple[float, float]]] = {}
-    for method, (without, with_) in _LINEAR.items():
-        for name, pair in zip(_SETS, zip(without, with_, strict=True), strict=True):
-            table.setdefault(("linear probe", name, 0), {})[method] = pair
-    for method, (without, with_) in _FEW_SHOT.items():
-        for (name, shots), pair in zip(_FEW, zip(without, with_, strict=True), strict=True):
-            table.setdefault(("few-shot", name, shots), {})[method] = pair
-    return table
-
-
-PUBLISHED = _table()
+PUBLISHED: dict[tuple[str, str, int], dict[str, tuple[float, float]]] = {
+    **{
+        ("linear probe", name, 0): {
+            method: (without[i], with_[i]) for method, (without, with_) in _LINEAR.items()
+        }
+        for i, name in enumerate(_SETS)
+    },
+    **{
+        ("few-shot", name, shots): {
+            method: (without[i], with_[i]) for method, (without, with_) in _FEW_SHOT.items()
+        }
+        for i, (name, shots) in enumerate(_FEW)
+    },
+}
 """(task, data set, shots or 0) -> method -> (without, with)."""

@@ -111,31 +111,30 @@ def _classified(
 
 
 def fewshot(subject: Subject, settings: Settings) -> list[Result]:
-    examples = subject.examples(TRAIN, VALIDATION, TEST)
-    return [_few_shot(subject, examples, shots, settings) for shots in settings.shots]
-
-
-def _few_shot(subject: Subject, examples: Examples, shots: int, settings: Settings) -> Result:
-    found = few_shot(
-        examples, settings.ways, shots, settings.queries, settings.episodes, settings.seed
-    )
+    examples, ways = subject.examples(TRAIN, VALIDATION, TEST), settings.ways
     protocol = (
         f"{settings.queries} queries a class, {settings.episodes} tasks drawn from all images of "
         "the set, one-against-rest logistic regression (C = 1) on raw frozen features; mean and "
         "95% interval over tasks."
     )
-    return Result(
-        task="few-shot",
-        dataset=subject.name,
-        name=f"{subject.name}, {settings.ways}-way {shots}-shot",
-        metric="accuracy",
-        value=found.mean,
-        margin_of_error=found.margin_of_error,
-        baseline=100 / settings.ways,
-        protocol=protocol,
-        details={"images": {"all": len(examples)}, "ways": settings.ways, "shots": shots},
-        scores=found.accuracies,
-    )
+    results = []
+    for shots in settings.shots:
+        drawn = (ways, shots, settings.queries, settings.episodes, settings.seed)
+        found = few_shot(examples, *drawn)
+        result = Result(
+            task="few-shot",
+            dataset=subject.name,
+            name=f"{subject.name}, {ways}-way {shots}-shot",
+            metric="accuracy",
+            value=found.mean,
+            margin_of_error=found.margin_of_error,
+            baseline=100 / ways,
+            protocol=protocol,
+            details={"images": {"all": len(examples)}, "ways": ways, "shots": shots},
+            scores=found.accuracies,
+        )
+        results.append(result)
+    return results
 
 
 def localization(subject: Subject, settings: Settings) -> list[Result]:

@@ -31,19 +31,16 @@ def checked_options(
         if option not in known:
             has = ", ".join(f"{n}={v}" for n, v in known.items()) or "none"
             raise UsageError(f"{name} has no option {option!r}; its options are: {has}")
-        _check(name, option, value, type(known[option]))
+        kind = type(known[option])
+        if kind is bool:
+            if type(value) is not bool:
+                raise UsageError(f"{name} option {option}={value} must be True or False")
+            continue
+        fits = type(value) in (int, kind)
+        above_least = value >= 0 if fits and option in MAY_BE_0 else fits and value > 0
+        if not above_least or not value <= MOST.get(option, float("inf")):
+            wanted = "a whole number" if kind is int else "a number"
+            most = f" up to {MOST[option]:g}" if option in MOST else ""
+            above = "of 0 or more" if option in MAY_BE_0 else f"above 0{most}"
+            raise UsageError(f"{name} option {option}={value} must be {wanted} {above}")
     return {option: type(known[option])(value) for option, value in given.items()}
-
-
-def _check(name: str, option: str, value: Any, kind: type) -> None:
-    if kind is bool:
-        if type(value) is not bool:
-            raise UsageError(f"{name} option {option}={value} must be True or False")
-        return
-    fits = type(value) is int or type(value) is kind
-    above_least = value >= 0 if fits and option in MAY_BE_0 else fits and value > 0
-    if not above_least or not value <= MOST.get(option, float("inf")):
-        wanted = "a whole number" if kind is int else "a number"
-        most = f" up to {MOST[option]:g}" if option in MOST else ""
-        above = "of 0 or more" if option in MAY_BE_0 else f"above 0{most}"
-        raise UsageError(f"{name} option {option}={value} must be {wanted} {above}")

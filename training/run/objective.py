@@ -34,26 +34,17 @@ class Pretraining(nn.Module):
 
         All but loss are detached.
         """
-        x1, x2 = self._views(crops, w1, w2)
+        with torch.no_grad(), torch.autocast(crops.device.type, enabled=False):
+            policy, look = self.augself.spec.policy, self.preprocessing
+            both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
+            if policy.order == "batch":  # the first view's, of each side
+                first = [w["order"][:1].expand_as(w["order"]) for w in (w1, w2)]
+                both["order"] = torch.cat(first)
+            views = finish_views(crops, both, policy, look.mean, look.std)
+            x1, x2 = views.to(memory_format=torch.channels_last).chunk(2)
         inputs = (x1, x2, labels) if self.method.needs_labels else (x1, x2)
         loss, y1, y2 = self.method(*inputs)
         augself, parts = self.augself(y1, y2, w1, w2)
         if not isinstance(self.method, Frozen):  # which has no loss to tell
             parts = {"method": loss.detach(), **parts}
         return {"loss": loss + augself, "feature_std": feature_std(y1.detach()), **parts}
-
-    @torch.no_grad()
-    def _views(self, crops: Tensor, w1: Parameters, w2: Parameters) -> tuple[Tensor, Tensor]:
-        if self.augself.spec.policy.order == "batch":
-            w1, w2 = ({**w, "order": w["order"][:1].expand_as(w["order"])} for w in (w1, w2))
-        both = {name: torch.cat([w1[name], w2[name]]) for name in w1}
-        with torch.autocast(crops.device.type, enabled=False):
-            views = finish_views(
-                crops,
-                both,
-                self.augself.spec.policy,
-                self.preprocessing.mean,
-                self.preprocessing.std,
-            )
-        x1, x2 = views.to(memory_format=torch.channels_last).chunk(2)
-        return x1, x2

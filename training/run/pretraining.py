@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import platform
 from collections.abc import Collection
 from pathlib import Path
@@ -103,7 +102,12 @@ def pretrain(
         model.augself.spec = begun_spec(settings, before, model.augself.spec)
     refuse_unmatched(settings, model.augself.spec, model.method.encoder.network)
     trainer = _trainer(settings, arguments, model, train)
-    _refuse_finished(settings.output / MODEL, trainer)
+    folder = settings.output / MODEL
+    if folder.exists() and steps_of(folder) >= trainer.steps_left():  # unless it is extended
+        raise AugSelfError(
+            f"{folder} exists, the run has ended: remove it to write it again, or go on with more "
+            "--epochs"
+        )
     trainer.earlier = checkpoints.spent_until(checkpoint)
     known = known_images(images, held_out_images, settings.seed)
     if settings.monitor_every:
@@ -119,16 +123,16 @@ def pretrain(
             f"{settings.output} on {platform.node()} is not the folder that the first process "
             "writes: put --output on a file system that every node shares"
         )
-    told = None if free is None else choosing.estimate(trainer, settings)
-    if told is not None:
-        log.info("%s", told)
+    estimate = None if free is None else choosing.estimate(trainer, settings)
+    if estimate is not None:
+        log.info("%s", estimate)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
     if arguments.should_save:
         _publish(settings, trainer, held_out, known)
-    return settings.output / MODEL
+    return folder
 
 
 def _check(settings: Settings) -> Policy:
@@ -171,20 +175,6 @@ def _trainer(
     if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training
         hub.reserve(settings.push_to_hub, private=settings.private or None)
     return AugSelfTrainer(settings, model=model, args=arguments, train_dataset=train)
-
-
-def _refuse_finished(folder: Path, trainer: AugSelfTrainer) -> None:
-    """A finished run has nothing to go on with, unless it is extended."""
-    arguments = trainer.args
-    epoch = len(trainer.train_dataset) // trainer.settings.batch_size
-    wanted = arguments.max_steps
-    if wanted < 0:
-        wanted = math.ceil(arguments.num_train_epochs * epoch)
-    if folder.exists() and steps_of(folder) >= wanted:
-        raise AugSelfError(
-            f"{folder} exists, the run has ended: remove it to write it again, or go on with more "
-            "--epochs"
-        )
 
 
 def _build(

@@ -20,6 +20,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import seed_worker
 
 from augself_hub.configs import renamed
 from augself_hub.errors import AugSelfError, Diverged
 from augself_hub.progress import bar, shows_bars
-from training.data.batches import KeyedSampler, ViewsDataset, collate
+from training.data.batches import ViewsDataset, collate
 from training.data.streams import StreamViews
 from training.methods.layers import all_reduce, world_size
 from training.monitoring.monitor import Alarm
@@ -95,14 +98,28 @@ class AugSelfTrainer(Trainer):
         finally:
             self._sigterm.restore()
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> KeyedSampler:
-        return self.sampler
-
     def get_train_dataloader(self) -> Any:
-        """Stock loaders draw workers' seeds from torch's generator, more often on a resume."""
-        loader: Any = super().get_train_dataloader()
-        loader.base_dataloader.generator = torch.Generator()
-        return loader
+        """The stock loader, but for our order, and a generator of its own: the stock one draws the
+        workers' seeds from torch's, more often on a resume.
+        """
+        args = self.args
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=args.train_batch_size,
+            sampler=self.sampler,
+            collate_fn=self.data_collator,
+            drop_last=args.dataloader_drop_last,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=partial(
+                seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index
+            ),
+            generator=torch.Generator(),
+        )
+        return self.accelerator.prepare(loader)
 
     def compute_loss(
         self,
@@ -118,7 +135,11 @@ class AugSelfTrainer(Trainer):
             self._parts[name] = self._parts[name] + value
         self._batches += 1
         self.alarm.note(parts)
-        self._note_nan(outputs)
+        # The first step at which each output is no number, without waiting for the device.
+        values = torch.stack([value.detach().float() for value in outputs.values()])
+        bad = torch.where(values.isfinite(), math.inf, float(self.state.global_step + 1))
+        self._bad = bad if self._bad is None else torch.minimum(self._bad, bad)
+        self._outputs = list(outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _report_skipped(self, skipped: list[str]) -> None:
@@ -133,13 +154,6 @@ class AugSelfTrainer(Trainer):
                 f"{lost:.1%} of the data cannot be decoded, more than {allowed:.1%}: mend "
                 "or remove what was skipped, or allow more by --max-skipped"
             )
-
-    def _note_nan(self, outputs: dict[str, Tensor]) -> None:
-        """The first step at which each output is no number, without waiting for the device."""
-        values = torch.stack([value.detach().float() for value in outputs.values()])
-        bad = torch.where(values.isfinite(), math.inf, float(self.state.global_step + 1))
-        self._bad = bad if self._bad is None else torch.minimum(self._bad, bad)
-        self._outputs = list(outputs)
 
     def _refuse_nan(self, loss: float) -> None:
         """Raises Diverged, with the part that went first and what that tells about the cause."""
@@ -190,15 +204,9 @@ class AugSelfTrainer(Trainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        optimizer = optimizer or self.optimizer
         warmup = warmup_steps(self.settings, len(self.train_dataset))
-        self.lr_scheduler = scheduler_of(
-            self.settings,
-            optimizer,
-            num_training_steps,
-            warmup,
-            self.epoch_steps,
-        )
+        optimizer, steps = optimizer or self.optimizer, (num_training_steps, warmup)
+        self.lr_scheduler = scheduler_of(self.settings, optimizer, *steps, self.epoch_steps)
         return self.lr_scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -218,7 +226,11 @@ class AugSelfTrainer(Trainer):
         return self.settings.output / STAGING
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where the stock code writes checkpoints: apart from the finished ones."""
+        """Where the stock code writes checkpoints: apart from the finished ones.
+
+        This and `_save_checkpoint` are private. No callback serves: `on_save` comes after the stock
+        trainer has removed older checkpoints, and sees no error of a full disk.
+        """
         return str(self._staging)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
