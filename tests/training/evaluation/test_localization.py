@@ -30,8 +30,8 @@ def test_the_boxes_are_those_of_scikit_learn(birds):
     assert found.squared_error == pytest.approx(((expected - boxes[200:]) ** 2).mean())
     mean = boxes[:200].mean(axis=0)
     distances = np.linalg.norm(mean - boxes[200:], axis=1)
-    assert found.trivial_error == pytest.approx(distances.mean())
-    assert found.error < 0.8 * found.trivial_error
+    assert found.baseline_error == pytest.approx(distances.mean())
+    assert found.error < 0.8 * found.baseline_error
 
 
 def test_dead_and_repeated_features_change_nothing(birds):

@@ -42,18 +42,18 @@ def test_r_squared_says_what_the_features_know(train, test):
     assert first.r_squared == pytest.approx(1 - 0.01 / (1 / 3 + 0.01), abs=0.05)
     assert second.r_squared == pytest.approx(0.03 / (0.03 + 0.01), abs=0.1)
     assert third.r_squared == pytest.approx(0, abs=0.05)
-    assert first.trivial_rmse == pytest.approx(3**-0.5, abs=0.04)
-    assert first.rmse == pytest.approx(first.trivial_rmse * (1 - first.r_squared) ** 0.5)
+    assert first.baseline_rmse == pytest.approx(3**-0.5, abs=0.04)
+    assert first.rmse == pytest.approx(first.baseline_rmse * (1 - first.r_squared) ** 0.5)
     assert first.views == 400
 
 
-def test_the_trivial_predictor_knows_the_training_mean_and_not_the_tests(train, test):
+def test_the_baseline_knows_the_training_mean_and_not_the_tests(train, test):
     """A shifted test set makes it worse, and so the probe better."""
     moved = dataclasses.replace(test, targets=test.targets + 10)
     result = regression_probe(train, moved)[2]
     mean = train.targets[:, 2].mean()
     expected = np.sqrt(((moved.targets[:, 2] - mean) ** 2).mean())
-    assert result.trivial_rmse == pytest.approx(expected)
+    assert result.baseline_rmse == pytest.approx(expected)
 
 
 def test_what_cannot_be_seen_is_not_asked(train, test):
