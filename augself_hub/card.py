@@ -8,24 +8,30 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from safetensors import safe_open
 
+from augself_hub import hub
 from augself_hub.augmentations.spec import Dimension, Spec
-from augself_hub.configs import read_json
+from augself_hub.configs import computes, read_json
 from augself_hub.folder import (
     CARD,
     CURVES,
+    ENCODER,
     MANIFEST,
+    STOCK_GRAPH,
     card_is_edited,
+    files_of,
     read_manifest,
     read_spec,
 )
-from augself_hub.precision import graph_of
+from augself_hub.precision import QUANTIZED, graph_of
 from augself_hub.preprocess import Preprocessing
 from augself_hub.results import read_evaluation
 from augself_hub.terminal import shown
@@ -64,13 +70,15 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
         "are one gray and one coloured": spec.match.one_gray,
     }
     card = ModelCard.from_template(
-        _metadata(spec, name, evaluation["results"]),
+        _metadata(folder, spec, name, evaluation["results"]),
         template_path=str(_TEMPLATE),
         name=name,
         spec=spec,
         architecture=architecture,
         size=Preprocessing.from_folder(folder).size,
+        summary=list(_summary(folder, spec, architecture)),
         graphs=(folder / graph_of(folder)).is_file(),
+        stock=_has_stock_graph(folder),
         dimensions=[
             (kind, d.name, d.unit, _number(d.standard_error), _learned(d)) for kind, d in dimensions
         ],
@@ -92,9 +100,46 @@ def render(folder: Path, name: str = PLACEHOLDER) -> str:
     return f"{card}\n"
 
 
-def _metadata(spec: Spec, name: str, results: list[dict[str, Any]]) -> ModelCardData:
+def _summary(folder: Path, spec: Spec, architecture: str) -> Iterator[list[str]]:
+    """What somebody wants to know first; nothing that the folder does not say."""
+    with safe_open(folder / ENCODER, "np") as weights:
+        sizes = [weights.get_slice(name).get_shape() for name in weights.keys()]  # noqa: SIM118
+    parameters = sum(math.prod(size) for size in sizes)
+    size = Preprocessing.from_folder(folder).size
+    yield ["what", f"an image encoder, {architecture}, {parameters / 1e6:.3g} million parameters"]
+    yield ["in", f"pictures, of each the middle square at {size} x {size} pixels"]
+    yield ["out", f"{spec.features} features, not scaled to length 1"]
+    if kinds := list(spec.answering()):
+        yield ["of two pictures", f"what takes one to the other: {', '.join(kinds)}"]
+    files = {path: (folder / path).stat().st_size for path in files_of(folder) if computes(path)}
+    smaller = [p for p in QUANTIZED if (folder / graph_of(folder, p)).is_file()]
+    graphs = f", with graphs for ONNX Runtime ({', '.join(('fp32', *smaller))})"
+    there = graphs if (folder / graph_of(folder)).is_file() else ""
+    encoder, whole = files[ENCODER.as_posix()] / 1e6, sum(files.values()) / 1e6
+    yield ["size", f"{encoder:.3g} MB of weights; {whole:.3g} MB in all{there}"]
+    known = spec.provenance
+    if "data" in known:
+        of = f", {known['images']:,} images" if isinstance(known.get("images"), int) else ""
+        yield ["trained on", shown(f"{known['data']}{of}")]
+
+
+def _has_stock_graph(folder: Path) -> bool:
+    return (folder / STOCK_GRAPH).is_file() and graph_of(folder) != STOCK_GRAPH
+
+
+def _on_the_hub(source: Any) -> str | None:
+    """`org/name` of a data set or model of the Hub, as it was given; None of anything else."""
+    name = str(source).removeprefix("hf:").partition(":")[0].partition("@")[0]
+    return name if hub.is_hub_id(name) and not Path(name).exists() else None
+
+
+def _metadata(folder: Path, spec: Spec, name: str, results: list[dict[str, Any]]) -> ModelCardData:
     """The header that the Hub reads."""
-    kind, _, place = str(spec.provenance.get("data", "")).partition(":")
+    data, encoder = (_on_the_hub(spec.provenance.get(key, "")) for key in ("data", "encoder"))
+    graphs = {
+        "onnx": (folder / graph_of(folder)).is_file(),
+        "transformers.js": _has_stock_graph(folder),
+    }
     measured = [
         EvalResult(
             task_type="image-feature-extraction",
@@ -111,9 +156,12 @@ def _metadata(spec: Spec, name: str, results: list[dict[str, Any]]) -> ModelCard
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
         license=spec.provenance.get("license", "other"),
-        tags=["augself", "self-supervised-learning"],
-        # A data set of the Hub: `hf:ORG/NAME[:SPLIT]`.
-        datasets=[place.partition(":")[0]] if kind == "hf" and "/" in place else None,
+        tags=[
+            *("augself", "self-supervised-learning", "vision"),
+            *(tag for tag, there in graphs.items() if there),
+        ],
+        base_model=encoder,
+        datasets=data and [data],
         metrics=sorted({r["metric"] for r in results}) or None,
         eval_results=measured or None,
     )

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from huggingface_hub import ModelCard
+from safetensors import safe_open
 
 from augself_hub import card
 from augself_hub.folder import CONFIG, EVALUATION, read_spec
@@ -43,12 +45,14 @@ def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
-def test_every_python_block_runs(tiny_model, photographs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["tiny_model", "matched_model"])
+def test_every_python_block_runs(kind, request, photographs, tmp_path, monkeypatch):
+    folder = request.getfixturevalue(kind)
     monkeypatch.chdir(tmp_path)
     for name, photograph in zip(("a.jpg", "b.jpg"), photographs, strict=False):
         shutil.copy(photograph, name)
     names: dict = {}
-    for block in blocks(card.render(tiny_model, str(tiny_model)), "python"):
+    for block in blocks(card.render(folder, str(folder)), "python"):
         exec(block, names)
     assert names["features"].shape == (2, 128)
     assert names["difference"]["color"].shape == (1, 4)
@@ -116,11 +120,68 @@ def test_metadata_is_what_the_hub_reads(measured):
     assert values == [0.5, 0.25]
 
 
-def test_a_data_set_of_the_hub_is_named(measured):
-    spec = read_spec(measured)
-    trained = dataclasses.replace(spec, provenance={"data": "hf:org/birds:train"})
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("hf:org/birds:train", "org/birds"),
+        ("hf:org/birds", "org/birds"),
+        ("org/birds@v1.0", "org/birds"),
+        ("birds", None),
+        ("stl10:data/stl10", None),
+        ("made/here", None),
+        ("photographs of birds (docs/data.md)", None),
+    ],
+)
+def test_data_set_and_base_model_of_the_hub_are_named_and_no_others(
+    measured, given, named, tmp_path, monkeypatch
+):
+    (tmp_path / "made/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    provenance = {"data": given, "encoder": given}
+    trained = dataclasses.replace(read_spec(measured), provenance=provenance)
     (measured / CONFIG).write_text(trained.to_json())
-    assert yaml.safe_load(card.render(measured).split("---")[1])["datasets"] == ["org/birds"]
+    header = yaml.safe_load(card.render(measured).split("---")[1])
+    assert header.get("datasets") == (named and [named])
+    assert header.get("base_model") == named
+
+
+def test_huggingface_hub_reads_every_field(measured):
+    """Strictly: what it cannot read it would otherwise drop."""
+    data = ModelCard(card.render(measured, "me/mine"), ignore_metadata_errors=False).data
+    assert data.model_name == "me/mine" and data.pipeline_tag == "image-feature-extraction"
+    assert [r.metric_value for r in data.eval_results] == [0.5, 0.25]
+    assert data.tags == ["augself", "self-supervised-learning", "vision", "onnx"]
+
+
+def test_the_summary_says_what_the_folder_holds(measured):
+    text = card.render(measured)
+    with safe_open(measured / "model.safetensors", "np") as weights:
+        numbers = sum(weights.get_tensor(name).size for name in weights.keys())  # noqa: SIM118
+    assert f"ResNetModel, {numbers / 1e6:.3g} million parameters |" in text
+    assert "| in | pictures, of each the middle square at 32 x 32 pixels |" in text
+    assert "| out | 128 features, not scaled to length 1 |" in text
+    assert "| of two pictures | what takes one to the other: crop, color, flip |" in text
+    on_disk = sum(
+        p.stat().st_size for p in measured.rglob("*") if p.suffix in (".safetensors", ".onnx")
+    )
+    megabytes = float(re.search(r"([\d.]+) MB in all, with graphs .* \(fp32\) \|", text)[1])
+    assert megabytes == pytest.approx(on_disk / 1e6, abs=0.05)
+    for graph in (measured / "onnx").iterdir():
+        graph.unlink()
+    assert re.search(r"MB in all \|$", card.render(measured), re.M)
+    assert "ONNX Runtime" not in card.render(measured)
+
+
+def test_how_to_read_a_difference_is_said_of_what_is_there(measured):
+    text = card.render(measured)
+    assert "brightness +0.69 makes b twice as bright" in text and "Mirrored: the prob" in text
+    spec = read_spec(measured)
+    colour = dataclasses.replace(spec, heads={"color": spec.heads["color"]})
+    (measured / CONFIG).write_text(colour.to_json())
+    assert "Mirrored: the prob" not in card.render(measured)
+    assert "twice as bright" in card.render(measured)
+    (measured / CONFIG).write_text(dataclasses.replace(spec, convention="paper").to_json())
+    assert "How to read" not in card.render(measured)
 
 
 def test_a_model_nobody_measured_has_no_evaluation(tiny_model):

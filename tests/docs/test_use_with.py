@@ -16,6 +16,7 @@ from javascript import node_modules
 from PIL import Image
 
 from augself_hub import Encoder, export
+from augself_hub.card import render
 from augself_hub.preprocess import Preprocessing, load
 
 PAGE = Path(__file__).parents[2] / "docs/use-with.md"
@@ -77,6 +78,12 @@ def test_the_block_of_transformers_js_runs(place, tiny_model):
     done = subprocess.run(["node", "block.mjs"], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     width, values = done.stdout.splitlines()
+    (of_card,) = re.findall(r"```js\n(.*?)```", render(place / "MODEL", "MODEL"), re.DOTALL)
+    here = 'import { env } from "@huggingface/transformers"; env.localModelPath = ".";'
+    shutil.copy(place / "query.jpg", place / "a.jpg")
+    (place / "card.mjs").write_text(f"{here}\n{of_card}\nconsole.log(features.dims[1]);")
+    by_card = subprocess.run(["node", "card.mjs"], cwd=place, capture_output=True, text=True)
+    assert by_card.stdout.strip() == width, by_card.stderr
     expected = Encoder(tiny_model).features([place / "query.jpg"])[0]
     assert int(width) == len(expected)
     np.testing.assert_allclose(json.loads(values), expected, atol=2e-2 * np.abs(expected).max())

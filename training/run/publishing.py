@@ -115,7 +115,7 @@ def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
     return {
         "command": command_line(settings),
         "method": settings.method,
-        "encoder": settings.encoder,
+        "encoder": source_name(settings.encoder),
         "augself": weights_text(settings.augself) or "none",
         "data": source_name(settings.data),
         "images": len(trainer.train_dataset),
