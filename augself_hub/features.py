@@ -27,6 +27,7 @@ from augself_hub.configs import MAX_FEATURES, read_json
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.lazy import needs
 from augself_hub.neighbours import nearest
+from augself_hub.paths import path_text
 
 FORMAT, DIFFERENCES_FORMAT = 1, 2  # of 1 a table of differences had numbers alone
 ERROR, REASON = "_standard_error", "_reason"  # behind a number's name: what is said of it
@@ -85,7 +86,7 @@ class FeatureTable:
                 models.
             MissingExtra: without pyarrow.
         """
-        folder = Path(folder)
+        folder = Path(path_text("folder", folder))
         manifest = _manifest_of(folder, TABLE)
         table = _read_rows(folder, manifest)
         return cls(
@@ -306,7 +307,7 @@ class DifferenceTable:
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> DifferenceTable:
         """Read the folder an extraction of pairs has written. Raises as FeatureTable.read does."""
-        folder = Path(folder)
+        folder = Path(path_text("folder", folder))
         manifest = _manifest_of(folder, DIFFERENCES)
         table = _read_rows(folder, manifest)
         names = [name for name in table.column_names if name not in ("a", "b", "match")]

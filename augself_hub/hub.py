@@ -38,6 +38,7 @@ from augself_hub.folder import (
     read_spec,
     verify,
 )
+from augself_hub.paths import path_text
 from augself_hub.results import read_evaluation
 
 EMBEDDED = Path(__file__).parent / "pretrained"
@@ -119,6 +120,8 @@ def resolve(
         HubError: the Hub did not give it.
         UsageError: a revision of what has none, or two revisions.
     """
+    if model is not None:
+        path_text("model", model)
     inside = Path(subfolder)
     if inside.is_absolute() or ".." in inside.parts:
         raise UsageError(f"subfolder {subfolder!r} is not in the model's folder")
@@ -213,7 +216,7 @@ def pull(
         AugSelfError: the destination exists; else what `resolve` raises.
     """
     source = resolve(model, revision, token=token)
-    with new_folder(Path(destination)) as stage:
+    with new_folder(Path(path_text("destination", destination))) as stage:
         for path in files_of(source):
             (stage / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / path, stage / path)
@@ -244,7 +247,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    folder = verify(Path(folder))
+    folder = verify(Path(path_text("folder", folder)))
     there = reserve(repo_id, private=private, token=token)
     api, name = HfApi(token=token), there.id
     planned = _plan(folder, there, token)
@@ -332,7 +335,7 @@ def plan(folder: str | os.PathLike[str], repo_id: str, *, token: str | bool | No
     from huggingface_hub import HfApi, ModelInfo
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    folder = verify(Path(folder))
+    folder = verify(Path(path_text("folder", folder)))
     with _plain_errors(repo_id):
         try:
             there = _patiently(HfApi(token=token).model_info, repo_id)

@@ -40,6 +40,7 @@ from augself_hub.images.given import (
     refuse_other_than_list,
 )
 from augself_hub.neighbours import unit
+from augself_hub.paths import path_text
 from augself_hub.progress import bar
 
 BUSY = (429, 503)  # answers that come with Retry-After
@@ -114,7 +115,7 @@ class Asking:
         retries: int = 5,
         longest_wait: float = 60.0,
     ) -> None:
-        if not url.startswith(URLS):
+        if not path_text("url", url).startswith(URLS):
             raise UsageError(f"{url} is no address of a server: give one like http://host:7860")
         self.url, self.model = url.rstrip("/"), model
         self.retries, self.longest_wait = retries, longest_wait

@@ -18,6 +18,7 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError
 from augself_hub.images.given import GivenImage, features_of, named, prepared
+from augself_hub.paths import path_text
 from serving.inference.engine import MAX_BATCH, load
 
 
@@ -51,7 +52,7 @@ class Encoder:
         precision: str = "fp32",
         decode: str = "exact",
     ) -> None:
-        name = None if model is None else os.fspath(model)
+        name = None if model is None else path_text("model", model)
         self._engine = load(name, device, threads, precision, decode)
         self._threads = threads or usable_cores()
         self._prepare = partial(prepared, preprocessing=self._engine.preprocessing)

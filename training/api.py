@@ -11,6 +11,7 @@ from typing import Any, TypeVar, Unpack
 
 from augself_hub.errors import UsageError
 from augself_hub.lazy import needs
+from augself_hub.paths import path_text
 from training.run.settings import CHOSEN, FIXED, FROZEN, HEADS, PAIRS, Options, Settings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -121,7 +122,7 @@ def fit_heads(  # type: ignore[misc]  # encoder is a setting, too; given by name
     """
     if fixed := sorted({*settings} & {*FIXED}):
         raise UsageError(f"--{fixed[0].replace('_', '-')} would have no effect on fitting heads")
-    given = {**HEADS, **settings, "encoder": os.fspath(encoder), "method": FROZEN}
+    given = {**HEADS, **settings, "encoder": path_text("encoder", encoder), "method": FROZEN}
     return _run(data, output, resume, given)
 
 
@@ -162,12 +163,15 @@ def fit_matcher(
     from augself_hub.images import Columns
     from augself_hub.images import Options as Reading
 
-    folder, chosen = Path(model), Reading(Columns.parse(tuple(column)), split, read_as)
+    folder, chosen = (
+        Path(path_text("model", model)),
+        Reading(Columns.parse(tuple(column)), split, read_as),
+    )
     with needs("train"):
         from training.run.matching import add_matcher
 
-        others = None if held_out is None else os.fspath(held_out)
-        add_matcher(folder, os.fspath(data), others, chosen, seed, options)
+        others = None if held_out is None else path_text("held_out", held_out)
+        add_matcher(folder, path_text("data", data), others, chosen, seed, options)
     return folder
 
 
@@ -180,7 +184,9 @@ def _run(
     if unknown := sorted({*given} - {field.name for field in dataclasses.fields(Settings)}):
         raise UsageError(f"there is no setting {unknown[0]!r}: see help(augself_hub.pretrain)")
     given = {name: v for name, v in given.items() if not (name in CHOSEN and v is None)}
-    settings = Settings(data=os.fspath(data), output=Path(output), **given)
+    settings = Settings(
+        data=path_text("data", data), output=Path(path_text("output", output)), **given
+    )
     with needs("train"):
         from training.run.pretraining import pretrain as run  # torch, once the settings are right
 

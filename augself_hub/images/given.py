@@ -175,6 +175,14 @@ def encoded(image: GivenImage) -> bytes:
 
 def _opened(image: Any) -> Image.Image:
     if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise UsageError("a PIL image of {} x {} pixels is no image".format(*image.size))
+        try:
+            image.load()
+        except OSError:
+            raise
+        except Exception as error:  # closed, or whatever a format's reader raises
+            raise ImageError(f"the PIL image cannot be read: {error}") from error
         return image
     given = type(image).__name__
     if isinstance(image, np.ndarray):

@@ -32,6 +32,7 @@ from augself_hub.images.inventory import Tally
 from augself_hub.images.source import Source
 from augself_hub.images.tars import COMPRESSED, TarSource
 from augself_hub.images.words import KINDS, USUAL, Columns
+from augself_hub.paths import path_text
 
 TARS = (".tar", *(f".tar{suffix}" for suffix in COMPRESSED if suffix != ".tgz"), ".tgz")
 PARQUET = (".parquet",)
@@ -102,7 +103,7 @@ def open_source(
             raise UsageError("--pairs needs a CSV with columns a and b as its source")
         return listed.pair_source(_existing(Path(source)))
     if isinstance(source, (str, Path)):
-        opened, options = _open(str(source), options)
+        opened, options = _open(path_text("source", source), options)
     elif isinstance(source, Sequence):
         opened = listed.path_source([str(path) for path in source], f"{len(source)} paths")
     else:

@@ -8,6 +8,7 @@ from typing import Any
 from augself_hub import hub
 from augself_hub.errors import UsageError
 from augself_hub.lazy import needs
+from augself_hub.paths import path_text
 from augself_hub.precision import FORMATS, QUANTIZED
 
 
@@ -55,7 +56,7 @@ def export(
         raise UsageError("--calibration is read with --quantize only")
     if quantize != "int8" and require_speedup is not None:
         raise UsageError("--require-speedup is measured with --quantize int8 only")
-    folder = hub.resolve(os.fspath(model))
+    folder = hub.resolve(path_text("model", model))
     with needs("export"):
         if quantize is None or calibration is None:
             from augself_hub.modeling.export import export_folder
@@ -63,4 +64,6 @@ def export(
             return dict(export_folder(folder, stock=format is not None))
         from augself_hub.modeling.quantize import quantize_folder
 
-        return quantize_folder(folder, quantize, os.fspath(calibration), require_speedup)
+        return quantize_folder(
+            folder, quantize, path_text("calibration", calibration), require_speedup
+        )

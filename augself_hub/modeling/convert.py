@@ -12,6 +12,7 @@ a network of the size a checkpoint claims.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ from augself_hub.modeling.checkpoint import State, read_checkpoint, state_of
 from augself_hub.modeling.layouts import resnet_of
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
+from augself_hub.paths import path_text
 from augself_hub.preprocess import Preprocessing
 
 PRETRAIN_DATA = {
@@ -46,7 +48,9 @@ _BLOCK = re.compile(
 )
 
 
-def convert(checkpoint: Path, pretrain_data: str, output: Path) -> AugSelfModel:
+def convert(
+    checkpoint: str | os.PathLike[str], pretrain_data: str, output: str | os.PathLike[str]
+) -> AugSelfModel:
     """Write a foreign checkpoint as a new model folder, which appears in one step.
 
     Args:
@@ -60,8 +64,9 @@ def convert(checkpoint: Path, pretrain_data: str, output: Path) -> AugSelfModel:
         UsageError: an unknown pretraining set.
         AugSelfError: `output` exists already.
     """
-    model = model_from_checkpoint(checkpoint, pretrain_data)
-    with new_folder(output) as stage:
+    place = Path(path_text("output", output))
+    model = model_from_checkpoint(Path(path_text("checkpoint", checkpoint)), pretrain_data)
+    with new_folder(place) as stage:
         model.write_files(stage)
         card.write(stage)
         write_manifest(stage)

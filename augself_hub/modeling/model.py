@@ -54,6 +54,7 @@ from augself_hub.modeling.opening import (
     refuse_not_finite,
     refuse_unlike_stock,
 )
+from augself_hub.paths import path_text
 from augself_hub.preprocess import Preprocessing
 
 log = logging.getLogger(__name__)
@@ -380,7 +381,7 @@ class AugSelfModel(nn.Module):
         Raises:
             AugSelfError: the folder exists already.
         """
-        with new_folder(Path(folder)) as stage:
+        with new_folder(Path(path_text("folder", folder))) as stage:
             self.write_files(stage)
             write_manifest(stage)
 

@@ -11,6 +11,7 @@ from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import DifferenceTable, FeatureTable
 from augself_hub.images import Columns, Options, Source
 from augself_hub.lazy import needs
+from augself_hub.paths import path_text
 from serving.extraction.destination import Counts
 from serving.extraction.pipeline import SHARD_ROWS, Summary, Work, fill_here
 from serving.extraction.pipeline import extract as write_table
@@ -78,13 +79,13 @@ def extract(
         Columns.parse(tuple(columns)),
         split,
         read_as,
-        image_root=None if image_root is None else Path(image_root),
+        image_root=None if image_root is None else Path(path_text("image_root", image_root)),
     )
     settings = Settings(dtype, normalize, pairs)
     summary = written(
         source,
         output,
-        None if model is None else os.fspath(model),
+        None if model is None else path_text("model", model),
         settings,
         given,
         layout=layout,
@@ -124,11 +125,12 @@ def written(
     ):
         if value not in known:
             raise UsageError(f"{name} {value!r}: give {' or '.join(known)}")
-    if shard_rows < 1 or (workers is not None and workers < 1):
-        raise UsageError(f"shard_rows {shard_rows}, threads {workers}: give at least 1")
+    for name, value in (("shard_rows", shard_rows), ("threads", 1 if workers is None else workers)):
+        if type(value) is not int or value < 1:
+            raise UsageError(f"{name} {value!r}: give a whole number of at least 1")
     return write_table(
         _plain(source),
-        os.fspath(output),
+        path_text("output", output),
         load(model, device, 1, precision, decode),
         settings,
         options=options,
@@ -146,7 +148,7 @@ def _plain(source: Any) -> Any:
         return os.fspath(source)
     if hasattr(source, "shards"):
         return source
-    if not isinstance(source, Sequence):
+    if not isinstance(source, Sequence) or isinstance(source, bytes):
         raise UsageError(f"{type(source).__name__} is no source: give a folder, or a list of paths")
     if not source:
         raise UsageError("the list of paths is empty: give at least one image")

@@ -97,6 +97,7 @@ def test_a_single_picture_is_refused_with_the_mend(encoder, single):
         (None, "NoneType is no image"),
         (np.zeros((4, 4, 3)), r"float64 array of shape \(4, 4, 3\) is no image"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\) is no image"),
+        (Image.new("RGB", (0, 4)), "a PIL image of 0 x 4 pixels is no image"),
         (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\) is no image"),
     ],
 )
@@ -114,6 +115,22 @@ def test_a_broken_picture_is_named(encoder, pngs, tmp_path):
         encoder.features([pngs[0], broken.read_bytes()])
     with pytest.raises(AugSelfError, match=r"none\.png: No such file or directory"):
         encoder.features([tmp_path / "none.png"])
+
+
+def test_a_closed_or_truncated_pil_image_is_named(encoder, pngs):
+    closed, truncated = (Image.open(path) for path in pngs[:2])
+    closed.close()
+    with pytest.raises(ImageError, match="image 0: the PIL image cannot be read: Operation on clo"):
+        encoder.features([closed])
+    truncated = Image.open(io.BytesIO(pngs[0].read_bytes()[:200]))
+    with pytest.raises(AugSelfError, match="image 1: "):
+        encoder.features([pngs[0], truncated])
+
+
+@pytest.mark.parametrize("threads", [0, -1, "2", 1.5, True])
+def test_a_wrong_number_of_threads_is_refused(tiny_model, threads):
+    with pytest.raises(UsageError, match=f"{threads!r} threads cannot run a model"):
+        Encoder(tiny_model, threads=threads)
 
 
 def test_broken_images_are_skipped_and_reported(encoder, pngs, tmp_path):

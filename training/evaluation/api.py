@@ -9,6 +9,7 @@ from pathlib import Path
 from augself_hub.atomic import write_json
 from augself_hub.errors import UsageError
 from augself_hub.folder import EVALUATION
+from augself_hub.paths import path_text
 from augself_hub.results import read_evaluation
 from training.evaluation.cache import Model, Tables
 from training.evaluation.evaluate import Plan
@@ -61,13 +62,21 @@ def evaluate(
         AugSelfError: a data set that is not there, or what a task cannot measure.
     """
     for name, names in (("tasks", tasks), ("datasets", datasets)):
-        if isinstance(names, str) or not names:
+        if isinstance(names, str | os.PathLike) or not names:
             raise UsageError(f"--{name} {names}: give at least one name")
     settings = Settings(seed, ways, tuple(shots), queries, epochs=epochs)
-    place = None if data is None else Path(data)
-    plan = Plan(tuple(tasks), tuple(datasets), place, settings, download)
+    place = None if data is None else Path(path_text("data", data))
+    plan = Plan(
+        tuple(tasks),
+        tuple(path_text("a data set", name) for name in datasets),
+        place,
+        settings,
+        download,
+    )
     tables = Tables(
-        Model.resolve(None if model is None else os.fspath(model)), Path(cache).expanduser(), device
+        Model.resolve(None if model is None else path_text("model", model)),
+        Path(path_text("cache", cache)).expanduser(),
+        device,
     )
     folder = tables.model.folder.resolve()
     own = model is not None and Path(model).is_dir()
@@ -81,7 +90,7 @@ def evaluate(
     if output is None:
         write_into(tables.model.folder, records)
         return found
-    output = Path(output)
+    output = Path(path_text("output", output))
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / EVALUATION, merged(read_evaluation(output), records))
     tradeoff_chart({tables.model.title: found}, output / "awareness")
