@@ -125,9 +125,9 @@ def written(
     ):
         if value not in known:
             raise UsageError(f"{name} {value!r}: give {' or '.join(known)}")
-    for name, value in (("shard_rows", shard_rows), ("threads", 1 if workers is None else workers)):
-        if type(value) is not int or value < 1:
-            raise UsageError(f"{name} {value!r}: give a whole number of at least 1")
+    for name, count in (("shard_rows", shard_rows), ("threads", 1 if workers is None else workers)):
+        if type(count) is not int or count < 1:
+            raise UsageError(f"{name} {count!r}: give a whole number of at least 1")
     return write_table(
         _plain(source),
         path_text("output", output),
