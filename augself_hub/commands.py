@@ -17,7 +17,7 @@ from augself_hub.terminal import shown
 
 
 @click.command("list")
-@click.option("--all", "everywhere", is_flag=True, help="Also known models and the Hub's.")
+@click.option("--all", "everywhere", is_flag=True, help="Also known models and those on the Hub.")
 def list_command(everywhere: bool) -> None:
     """List the models on this machine, or all that can be had."""
     listings = hub.list_models(everywhere)
@@ -28,9 +28,9 @@ def list_command(everywhere: bool) -> None:
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("repo_id")
-@click.option("--private/--public", default=None, help="Of a new repository.")
-@click.option("--message", help="The commit's.")
-@click.option("--dry-run", is_flag=True, help="Say what would be changed, and change nothing.")
+@click.option("--private/--public", default=None, help="Visibility of a new repository.")
+@click.option("--message", help="Commit message.")
+@click.option("--dry-run", is_flag=True, help="Print what would change; change nothing.")
 def push(
     folder: Path, repo_id: str, private: bool | None, message: str | None, dry_run: bool
 ) -> None:

@@ -154,17 +154,17 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 @click.argument("model", type=PATH)
 @click.option("--data", required=True, help="Images to fit on, as augself pretrain takes them.")
 @click.option("--held-out", help="Images to measure on. Default: 5% of --data.")
-@click.option("--split", help="The split that is fitted on; default: train, if there are several.")
+@click.option("--split", help="Split to fit on; default: train, if there are several.")
 @click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
 @click.option("--read-as", type=click.Choice(KINDS), help=READ_AS_HELP)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
 @click.option(
     flag("matcher_options"),
     "options",
     multiple=True,
     metavar="NAME=VALUE",
     callback=_pairs,
-    help="Of the fit, e.g. pairs=36000 or passes=5.",
+    help="Hyperparameter of the fit, e.g. pairs=36000 or passes=5.",
 )
 def fit_matcher(model: Path, data: str, **options: Any) -> None:
     """Add a matcher to MODEL, a folder whose encoder and heads stay as they are.

@@ -30,7 +30,7 @@ from augself_hub.precision import FORMATS, QUANTIZED, graph_of
     help="With --quantize: photographs to calibrate and judge it by (docs/data-sources.md).",
 )
 @click.option(
-    "--require-speedup", type=float, help="With --quantize int8: refused below, times fp32."
+    "--require-speedup", type=float, help="With --quantize int8: least speed-up over fp32."
 )
 @click.option(
     "--triton",
@@ -42,7 +42,7 @@ from augself_hub.precision import FORMATS, QUANTIZED, graph_of
     "--precision",
     "packed",
     type=click.Choice(("fp32", *QUANTIZED)),
-    help="With --triton: of the encoder's graph. Default: fp32.",
+    help="With --triton: precision of the encoder's graph. Default: fp32.",
 )
 def export(
     model: Path,

@@ -45,20 +45,20 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     "--compare",
     nargs=2,
     metavar="A B",
-    help="Models without and with AugSelf; several seeds of one recipe, with commas, on each side.",
+    help="Models without and with AugSelf; of several seeds of one recipe comma-separated.",
 )
 @click.option(
     "--tasks",
     required=True,
     callback=_names,
-    help="Of linear, fewshot, knn, localization, retrieval, awareness, finetune, with commas.",
+    help="Comma-separated: linear, fewshot, knn, localization, retrieval, awareness, finetune.",
 )
 @click.option(
     "--datasets",
     required=True,
     callback=_names,
-    help="cifar10, pets ... (a wrong name lists them) or sources (a folder, org/name ...), with "
-    "commas.",
+    help="Comma-separated: cifar10, pets ... (a wrong name lists them) or sources (a folder, "
+    "org/name ...).",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Folder that holds the data sets.")
 @click.option("--download", is_flag=True, help="Fetch what is missing, where torchvision can.")
@@ -75,13 +75,38 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     envvar="AUGSELF_CACHE",
     help="Folder for features, which are extracted once.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of tasks, views and finetuning.")
-@click.option("--ways", type=click.IntRange(2), default=5, show_default=True, help="Of few-shot.")
-@click.option("--shots", default="1,5", show_default=True, callback=_numbers, help="Of few-shot.")
-@click.option("--queries", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), default=30, show_default=True, help="Finetuning.")
 @click.option(
-    "--device", default="auto", show_default=True, help="Of extraction: cpu, openvino, cuda ..."
+    "--seed", default=0, show_default=True, help="Random seed of tasks, views and finetuning."
+)
+@click.option(
+    "--ways",
+    type=click.IntRange(2),
+    default=5,
+    show_default=True,
+    help="Few-shot: classes per task.",
+)
+@click.option(
+    "--shots",
+    default="1,5",
+    show_default=True,
+    callback=_numbers,
+    help="Few-shot: images per class.",
+)
+@click.option(
+    "--queries",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Few-shot: images per class to classify.",
+)
+@click.option(
+    "--epochs", type=click.IntRange(1), default=30, show_default=True, help="Of finetuning."
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="Device of extraction: cpu, openvino, cuda ...",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(

@@ -59,29 +59,33 @@ class Settings:
     data: str = field(
         metadata=_about(
             "Images",
-            "A folder, a glob, a list, tars, parquet files, org/name (docs/data-sources.md), or "
-            "stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR.",
+            "Source of images: a folder, a glob, a list, tars, parquet files, org/name "
+            "(docs/data-sources.md), or stl10:DIR, cifar10:DIR, cifar100:DIR, imagenet:DIR.",
             _TEXT,
         )
     )
     output: Path = field(
-        metadata=_about("Run", "Folder of the run: checkpoints, logs and, at the end, model/.")
+        metadata=_about("Run", "Run folder: checkpoints, logs and, at the end, model/.")
     )
     method: str = field(
-        default="simsiam", metadata=_about("Method", "What AugSelf is added to.", _TEXT)
+        default="simsiam",
+        metadata=_about("Method", "Self-supervised method that AugSelf is added to.", _TEXT),
     )
     method_options: dict[str, Any] = field(
-        default_factory=dict, metadata=_about("Method", "The method's own, e.g. layers=3.")
+        default_factory=dict,
+        metadata=_about("Method", "Hyperparameter of the method, e.g. layers=3."),
     )
     encoder: str = field(
-        default="resnet18", metadata=_about("Method", "Preset, folder or Hub id.", _TEXT)
+        default="resnet18",
+        metadata=_about("Method", "Encoder: a preset, a folder or a Hub id.", _TEXT),
     )
     augself: dict[str, float] = field(
         default_factory=lambda: {"crop": 1.0, "color": 1.0},
-        metadata=_about("Method", "Augmentations to be aware of and their weights; '' for none."),
+        metadata=_about("Method", "Weight of each augmentation's AugSelf loss; '' for none."),
     )
     convention: str = field(
-        default="relative", metadata=_about("Method", "Targets: relative or paper.", _TEXT)
+        default="relative",
+        metadata=_about("Method", "Convention of the targets: relative or paper.", _TEXT),
     )
     matcher: str | None = field(
         default=None,
@@ -95,7 +99,7 @@ class Settings:
     )
     matcher_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata=_about("Method", "Of fitting the matcher, e.g. pairs=36000 or passes=5."),
+        metadata=_about("Method", "Hyperparameter of the matcher's fit, e.g. pairs=36000."),
     )
     size: int = field(
         default=96, metadata=_about("Views", "Side of the views in pixels.", Rule(int, LEAST_SIZE))
@@ -104,32 +108,35 @@ class Settings:
         default=1.0,
         metadata=_about(
             "Views",
-            "Of the jitter and the share of gray views: strong is 2, weak 0.5.",
+            "Factor on the jitter's ranges and the probability of gray: strong is 2, weak 0.5.",
             Rule(float),
         ),
     )
     policy: dict[str, Any] = field(
         default_factory=dict,
-        metadata=_about("Views", "How views are drawn, e.g. blur=0 or scale=0.08,1."),
+        metadata=_about("Views", "Augmentation policy, e.g. blur=0 or scale=0.08,1."),
     )
     normalization: str | None = field(
         default=None,
         metadata=_about(
             "Views",
-            "Default: the encoder's own, of a preset ImageNet's.",
+            "Mean and std of the images. Default: the encoder's own, of a preset ImageNet's.",
             Rule(str, choices=NORMALIZATIONS, optional=True),
         ),
     )
     epochs: float = field(
-        default=200.0, metadata=_about("Optimisation", "Times through the images.", _POSITIVE)
+        default=200.0, metadata=_about("Optimisation", "Training epochs.", _POSITIVE)
     )
     batch_size: int = field(
-        default=256, metadata=_about("Optimisation", "Images a step, of all processes.", _COUNT)
+        default=256,
+        metadata=_about("Optimisation", "Images per step, over all processes.", _COUNT),
     )
     base_lr: float = field(
         default=0.03,
         metadata=_about(
-            "Optimisation", "Learning rate for 256 images: times --batch-size / 256.", _POSITIVE
+            "Optimisation",
+            "Learning rate at batch size 256, scaled by --batch-size / 256.",
+            _POSITIVE,
         ),
     )
     optimizer: str = field(
@@ -143,36 +150,44 @@ class Settings:
     schedule: str = field(
         default="cosine",
         metadata=_about(
-            "Optimisation", "Of the learning rate, to 0 or not.", Rule(str, choices=SCHEDULES)
+            "Optimisation",
+            "Learning-rate schedule: a cosine to 0, or constant.",
+            Rule(str, choices=SCHEDULES),
         ),
     )
     schedule_by: str = field(
         default="step",
         metadata=_about(
             "Optimisation",
-            "How often the learning rate and BYOL's momentum move along their cosines.",
+            "How often learning rate and BYOL's momentum are updated: every step or every epoch.",
             Rule(str, choices=SCHEDULE_STEPS),
         ),
     )
     warmup_epochs: float = field(
         default=0.0,
-        metadata=_about("Optimisation", "Epochs in which the rate rises from 0.", Rule(float, 0)),
+        metadata=_about(
+            "Optimisation", "Epochs of linear learning-rate warmup from 0.", Rule(float, 0)
+        ),
     )
     weight_decay: float = field(
         default=0.0005,
         metadata=_about(
             "Optimisation",
-            "Of sgd on every weight, of the others not on biases and norms.",
+            "Weight decay: of sgd on every weight, of the others not on biases and norms.",
             Rule(float, 0),
         ),
     )
     seed: int = field(
         default=0,
         metadata=_about(
-            "Optimisation", "Of initialisation, order and views.", Rule(int, 0, 2**32 - 1)
+            "Optimisation",
+            "Random seed of initialisation, data order and views.",
+            Rule(int, 0, 2**32 - 1),
         ),
     )
-    workers: int = field(default=2, metadata=_about("Images", "Decoding processes.", Rule(int, 0)))
+    workers: int = field(
+        default=2, metadata=_about("Images", "Data-loading processes.", Rule(int, 0))
+    )
     decode: str = field(
         default="exact",
         metadata=_about(
@@ -183,7 +198,7 @@ class Settings:
     )
     max_skipped: float = field(
         default=0.1,
-        metadata=_about("Images", "Share of the images that may be unreadable.", Rule(float, 0, 1)),
+        metadata=_about("Images", "Largest share of unreadable images.", Rule(float, 0, 1)),
     )
     monitor_every: float = field(
         default=10.0,
@@ -195,22 +210,20 @@ class Settings:
     )
     held_out: str | None = field(
         default=None,
-        metadata=_about("Images", "Images for the evaluation; default: 5% of --data.", _MAYBE),
+        metadata=_about("Images", "Images held out for evaluation; default: 5% of --data.", _MAYBE),
     )
     epoch_images: int | None = field(
         default=None,
-        metadata=_about(
-            "Images", "How many images make an epoch of a stream.", Rule(int, 1, optional=True)
-        ),
+        metadata=_about("Images", "Images per epoch of a stream.", Rule(int, 1, optional=True)),
     )
     classes: Path | None = field(
         default=None,
-        metadata=_about("Images", "File with a class name a line: use only their images."),
+        metadata=_about("Images", "File with a class name per line: only their images are used."),
     )
     split: str | None = field(
         default=None,
         metadata=_about(
-            "Images", "The split that is trained on; default: train, if there are several.", _MAYBE
+            "Images", "Split to train on; default: train, if there are several.", _MAYBE
         ),
     )
     column: tuple[str, ...] = field(default=(), metadata=_about("Images", COLUMN_HELP))
@@ -220,21 +233,22 @@ class Settings:
     )
     stream: bool = field(
         default=False,
-        metadata=_about("Images", "Read the images in order, and list none of them.", Rule(bool)),
+        metadata=_about("Images", "Read the images in order, without listing them.", Rule(bool)),
     )
     license: str = field(
-        default="other", metadata=_about("Publication", "Of the model, for its card.", _TEXT)
+        default="other",
+        metadata=_about("Publication", "License of the model, for its card.", _TEXT),
     )
     report_to: tuple[str, ...] = field(
         default=("tensorboard",),
         metadata=_about(
-            "Run", "Who gets the log beside training_log.json: tensorboard, wandb, ..., none."
+            "Run", "Reporters of the log beside training_log.json: tensorboard, wandb, ..., none."
         ),
     )
     push_to_hub: str | None = field(
         default=None,
         metadata=_about(
-            "Publication", "Publish the model as ORG/NAME when the run has ended.", _MAYBE
+            "Publication", "Publish the model as ORG/NAME at the end of the run.", _MAYBE
         ),
     )
     private: bool = field(
@@ -243,7 +257,9 @@ class Settings:
     )
     arguments: dict[str, Any] = field(
         default_factory=dict,
-        metadata=_about("Optimisation", "Of transformers' TrainingArguments, e.g. bf16=True."),
+        metadata=_about(
+            "Optimisation", "Field of transformers' TrainingArguments, e.g. bf16=True."
+        ),
     )
 
     def __post_init__(self) -> None:
