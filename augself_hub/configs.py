@@ -161,7 +161,16 @@ def refuse_code(folder: Path) -> None:
             if reason := _reason(field.rpartition(".")[2], value):
                 shown = str(value) if len(str(value)) <= 60 else f"{str(value)[:60]}..."
                 raise ModelFolderError(f"{path}: {field} is {shown!r}: {reason}; remove the field")
-        _refuse_timm(path, config)
+        # timm.create_model takes hf-hub:, local-dir: and a checkpoint's path.
+        architecture = config.get("architecture", "")
+        if not isinstance(architecture, str) or not _NAME.fullmatch(architecture or "none"):
+            raise ModelFolderError(f"{path}: architecture is {architecture!r}, no name of timm's")
+        for name in config.get("model_args") or {}:
+            if _TIMM_LOADS.fullmatch(str(name)):
+                raise ModelFolderError(
+                    f"{path}: model_args.{name}: timm would load something from elsewhere; "
+                    "remove it"
+                )
 
 
 def _fields(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -185,18 +194,6 @@ def _reason(name: str, value: Any) -> str | None:
     if name == "backbone" and isinstance(value, str) and not _NAME.fullmatch(value):
         return "timm would load it from elsewhere"
     return None
-
-
-def _refuse_timm(path: Path, config: dict[str, Any]) -> None:
-    """timm.create_model takes hf-hub:, local-dir: and a checkpoint's path."""
-    architecture = config.get("architecture", "")
-    if not isinstance(architecture, str) or not _NAME.fullmatch(architecture or "none"):
-        raise ModelFolderError(f"{path}: architecture is {architecture!r}, no name of timm's")
-    for name in config.get("model_args") or {}:
-        if _TIMM_LOADS.fullmatch(str(name)):
-            raise ModelFolderError(
-                f"{path}: model_args.{name}: timm would load something from elsewhere; remove it"
-            )
 
 
 def _refuse_modules(path: Path) -> None:

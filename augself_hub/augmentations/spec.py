@@ -380,7 +380,8 @@ class Spec:
             matcher = data.pop("matcher", None)
             matcher = None if matcher is None else _build_matcher(matcher)
             parts = {"policy": policy, "heads": heads, "match": match, "matcher": matcher}
-            spec = _known(_build(cls, {**data, **parts}))
+            spec = _build(cls, {**data, **parts})
+            _check_known(spec)
             return _as_format_2(spec) if written_as == 1 else spec
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
@@ -428,7 +429,7 @@ def _as_format_2(spec: Spec) -> Spec:
     return dataclasses.replace(spec, heads=heads)
 
 
-def _known(spec: Spec) -> Spec:
+def _check_known(spec: Spec) -> None:
     known = HEADS.get(spec.convention)
     if known is None:
         raise ModelFolderError(
@@ -445,7 +446,6 @@ def _known(spec: Spec) -> Spec:
                 f"augself/config.json has the unknown head {kind!r} ({head.type}): "
                 "upgrade augself-hub"
             )
-    return spec
 
 
 def _build(record: type[Record], data: dict[str, Any]) -> Record:

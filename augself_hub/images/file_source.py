@@ -26,6 +26,7 @@ class FileSource:
         root: what relative names start from.
         names: of each image, or of each pair; that of an image is where it is below the root.
         labels: N numbers, UNLABELED where there is none. splits: N, or None for none at all.
+        kind: folder, list, glob or pairs. tally: what was found and left out. notes: further ones.
         problems: position -> why there is no image.
     """
 
@@ -35,9 +36,26 @@ class FileSource:
     labels: array[int]
     classes: list[str]
     splits: list[str | None] | None
-    inventory: Inventory
+    kind: str
+    tally: Tally
     advice: str
+    notes: tuple[str, ...] = ()
     problems: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def inventory(self) -> Inventory:
+        notes = list(self.notes)
+        if self.problems:
+            position, problem = next(iter(self.problems.items()))
+            count, name = len(self.problems), self.names[position]
+            notes.append(f"{count} cannot be read, the first is {name}: {problem}")
+        numbers = Counter(self.labels)
+        numbers.pop(UNLABELED, None)
+        classes = {class_name(self, n) or "": count for n, count in numbers.most_common()}
+        splits = self.splits or ()
+        return self.tally.inventory(
+            self.location, self.kind, len(self.names), classes, splits, notes
+        )
 
     def chosen(self, split: str) -> FileSource:
         there = self.inventory.splits
@@ -45,20 +63,21 @@ class FileSource:
         if not kept:
             raise no_split(self.location, split, list(there))
         assert self.splits is not None
-        part = dataclasses.replace(
-            self,
-            names=[self.names[i] for i in kept],
-            labels=array("i", (self.labels[i] for i in kept)),
-            splits=[self.splits[i] for i in kept],
-            problems={new: self.problems[i] for new, i in enumerate(kept) if i in self.problems},
-        )
         tally = Tally.of(self.inventory)
         for name, count in there.items():
             if not same_split(name, split):
                 tally.left_out[f"split {name}"] += count
         if rest := len(self.names) - len(kept) - sum(tally.left_out[f"split {n}"] for n in there):
             tally.left_out["in no split"] += rest
-        return dataclasses.replace(part, inventory=inventory_of(part, tally, self.inventory))
+        return dataclasses.replace(
+            self,
+            names=[self.names[i] for i in kept],
+            labels=array("i", (self.labels[i] for i in kept)),
+            splits=[self.splits[i] for i in kept],
+            problems={new: self.problems[i] for new, i in enumerate(kept) if i in self.problems},
+            tally=tally,
+            notes=self.inventory.notes,
+        )
 
     def shards(self, rows: int) -> list[FileShard]:
         return [
@@ -125,22 +144,3 @@ class FileShard:
             problem = self.problems.get(row)
             paths = () if problem else tuple(self.root / n for n in names)
             yield Item(names, paths, label, split, problem)
-
-
-def inventory_of(source: FileSource, tally: Tally, before: Inventory) -> Inventory:
-    notes = []
-    if source.problems:
-        position, problem = next(iter(source.problems.items()))
-        count, name = len(source.problems), source.names[position]
-        notes.append(f"{count} cannot be read, the first is {name}: {problem}")
-    numbers = Counter(source.labels)
-    numbers.pop(UNLABELED, None)
-    classes = {class_name(source, n) or "": count for n, count in numbers.most_common()}
-    return tally.inventory(
-        source.location,
-        before.kind,
-        len(source.names),
-        classes,
-        source.splits or (),
-        [*before.notes, *notes],
-    )

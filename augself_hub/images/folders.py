@@ -7,7 +7,6 @@ ones the classes. Links are followed, unless they lead back to a folder they are
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from array import array
@@ -15,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from augself_hub.errors import AugSelfError
-from augself_hub.images.file_source import FileSource, inventory_of
+from augself_hub.images.file_source import FileSource
 from augself_hub.images.files import SUFFIXES, name_of, suffix_of
-from augself_hub.images.inventory import Inventory, Tally
+from augself_hub.images.inventory import Tally
 from augself_hub.images.listed import read_csv, read_text
 from augself_hub.images.source import UNLABELED
 from augself_hub.images.words import Columns, Labels, split_of
@@ -153,12 +152,6 @@ def folder_source(
             rows.append((path, within if slash else None, top.casefold()))
     if not rows:
         raise AugSelfError(f"{location} holds no image ({', '.join(SUFFIXES)})")
-    names, bad = [], {}
-    for position, (path, _, _) in enumerate(rows):
-        name, problem = name_of(path)
-        names.append(name)
-        if problem := problems.get(path, problem):
-            bad[position] = problem
     column, labels_of = "", dict[str, str]()
     if kind != "classes":
         column, labels_of = metadata_labels(folder, ["", *(words if splits else [])])
@@ -166,26 +159,26 @@ def folder_source(
         notes.append(f"labels are those of {column}; --read-as classes takes the folders' names")
         written = [labels_of.get(path) for path, _, _ in rows]
         rule = Labels.of_values(written)
+        labels, wrong = rule.numbers(written)
     else:
-        written = [None if name is None else name_of(name)[0] for _, name, _ in rows]
-        # folders' names are names, also where they are numbers
-        rule = Labels(sorted({name for name in written if name is not None}), named=True)
-    labels = array("i")
-    for position, value in enumerate(written):
-        try:
-            number = rule.number(value) if column else rule.index(value)
-        except ValueError as error:
-            number = None
-            bad.setdefault(position, str(error))
-        labels.append(UNLABELED if number is None else number)
-    source = FileSource(
+        tops_of = [None if name is None else name_of(name)[0] for _, name, _ in rows]
+        # Folders' names are names, also where they are numbers.
+        rule = Labels(sorted({name for name in tops_of if name is not None}), named=True)
+        found_labels = (rule.index(name) for name in tops_of)
+        labels, wrong = array("i", (UNLABELED if n is None else n for n in found_labels)), {}
+    names, bad = [], {}
+    for position, (path, _, _) in enumerate(rows):
+        name, problem = name_of(path)
+        names.append(name)
+        if problem := problems.get(path, problem):
+            bad[position] = problem
+    for position, problem in wrong.items():
+        bad.setdefault(position, problem)
+    return FileSource(
         location, folder, names, labels, rule.classes,
         [split for _, _, split in rows] if splits else None,
-        Inventory(location, "folder", notes=tuple(notes)),
-        "sort the images into class sub-folders",
-        bad,
+        "folder", tally, "sort the images into class sub-folders", tuple(notes), bad,
     )  # fmt: skip
-    return dataclasses.replace(source, inventory=inventory_of(source, tally, source.inventory))
 
 
 def metadata_labels(folder: Path, places: Sequence[str]) -> tuple[str, dict[str, str]]:

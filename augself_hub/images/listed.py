@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 import os
-from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from augself_hub.errors import AugSelfError
-from augself_hub.images.file_source import FileSource, inventory_of
+from augself_hub.images.file_source import FileSource
 from augself_hub.images.files import name_of
-from augself_hub.images.inventory import Inventory, Tally
-from augself_hub.images.source import UNLABELED
+from augself_hub.images.inventory import Tally
 from augself_hub.images.words import Columns, Labels
 
 MAX_LIST = 2**29  # bytes: five million paths; it is in memory several times over
@@ -51,13 +48,7 @@ def _list(
     advice: str,
 ) -> FileSource:
     rule = Labels.of_values(written)
-    labels, problems = array("i", bytes(4 * len(names))), {}
-    for row, value in enumerate(written):
-        try:
-            number = rule.number(value)
-        except ValueError as error:
-            number, problems[row] = None, str(error)
-        labels[row] = UNLABELED if number is None else number
+    labels, problems = rule.numbers(written)
     shown: list[str | tuple[str, str]] = []
     for row, name in enumerate(names):
         pair = [name_of(n) for n in ((name,) if isinstance(name, str) else name)]
@@ -67,11 +58,11 @@ def _list(
                 problems[row] = problem
     if splits is not None and not any(splits):
         splits = None
-    source = FileSource(location, root, shown, labels, rule.classes, splits,
-                        Inventory(location, kind), advice, problems)  # fmt: skip
     tally = Tally()
     tally.found = len(names)
-    return dataclasses.replace(source, inventory=inventory_of(source, tally, source.inventory))
+    return FileSource(
+        location, root, shown, labels, rule.classes, splits, kind, tally, advice, problems=problems
+    )
 
 
 def text_source(path: Path) -> FileSource:
@@ -137,27 +128,25 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     most = max(",;\t|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=most, skipinitialspace=True)
 
+    header: list[str] = []
+
     def rows() -> Iterator[list[str]]:
         try:
-            for row in reader:
-                cells = [cell.strip() for cell in row]
-                if any(cells):
-                    yield cells
+            for cells in reader:
+                row = [cell.strip() for cell in cells]
+                if any(header and row[len(header) :]):
+                    raise AugSelfError(
+                        f"{path}, line {reader.line_num} has {len(row)} fields, its header "
+                        f"{len(header)}: put names with a delimiter in quotes"
+                    )
+                if any(row):
+                    yield row + [""] * (len(header) - len(row))
         except csv.Error as error:
             raise AugSelfError(f"{path}, line {reader.line_num}: {error}") from error
 
-    def whole(header: list[str], rows: Iterator[list[str]]) -> Iterator[list[str]]:
-        for row in rows:
-            if any(row[len(header) :]):
-                raise AugSelfError(
-                    f"{path}, line {reader.line_num} has {len(row)} fields, its header "
-                    f"{len(header)}: put names with a delimiter in quotes"
-                )
-            yield row + [""] * (len(header) - len(row))
-
     coming = rows()
-    header = next(coming, [])
-    return header, whole(header, coming)
+    header.extend(next(coming, []))
+    return header, coming
 
 
 def read_text(path: Path) -> str:

@@ -36,7 +36,7 @@ from augself_hub.images.files import (
     unreachable,
 )
 from augself_hub.images.inventory import Inventory, Tally
-from augself_hub.images.source import UNLABELED, Item, Listing, ShardError, no_split
+from augself_hub.images.source import Item, Listing, ShardError, no_split
 from augself_hub.images.words import MAX_NAME, Labels, same_split, splits_in_names, written_label
 
 log = logging.getLogger(__name__)
@@ -396,13 +396,7 @@ class TarSource:
                 f"{packed} is compressed: unpack it, or read it in order (--stream, stream:...)"
             )
         scan, rule = self.scan, self.rule if self.known else self.scan.rule
-        labels = array("i")
-        for text in scan.written:
-            try:
-                number = rule.number(text)
-            except ValueError:
-                number = None
-            labels.append(UNLABELED if number is None else number)
+        labels, _ = rule.numbers(scan.written)
         splits = [self.splits[number] for number in scan.number] if any(self.splits) else None
         for name, reason in scan.damaged.items():
             log.warning("skipped the rest of %s, which is damaged: %s", name, reason)

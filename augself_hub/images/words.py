@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.images.source import UNLABELED
 
 MAX_NUMBER = 2**31  # a label is an int32 of the table
 MAX_NAME = 1000  # letters of a class name
@@ -171,6 +173,18 @@ class Labels:
             if self.strict:
                 raise
             return None
+
+    def numbers(self, written: Iterable[Any]) -> tuple[array[int], dict[int, str]]:
+        """Of each its number, UNLABELED for no label; position -> why it is none of the classes."""
+        found, problems = array("i"), dict[int, str]()
+        for position, value in enumerate(written):
+            number = None
+            try:
+                number = self.number(value)
+            except ValueError as error:
+                problems[position] = str(error)
+            found.append(UNLABELED if number is None else number)
+        return found, problems
 
     def _number(self, text: str) -> int:
         if self.named:

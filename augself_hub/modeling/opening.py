@@ -70,8 +70,7 @@ def open_network(
     """
     refuse_code(folder)
     config = read_json(folder / "config.json")
-    files = _weight_files(folder)
-    shapes = _shapes(files)
+    files, shapes = _weights(folder)
     _refuse_excess(folder / "config.json", config, len(shapes))
     network: PreTrainedModel
     with tempfile.TemporaryDirectory(prefix="augself-open-") as stage, _quiet():
@@ -147,43 +146,36 @@ def refuse_unlike_stock(network: PreTrainedModel) -> None:
             )
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """model.safetensors, or the shards that its index names; all of them in the folder."""
-    if (folder / _WEIGHTS).is_file():
-        return [folder / _WEIGHTS]
-    if not (folder / _INDEX).is_file():
-        pickles = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt*")
-        )
+def _weights(folder: Path) -> tuple[list[Path], dict[str, tuple[int, ...]]]:
+    """model.safetensors, or the shards that its index names, all of them in the folder; the shape
+    of every weight, read off their headers.
+    """
+    names = [_WEIGHTS]
+    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
+        index = read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise ModelFolderError(f"{folder / _INDEX}: weight_map is no object")
+        names = sorted({str(name) for name in index.values()})
+        for name in names:
+            if not re.fullmatch(r"\w[\w.-]*\.safetensors", name) or not (folder / name).is_file():
+                raise ModelFolderError(
+                    f"{folder / _INDEX} names {name!r}, no safetensors of the folder"
+                )
+    elif not (folder / _WEIGHTS).is_file():
+        pickles = [p.name for end in ("*.bin", "*.pt*") for p in sorted(folder.glob(end))]
         mend = f"{pickles[0]} is a pickle: save it as safetensors" if pickles else "save one there"
         raise ModelFolderError(f"{folder}: the encoder cannot be loaded: no {_WEIGHTS} ({mend})")
-    named = read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(named, dict) or not named:
-        raise ModelFolderError(f"{folder / _INDEX}: weight_map is no object")
-    files = sorted({str(name) for name in named.values()})
-    for name in files:
-        if not re.fullmatch(r"\w[\w.-]*\.safetensors", name) or not (folder / name).is_file():
-            raise ModelFolderError(
-                f"{folder / _INDEX} names {name!r}, no safetensors of the folder"
-            )
-    return [folder / name for name in files]
-
-
-def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every weight, read off the headers."""
-    found: dict[str, tuple[int, ...]] = {}
+    files, shapes = [folder / name for name in names], {}
     for path in files:
         try:
             with safe_open(path, "pt") as weights:
-                found |= {
-                    name: tuple(weights.get_slice(name).get_shape())
-                    for name in list(weights.keys())
-                }
+                for name in list(weights.keys()):
+                    shapes[name] = tuple(weights.get_slice(name).get_shape())
         except Exception as error:  # safetensors raises its own type
             raise ModelFolderError(
-                f"{path.parent}: the encoder cannot be loaded: {path.name}: {error}"
+                f"{folder}: the encoder cannot be loaded: {path.name}: {error}"
             ) from error
-    return found
+    return files, shapes
 
 
 def _refuse_excess(path: Path, config: dict[str, Any], weights: int) -> None:
