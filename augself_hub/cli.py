@@ -104,10 +104,10 @@ def main(arguments: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except ImportError as error:
-        told = explained(error, _extra(arguments))
-        if told is error:
+        known = explained(error, _extra(arguments))
+        if known is error:
             raise
-        _fail(str(told), 1, _debugs(arguments))
+        _fail(str(known), 1, _debugs(arguments))
     except (AugSelfError, OSError) as error:
         status = 2 if isinstance(error, UsageError) else 1
         _fail(str(error), status, _debugs(arguments))

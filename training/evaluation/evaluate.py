@@ -56,8 +56,8 @@ class Plan:
         for task in self.tasks:
             reasons = {name: unsuited(task, images) for name, images in opened.items()}
             if all(reasons.values()):
-                told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-                raise UsageError(f"no data set can answer {task} ({told})")
+                why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+                raise UsageError(f"no data set can answer {task} ({why})")
         return opened
 
 

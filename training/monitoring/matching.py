@@ -65,11 +65,22 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
         if kind == "crop":
             within = (answer[kind] - target).abs() < 1.96 * answer["standard_error"]
             names = [d.name for d in head.dimensions]
-            results += [_covered(n, w) for n, w in zip(names, within.T, strict=True)]
+            results += [
+                {
+                    "kind": "crop",
+                    "dimension": f"{name}_coverage",
+                    "name": f"crop {name}: true values within the 95% interval of their pair",
+                    "metric": "coverage",
+                    "value": float(row.double().mean()),
+                    "baseline": None,
+                    "pairs": len(row),
+                }
+                for name, row in zip(names, within.T, strict=True)
+            ]
     if len(images) >= FEWEST:
         other = torch.cat([part.roll(shift) for part in image.split(len(answers[0]["match"]))])
         two = torch.cat(strangers)[other != image]
-        results.append(_told_apart(answer["match"], two))
+        results.append(_match_result(answer["match"], two))
     return [{**result, "task": TASK} for result in results]
 
 
@@ -82,19 +93,7 @@ def _said(model: AugSelfModel, a: Tensor, b: Tensor) -> dict[str, Tensor]:
     return {**{n: v.cpu() for n, v in found.items()}, "match": logit(found["match"])[:, 0].cpu()}
 
 
-def _covered(name: str, within: Tensor) -> Result:
-    return {
-        "kind": "crop",
-        "dimension": f"{name}_coverage",
-        "name": f"crop {name}: true values within the 95% interval of their pair",
-        "metric": "coverage",
-        "value": float(within.double().mean()),
-        "baseline": None,
-        "pairs": len(within),
-    }
-
-
-def _told_apart(same: Tensor, two: Tensor) -> Result:
+def _match_result(same: Tensor, two: Tensor) -> Result:
     calibration = calibrate(same.numpy(), two.numpy())
     return {
         "kind": "match",

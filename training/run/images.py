@@ -32,33 +32,31 @@ def opened(settings: Settings) -> tuple[Images | Stream, Images]:
     Raises:
         UsageError: settings that do not go with the source. AugSelfError: nothing to train on.
     """
+    columns = Columns.parse(settings.column)
+    options = Options(columns, settings.split, settings.read_as, stream=settings.stream)
+    needs_labels = settings.method in METHODS and METHODS[settings.method].needs_labels
     if settings.stream or settings.data.startswith(STREAM):
-        return _streamed(settings)
+        return _streamed(settings, options, needs_labels)
     if settings.epoch_images is not None:
         raise UsageError(f"--epoch-images would have no effect: {settings.data} is no stream")
-    images = open_images(settings.data, _options(settings))
+    images = open_images(settings.data, options)
     if settings.classes is not None:
         images = images.only(lines_of(settings.classes))
     _tell(images.inventory)
-    if _needs_labels(settings):
+    if needs_labels:
         images = _labelled(images)
     if settings.held_out:
         return images, _held_out(settings, settings.held_out)
     return split(images, settings.seed)
 
 
-def _streamed(settings: Settings) -> tuple[Stream, Images]:
+def _streamed(settings: Settings, options: Options, needs_labels: bool) -> tuple[Stream, Images]:
     if settings.decode != "exact":
         raise UsageError(f"--decode {settings.decode} has no effect on a stream: leave it out")
     if settings.classes is not None:
         raise UsageError(f"--classes cannot choose from {settings.data}: a stream is not listed")
-    stream = open_stream(
-        settings.data,
-        settings.epoch_images,
-        held_out=not settings.held_out,
-        labelled=_needs_labels(settings),
-        options=_options(settings),
-    )
+    held_out = not settings.held_out
+    stream = open_stream(settings.data, settings.epoch_images, held_out, needs_labels, options)
     _tell(stream.inventory)
     if settings.held_out:
         return stream, _held_out(settings, settings.held_out)
@@ -94,15 +92,6 @@ def views_of(
             "more images"
         )
     return train, ViewsDataset(held_out, policy, settings.seed)
-
-
-def _needs_labels(settings: Settings) -> bool:
-    return settings.method in METHODS and METHODS[settings.method].needs_labels
-
-
-def _options(settings: Settings) -> Options:
-    columns = Columns.parse(settings.column)
-    return Options(columns, settings.split, settings.read_as, stream=settings.stream)
 
 
 def _tell(inventory: Inventory) -> None:

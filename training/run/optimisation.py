@@ -8,7 +8,7 @@ norms undecayed, as their papers do; LARS does not adapt their rate either.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,20 +76,17 @@ def scheduler_of(
     The second half of the groups rises with the others and then keeps its rate.
     """
 
-    def scheduled(constant: bool) -> Callable[[int], float]:
-        def factor(step: int) -> float:
-            if step < warmup:
-                return step / warmup
-            if constant:
-                return 1.0
-            reached = max(warmup, reached_step(settings, step, epoch_steps))
-            return (1 + math.cos(math.pi * min(1.0, (reached - warmup) / (steps - warmup)))) / 2
+    def factor(step: int, constant: bool) -> float:
+        if step < warmup:
+            return step / warmup
+        if constant:
+            return 1.0
+        reached = max(warmup, reached_step(settings, step, epoch_steps))
+        return (1 + math.cos(math.pi * min(1.0, (reached - warmup) / (steps - warmup)))) / 2
 
-        return factor
-
-    count = len(optimizer.param_groups)
-    flat = settings.schedule == "constant"
-    return LambdaLR(optimizer, [scheduled(flat or i >= count // 2) for i in range(count)])
+    count, flat = len(optimizer.param_groups), settings.schedule == "constant"
+    constant = [flat or group >= count // 2 for group in range(count)]
+    return LambdaLR(optimizer, [partial(factor, constant=each) for each in constant])
 
 
 def reached_step(settings: Settings, step: int, epoch_steps: int) -> int:

@@ -70,8 +70,8 @@ def write_folder(
     with new_folder(folder) as new:
         with stage("writing weights, log and curves"):
             model.write_files(new)
-            told = {"protocol": PROTOCOL, "seed": settings.seed, "versions": versions()}
-            write_json(new / EVALUATION, {**told, "results": results}, nan=True)
+            about = {"protocol": PROTOCOL, "seed": settings.seed, "versions": versions()}
+            write_json(new / EVALUATION, {**about, "results": results}, nan=True)
             write_json(new / TRAINING_LOG, trainer.state.log_history, nan=True)
             curves(trainer.state.log_history, new / CURVES)
         parity = graphs(model, new)

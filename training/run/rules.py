@@ -36,20 +36,17 @@ class Rule:
         """
         if value is None and self.optional:
             return None
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if self.type is float and number and math.isfinite(value) and self._within(float(value)):
-            return float(value)
-        if self.type is int and number and isinstance(value, numbers.Integral):
-            if self._within(int(value)):
-                return int(value)
+        wanted = {int: numbers.Integral, float: numbers.Real}.get(self.type)
+        if wanted is not None and isinstance(value, wanted) and not isinstance(value, bool):
+            number = self.type(value)
+            outside = not self.least <= number <= self.most or (self.open and number == self.least)
+            if -math.inf < number < math.inf and not outside:
+                return number
         elif (self.type is bool and isinstance(value, bool)) or (
             self.type is str and isinstance(value, str) and value in (self.choices or (value,))
         ):
             return value
         raise UsageError(f"{name} {value}: give {self}")
-
-    def _within(self, value: float) -> bool:
-        return self.least <= value <= self.most and not (self.open and value == self.least)
 
     def __str__(self) -> str:
         if self.choices:

@@ -422,7 +422,14 @@ def policy_of(settings: Settings) -> Policy:
     given = {name: _policy_value(name, value) for name, value in settings.policy.items()}
     policy = Policy(size=settings.size, **given).with_color_strength(settings.color_strength)
     for name in known - set(CHOICES):
-        _check_range(name, getattr(policy, name))
+        value = getattr(policy, name)
+        low, high = value if name in RANGES else (value, value)
+        least, most = RANGES.get(name, (0.0, LIMITS.get(name, 1.0)))
+        if not least <= low <= high <= most:
+            raise UsageError(
+                f"{name} of the views would be {value}: give {least:g} to {most:g}, by --policy or "
+                "--color-strength"
+            )
     return policy.with_kinds(set(settings.augself) - set(given))
 
 
@@ -442,13 +449,3 @@ def _policy_value(name: str, value: Any) -> Any:
         form = "LOW,HIGH" if wanted == 2 else "one number"
         raise UsageError(f"policy {name}={value!r} is not of the form {name}={form}")
     return tuple(map(float, numbers)) if wanted == 2 else float(numbers[0])
-
-
-def _check_range(name: str, value: Any) -> None:
-    low, high = value if name in RANGES else (value, value)
-    least, most = RANGES.get(name, (0.0, LIMITS.get(name, 1.0)))
-    if not least <= low <= high <= most:
-        raise UsageError(
-            f"{name} of the views would be {value}: give {least:g} to {most:g}, by --policy or "
-            "--color-strength"
-        )
