@@ -33,6 +33,13 @@ class HubError(ModelFolderError):
     """The Hub did not give, take or list a model. Says what to do about it."""
 
 
+class NoHeads(AugSelfError):
+    """A model that was asked for differences and gives features alone."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} has no AugSelf heads: train some with augself fit-heads")
+
+
 class CheckpointError(AugSelfError):
     """A foreign checkpoint that cannot be converted."""
 

@@ -24,6 +24,7 @@ from augself_hub.errors import (
     AugSelfError,
     EmptyImage,
     ImageError,
+    NoHeads,
     TooManyPixels,
     UndecodableImage,
     UnsupportedImage,
@@ -226,17 +227,15 @@ class Asking:
                     raise _of_image(error, one.name) from error
                 skipped[one.number] = f"{one.name}: {error}"
                 continue
-            for at, told in zip(left, answer["data"], strict=True):
-                rows[at] = np.frombuffer(base64.b64decode(told["embedding"]), "<f4")
+            for at, row in zip(left, answer["data"], strict=True):
+                rows[at] = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
             break
         return rows
 
     def _difference(self, a: GivenImage, b: GivenImage, model: str | None) -> Steps[Difference]:
         record = yield from self._record(model)
         if not record["augmentations"]:
-            raise AugSelfError(
-                f"{record['id']} has no AugSelf heads: train some with augself fit-heads"
-            )
+            raise NoHeads(record["id"])
         given = {"a": a, "b": b}
         pair = {side: named(side, image, _url) for side, image in given.items()}
         body = {"model": record["id"], "pairs": [pair]}
@@ -247,12 +246,12 @@ class Asking:
             if side not in given:
                 raise
             raise _of_image(error, name_of(side, given[side])) from error
-        (told,) = answer["data"]
+        (said,) = answer["data"]
         return Difference(
             answer["model"],
             record.get("convention", "relative"),
-            told["differences"],
-            told["match"],
+            said["differences"],
+            said["match"],
         )
 
 
@@ -321,8 +320,8 @@ def _error(response: httpx.Response, url: str) -> ServerError:
     """A refusal in one line; what is no server of ours need not answer in JSON."""
     status = response.status_code
     try:
-        told = response.json()["error"]
-        message, code, param = told["message"], told["code"], told["param"]
+        error = response.json()["error"]
+        message, code, param = error["message"], error["code"], error["param"]
     except (ValueError, KeyError, TypeError):
         message, code, param = f"HTTP status {status}", "unknown", None
     if status == 401:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 _DEVICE, _PRECISION, _DECODE = running(click.option)
 _WORKERS = click.option(
     "--threads",
-    "workers",
     type=click.IntRange(1),
     help="Batches computed in parallel, a core each. Default: all usable cores, or the cluster's.",
 )
@@ -99,7 +98,6 @@ def predict(
 )
 @click.option(
     "--max-errors",
-    "allowed",
     metavar="N|SHARE",
     help="Exit with 1 if more images cannot be read: 10, 0.01 or 1%. Default: any number.",
 )
@@ -109,7 +107,6 @@ def predict(
 @_WORKERS
 @click.option(
     "--engine",
-    "where",
     type=click.Choice(("local", "ray")),
     default="local",
     show_default=True,
@@ -119,8 +116,6 @@ def predict(
 def extract(
     source: str,
     output: Path,
-    model: str | None,
-    allowed: str | None,
     as_json: bool,
     columns: tuple[str, ...],
     **options: Any,
@@ -134,15 +129,14 @@ def extract(
     with needs("serve"):
         from serving.extraction import api
         from serving.extraction.tables import Settings
-    if allowed is not None:
-        api.limit_of(allowed)  # a wrong one is refused before any work
     settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
-    chosen = {name: options.pop(name) for name in ("split", "kind", "image_root")}
-    summary = api.written(
-        source, output, model, settings, Options(Columns.parse(columns), **chosen), **options
+    reading = {name: options.pop(name) for name in ("split", "kind", "image_root")}
+    asked = api.Extraction(
+        settings=settings, reading=Options(Columns.parse(columns), **reading), **options
     )
+    summary = asked.write(source, output)
     click.echo(_summary(output, summary, as_json))
-    api.refuse_errors(summary, output, allowed)
+    asked.refuse_errors(summary, output)
 
 
 @click.command(cls=GroupedCommand)
@@ -260,8 +254,8 @@ def serve(
     with needs("serve"):
         from serving.http.api import create_app
         from serving.http.server import Address, run
-        from serving.inference.models import Source
         from serving.inference.names import named
+        from serving.inference.source import Source
     host, uds = options.pop("host"), options.pop("uds")
     source = click.get_current_context().get_parameter_source
     if uds is not None and not source("host") is source("port") is ParameterSource.DEFAULT:

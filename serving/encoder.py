@@ -16,7 +16,7 @@ import numpy as np
 from augself_hub.answer import Difference
 from augself_hub.augmentations.spec import Spec
 from augself_hub.cores import usable_cores
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import NoHeads
 from augself_hub.images.given import GivenImage, features_of, named, prepared
 from augself_hub.paths import path_text
 from serving.inference.engine import MAX_BATCH, load
@@ -111,8 +111,6 @@ class Encoder:
             UsageError, ImageError, AugSelfError: as `features` does.
         """
         if not self.spec.answering():
-            raise AugSelfError(
-                f"{self.name} has no AugSelf heads: train some with augself fit-heads"
-            )
+            raise NoHeads(self.name)
         images = [named(which, one, self._prepare) for which, one in (("a", a), ("b", b))]
-        return Difference.of(self.name, self.spec, self._engine.answered(images))
+        return Difference.of(self.name, self.spec, self._engine.predict(images))

@@ -1,4 +1,4 @@
-"""What one server is told at its start, checked as a whole before anything is loaded."""
+"""The settings of one server, checked as a whole before anything is loaded."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def client():
     from fastapi.testclient import TestClient
 
     from serving.http.api import create_app
-    from serving.inference.models import Source
+    from serving.inference.source import Source
 
     app = create_app([Source("embedded", hub.EMBEDDED, "cpu")])
     with TestClient(app, base_url="http://localhost") as client:

@@ -10,7 +10,7 @@ import click
 import augself_hub
 from augself_hub.cli import augself
 from serving.http.api import create_app
-from serving.inference.models import Source
+from serving.inference.source import Source
 from serving.settings import Settings
 
 Schema = dict[str, Any]

@@ -15,7 +15,7 @@ import numpy as np
 from augself_hub.augmentations.spec import Spec
 from augself_hub.differences import records
 from augself_hub.sentences import headline, unanswered
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 
 Described = dict[str, Any]  # kind -> what records() says of it
 
@@ -39,7 +39,7 @@ class Asked:
     unlike: bool
 
 
-def ask(model: Local, views: Sequence[np.ndarray] | np.ndarray, one: bool = False) -> Asked:
+def ask(model: ModelClient, views: Sequence[np.ndarray] | np.ndarray, one: bool = False) -> Asked:
     """What a model says of two prepared views, (S, S, 3) uint8 each.
 
     Args:
@@ -48,7 +48,7 @@ def ask(model: Local, views: Sequence[np.ndarray] | np.ndarray, one: bool = Fals
     Raises:
         AugSelfError: the server is full.
     """
-    answered = model.answered(list(views))
+    answered = model.predict(list(views))
     if one:
         answered = replace(answered, unlike=np.zeros(1, bool))
     told = next(records(model.spec, answered))["differences"]

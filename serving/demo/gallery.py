@@ -24,7 +24,7 @@ from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import FeatureTable, read_manifest
 from augself_hub.images import Listing, open_recorded
 from augself_hub.preprocess import decode
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 
 log = logging.getLogger(__name__)
 PICTURES = Path(__file__).parent / "pictures"
@@ -67,7 +67,7 @@ class Gallery:
     _found: dict[str, np.ndarray] = field(default_factory=dict)
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
-    def features(self, model: Local) -> np.ndarray:
+    def features(self, model: ModelClient) -> np.ndarray:
         """(N, D) under a served model.
 
         Raises:
@@ -80,7 +80,7 @@ class Gallery:
                 self._found[model.sha256] = np.concatenate(list(self._computed(model)))
         return self._found[model.sha256]
 
-    def _computed(self, model: Local) -> Iterator[np.ndarray]:
+    def _computed(self, model: ModelClient) -> Iterator[np.ndarray]:
         """In requests within the server's limits, as everybody's."""
         numbers = range(len(self.names))
         for start in range(0, len(numbers), model.limits.items):
@@ -170,7 +170,7 @@ def digest(names: Sequence[str]) -> str:
     return known.hexdigest()
 
 
-def of_table(folder: Path, models: Sequence[Local]) -> Gallery:
+def of_table(folder: Path, models: Sequence[ModelClient]) -> Gallery:
     """The pictures of a table that `augself extract` has written, where they still are.
 
     Raises:

@@ -12,7 +12,7 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.folder import CURVES
 from serving.demo.comparison import TITLES
 from serving.demo.visitors import PRIVATE, QUIET, Models
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 
 SENTENCE = (
     "What answers on this page, and programs: [the API is described at /docs](docs), "
@@ -56,7 +56,7 @@ def tab(models: Models, picker: gr.Dropdown) -> None:
     )
 
 
-def facts(model: Local) -> str:
+def facts(model: ModelClient) -> str:
     """What the model says of a pair and how well, and the model in a few lines, as HTML."""
     heads = ", ".join(TITLES[kind].lower() for kind in model.spec.answering()) or "none"
     lines = {
@@ -94,7 +94,7 @@ def measured(spec: Spec) -> str:
     )
 
 
-def card(model: Local) -> str:
+def card(model: ModelClient) -> str:
     """README.md of the model's folder, without its metadata and without pictures from elsewhere.
 
     Its curves are put into the text, once; any other picture becomes its description.
@@ -118,7 +118,7 @@ def card(model: Local) -> str:
     return _IMAGE.sub(picture, text)
 
 
-def _curves(model: Local) -> str:
+def _curves(model: ModelClient) -> str:
     """The training curves as a data: URL; nothing where there are none."""
     path = model.folder / CURVES
     if not path.is_file() or path.stat().st_size > CURVES_BYTES:

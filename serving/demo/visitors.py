@@ -14,9 +14,9 @@ from PIL import Image
 
 from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 
-Models = dict[str, Local]  # by name; the first is picked when the page opens
+Models = dict[str, ModelClient]  # by name; the first is picked when the page opens
 
 FOLDER = Path(__file__).parent / "examples"
 EXAMPLES = tuple(
@@ -29,6 +29,9 @@ QUIET: dict[str, Any] = {
     "concurrency_id": "page",
     "concurrency_limit": AT_ONCE,
     "show_progress": "hidden",
+    # What is asked while an answer is under way is asked when it is there: the last of it. Gradio
+    # by itself drops it.
+    "trigger_mode": "always_last",
 }
 BUSY: dict[str, Any] = {**QUIET, "show_progress": "minimal"}  # where one waits a second or more
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}

@@ -88,8 +88,6 @@ def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
         "fn": partial(pair, models, kinds),
         "inputs": [picker, parts.photograph, *parts.settings],
         "outputs": [parts.stage, parts.told],
-        # What is asked while an answer is under way is asked when it is there: the last of it.
-        "trigger_mode": "always_last",
         **QUIET,
     }
     gr.on([place.select, parts.photograph.upload], api_name="what_changed", **asked)

@@ -34,7 +34,7 @@ from serving.demo.visitors import (
     problem,
 )
 from serving.extraction.tables import PLAIN, feature_table
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 
 SENTENCE = (
     "Drop two pictures of one thing to read what changed, or several to see which are alike. They "
@@ -166,7 +166,7 @@ def _left_out(read: Read) -> str:
     return f'<ul class="left-out">{"".join(items)}</ul>'
 
 
-def _pair(model: Local, read: Read) -> str:
+def _pair(model: ModelClient, read: Read) -> str:
     """Two pictures side by side, and what takes the first to the second."""
     views = "".join(
         f'<figure><div class="view"><img src="{whole}" alt="{escape(name, quote=True)}">'
@@ -179,7 +179,7 @@ def _pair(model: Local, read: Read) -> str:
     return f'<div class="pair">{views}<div>{told}</div></div>'
 
 
-def _alike(gallery: Gallery, model: Local, name: str, features: np.ndarray) -> str:
+def _alike(gallery: Gallery, model: ModelClient, name: str, features: np.ndarray) -> str:
     """The nearest pictures of the gallery."""
     near = nearest(features, gallery.features(model), None, GALLERY)
     items = (
@@ -193,7 +193,7 @@ def _alike(gallery: Gallery, model: Local, name: str, features: np.ndarray) -> s
     )
 
 
-def read_files(model: Local, paths: Sequence[Path]) -> Read:
+def read_files(model: ModelClient, paths: Sequence[Path]) -> Read:
     """Every file that is a picture, ready for the model; why the others are none.
 
     Raises:
@@ -239,7 +239,7 @@ def _bare(name: str) -> str:
     return name.replace("`", "'")
 
 
-def code(names: Sequence[str], model: Local) -> str:
+def code(names: Sequence[str], model: ModelClient) -> str:
     """Three lines that do the same with the same files."""
     of = "" if model.folder.resolve() == EMBEDDED.resolve() else repr(_bare(model.name))
     some = [repr(_bare(name)) for name in names[:2]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,7 @@ from augself_hub.features import DifferenceTable, FeatureTable
 from augself_hub.images import Columns, Options, Source
 from augself_hub.lazy import needs
 from augself_hub.paths import path_text
-from serving.extraction.destination import Counts
-from serving.extraction.pipeline import SHARD_ROWS, Summary, Work, fill_here
+from serving.extraction.pipeline import SHARD_ROWS, Summary, fill_here
 from serving.extraction.pipeline import extract as write_table
 from serving.extraction.tables import Settings
 from serving.inference.engine import load
@@ -73,73 +73,100 @@ def extract(
         UsageError: an option that is wrong or has no effect on such a source.
         AugSelfError: no image can be read, too many cannot, the folder holds something else.
     """
-    if max_errors is not None:
-        limit_of(max_errors)  # a wrong one is refused before any work
-    given = Options(
-        Columns.parse(tuple(columns)),
-        split,
-        read_as,
-        image_root=None if image_root is None else Path(path_text("image_root", image_root)),
-    )
-    settings = Settings(dtype, normalize, pairs)
-    summary = written(
-        source,
-        output,
+    asked = Extraction(
         None if model is None else path_text("model", model),
-        settings,
-        given,
-        layout=layout,
-        shard_rows=shard_rows,
         device=device,
         precision=precision,
         decode=decode,
-        workers=threads,
-        where=engine,
-        progress=progress,
+        reading=Options(
+            Columns.parse(tuple(columns)),
+            split,
+            read_as,
+            image_root=None if image_root is None else Path(path_text("image_root", image_root)),
+        ),
+        settings=Settings(dtype, normalize, pairs),
+        layout=layout,
+        shard_rows=shard_rows,
+        max_errors=max_errors,
+        threads=threads,
+        engine=engine,
     )
-    refuse_errors(summary, output, max_errors)
+    asked.refuse_errors(asked.write(source, output, progress), output)
     return (DifferenceTable if pairs else FeatureTable).read(output)
 
 
-def written(
-    source: Given,
-    output: str | os.PathLike[str],
-    model: str | None,
-    settings: Settings,
-    options: Options,
-    *,
-    layout: str,
-    shard_rows: int,
-    device: str,
-    precision: str,
-    decode: str,
-    workers: int | None,
-    where: str,
-    progress: bool | None = None,
-) -> Summary:
-    """Write the table, and say what was done. Raises as `extract` does."""
-    for name, value, known in (
-        ("layout", layout, LAYOUTS),
-        ("dtype", settings.dtype, DTYPES),
-        ("engine", where, ENGINES),
-    ):
-        if value not in known:
-            raise UsageError(f"{name} {value!r}: give {' or '.join(known)}")
-    for name, count in (("shard_rows", shard_rows), ("threads", 1 if workers is None else workers)):
-        if type(count) is not int or count < 1:
-            raise UsageError(f"{name} {count!r}: give a whole number of at least 1")
-    return write_table(
-        _plain(source),
-        path_text("output", output),
-        load(model, device, 1, precision, decode),
-        settings,
-        options=options,
-        layout=layout,
-        shard_rows=shard_rows,
-        workers=workers,
-        fill=_filler(where),
-        progress=progress,
-    )
+@dataclass(frozen=True)
+class Extraction:
+    """What an extraction is asked for, checked before any work.
+
+    Args:
+        model, device, precision, decode: the engine, see `load`.
+        reading: how the source is read. settings: what is computed and how it is kept.
+        layout, shard_rows, max_errors, threads, engine: as `extract` takes them.
+
+    Raises:
+        UsageError: one that cannot be.
+    """
+
+    model: str | None
+    device: str
+    precision: str
+    decode: str
+    reading: Options
+    settings: Settings
+    layout: str
+    shard_rows: int
+    max_errors: int | float | str | None
+    threads: int | None
+    engine: str
+
+    def __post_init__(self) -> None:
+        if self.max_errors is not None:
+            limit_of(self.max_errors)
+        for name, value, known in (
+            ("layout", self.layout, LAYOUTS),
+            ("dtype", self.settings.dtype, DTYPES),
+            ("engine", self.engine, ENGINES),
+        ):
+            if value not in known:
+                raise UsageError(f"{name} {value!r}: give {' or '.join(known)}")
+        threads = 1 if self.threads is None else self.threads
+        for name, count in (("shard_rows", self.shard_rows), ("threads", threads)):
+            if type(count) is not int or count < 1:
+                raise UsageError(f"{name} {count!r}: give a whole number of at least 1")
+
+    def write(
+        self, source: Given, output: str | os.PathLike[str], progress: bool | None = None
+    ) -> Summary:
+        """Write the table, and say what was done. Raises as `extract` does."""
+        fill = fill_here
+        if self.engine == "ray":
+            with needs("fleet"):
+                from serving.fleet import ray_extraction
+            fill = ray_extraction.fill
+        return write_table(
+            _plain(source),
+            path_text("output", output),
+            load(self.model, self.device, 1, self.precision, self.decode),
+            self.settings,
+            options=self.reading,
+            layout=self.layout,
+            shard_rows=self.shard_rows,
+            workers=self.threads,
+            fill=fill,
+            progress=progress,
+        )
+
+    def refuse_errors(self, summary: Summary, output: str | os.PathLike[str]) -> None:
+        """Raises AugSelfError where more images than `max_errors` cannot be read."""
+        if self.max_errors is None:
+            return
+        counts, limit = summary.counts, limit_of(self.max_errors)
+        if counts.errors > limit(counts.images):
+            raise AugSelfError(
+                f"{counts.errors} of {counts.images} images cannot be read, more than "
+                f"--max-errors {self.max_errors}: {Path(output) / 'errors.jsonl'} says why"
+            )
 
 
 def _plain(source: Any) -> Any:
@@ -159,33 +186,6 @@ def _plain(source: Any) -> Any:
                 "Encoder().features takes images"
             )
     return [os.fspath(path) for path in source]
-
-
-def _filler(where: str) -> Callable[[Work], Counts]:
-    """Who makes the parts of a table: local or ray."""
-    if where == "local":
-        return fill_here
-    with needs("fleet"):
-        from serving.fleet.ray_extraction import fill
-    return fill
-
-
-def refuse_errors(
-    summary: Summary, output: str | os.PathLike[str], allowed: int | float | str | None
-) -> None:
-    """
-    Raises:
-        UsageError: `allowed` is neither a number of images nor a share of them.
-        AugSelfError: more images than that cannot be read.
-    """
-    if allowed is None:
-        return
-    counts, limit = summary.counts, limit_of(allowed)
-    if counts.errors > limit(counts.images):
-        raise AugSelfError(
-            f"{counts.errors} of {counts.images} images cannot be read, more than "
-            f"--max-errors {allowed}: {Path(output) / 'errors.jsonl'} says why"
-        )
 
 
 def limit_of(allowed: int | float | str) -> Callable[[int], float]:

@@ -288,11 +288,11 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     """What differs between two plans, in words."""
     if begun.get("format") != plan["format"]:
         return ["another version of augself-hub"]
-    told = []
+    found = []
     if begun["model"]["sha256"] != plan["model"]["sha256"]:
         old, new = (p["model"]["sha256"][:12] for p in (begun, plan))
-        told.append(f"the model ({old} then, {new} now)")
-    told += [
+        found.append(f"the model ({old} then, {new} now)")
+    found += [
         f"{word} ({begun[key]} then, {plan[key]} now)"
         for key, word in _WORDS.items()
         if begun[key] != plan[key]
@@ -301,8 +301,8 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         pairs = itertools.zip_longest(begun["shards"], plan["shards"])
         first = next((new or old)["name"] for old, new in pairs if old != new)
         counts = f"{len(begun['shards'])} shards then, {len(plan['shards'])} now"
-        told.append(f"the input, first in {first} ({counts})")
-    return told
+        found.append(f"the input, first in {first} ({counts})")
+    return found
 
 
 def refuse_too_many(shards: Sequence[Any]) -> None:

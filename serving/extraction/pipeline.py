@@ -253,7 +253,7 @@ def extract_batch(
     readable = [item for item, _ in good]
     if settings.pairs:
         images = [found[side] for side in (0, 1) for _, found in good]
-        answered = engine.answered(images) if images else None
+        answered = engine.predict(images) if images else None
         return difference_table(readable, engine.spec, answered), errors
     images = [image for _, found in good for image in found]
     features = engine.features(images) if images else np.empty((0, engine.spec.features), "f4")

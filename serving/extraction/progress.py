@@ -24,7 +24,7 @@ class Progress:
     def __init__(self, total: int | None, shown: bool | None = None) -> None:
         self.total = total
         self.done = self.kept = self.errors = 0
-        self._started = self._told = time.monotonic()
+        self._started = self._logged = time.monotonic()
         self._bar = bar(total, "image", shown)
 
     def __enter__(self) -> Progress:
@@ -48,8 +48,8 @@ class Progress:
         self.errors += errors
         self._bar.set_postfix_str(f"{self.errors} errors", refresh=False)
         self._bar.update(images)
-        if self._bar.disable and time.monotonic() - self._told >= SECONDS:
-            self._told = time.monotonic()
+        if self._bar.disable and time.monotonic() - self._logged >= SECONDS:
+            self._logged = time.monotonic()
             logger.info("%s", self.line())
 
     @property

@@ -78,11 +78,11 @@ def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | Non
         name: (pa.array([item.names[side] for item in items], pa.string()), None)
         for side, name in enumerate("ab")
     }
-    told = [] if answered is None else list(records(spec, answered))
-    match = pa.array([one["match"] for one in told], pa.float32())
+    said = [] if answered is None else list(records(spec, answered))
+    match = pa.array([one["match"] for one in said], pa.float32())
     columns["match"] = (match, {"unit": "probability"})
     for kind, (_, head) in spec.answering(spec.matcher is not None).items():
-        of_kind = [one["differences"][kind] for one in told]
+        of_kind = [one["differences"][kind] for one in said]
         for place, dimension in enumerate(head.dimensions):
             name, regression = f"{kind}_{dimension.name}", head.type == "regression"
             found = [one[place] if regression else one for one in of_kind]

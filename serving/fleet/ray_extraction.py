@@ -48,8 +48,10 @@ def fill(work: Work) -> Counts:
     with _ray():
         count, needs, threads = room(work.engine.provider, ray.cluster_resources(), work.workers)
         actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **needs)(Worker)
-        told = (work.there.folder.resolve(), Model.of(work.engine), work.settings, threads)
-        return _handed_out(work, [actor.remote(*told) for _ in range(min(count, len(work.shards)))])
+        arguments = (work.there.folder.resolve(), Model.of(work.engine), work.settings, threads)
+        return _handed_out(
+            work, [actor.remote(*arguments) for _ in range(min(count, len(work.shards)))]
+        )
 
 
 @contextmanager

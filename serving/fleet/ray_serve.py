@@ -26,9 +26,9 @@ from serving import commands
 from serving.http.api import create_app
 from serving.http.gate import Gate
 from serving.http.problems import RETRY_SECONDS
-from serving.inference.models import Source
 from serving.inference.names import named
 from serving.inference.service import Service
+from serving.inference.source import Source
 from serving.settings import Settings
 
 _START_SECONDS = 60.0
@@ -72,7 +72,7 @@ def build(arguments: dict[str, Any]) -> Application:
         ValidationError: an argument that is none.
     """
     asked = Arguments.model_validate(arguments)
-    models, run_as, settings = _told(asked)
+    models, run_as, settings = _read_options(asked)
 
     def app() -> Gate:
         sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
@@ -84,7 +84,7 @@ def build(arguments: dict[str, Any]) -> Application:
     return deployment.bind()
 
 
-def _told(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Settings]:
+def _read_options(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Settings]:
     """Models, how they are run, and the settings, as `augself serve` reads them."""
     serve_command = augself.get_command(click.Context(augself), "serve")
     assert serve_command is not None

@@ -60,8 +60,9 @@ from serving.http.schemas import (
 )
 from serving.http.urls import AllowedHosts, Fetcher
 from serving.inference.errors import Refused
-from serving.inference.models import Model, Models, Source
+from serving.inference.models import Model, Models
 from serving.inference.service import Service
+from serving.inference.source import Source
 from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.settings import Settings
@@ -158,10 +159,10 @@ def _add_routes(app: FastAPI) -> None:
         openapi_extra=pairs | document.query(AugmentationOptions),
         tags=[document.IMAGES],
     )(augmentations)
-    told: dict[str, Any] = {"responses": document.plain(), "tags": [document.MODELS]}
-    told["dependencies"] = [Depends(refuse_query)]
-    app.get("/v1/models", response_model=ModelList, **told)(models)
-    app.get("/v1/models/{id:path}", response_model=ModelRecord, **told)(model)
+    listed: dict[str, Any] = {"responses": document.plain(), "tags": [document.MODELS]}
+    listed["dependencies"] = [Depends(refuse_query)]
+    app.get("/v1/models", response_model=ModelList, **listed)(models)
+    app.get("/v1/models/{id:path}", response_model=ModelRecord, **listed)(model)
     probed: dict[str, Any] = {"responses": document.open_to_all(), "tags": [document.OPERATION]}
     app.get("/health", **probed)(health)
     app.get("/health/live", **probed)(live)
@@ -326,7 +327,7 @@ async def _differences(
     async with service.models.acquired(model) as batcher:
         files = items if fetcher is None else await fetcher.fetched(items)
         images = await service.images(files, model.source.preprocessing)
-        found = await service.answered_pairs(batcher, images)
+        found = await service.predict_pairs(batcher, images)
     answers = enumerate(records(model.source.spec, found))
     return [{"index": i, **record} for i, record in answers]
 

@@ -104,7 +104,7 @@ class LateDemo:
         from serving.demo import mounted
 
         given = (self._table, self._service.limits, folder, self._root_path)
-        return mounted(self._service.locals(), *given)
+        return mounted(self._service.clients(), *given)
 
 
 @contextlib.contextmanager

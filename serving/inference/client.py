@@ -17,8 +17,7 @@ from serving.limits import Limits
 
 SHOWN = 1024  # pixels of a side; what a page shows, and several times what a model sees
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]
-Differences = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
-Pairs = Callable[[Sequence[np.ndarray]], Answered]
+Predict = Callable[[Sequence[np.ndarray]], Answered]
 
 
 class Described(Protocol):
@@ -36,7 +35,7 @@ class Described(Protocol):
     def sha256(self) -> str: ...
 
 
-class Local:
+class ModelClient:
     """One model, asked by plain blocking calls from any thread.
 
     Args:
@@ -45,10 +44,9 @@ class Local:
         features: N preprocessed images, each (S, S, 3) uint8 -> (N, D) float32; a server's go
             through its queue, so that the demo shares it, and its limits, with everybody else.
             Raises AugSelfError where the server is full or is shutting down.
-        differences: features (N, D) of N pairs -> kind -> (N, outputs) in physical units.
-        answered: 2 N preprocessed images, all first ones, then all second ones -> what is said of
+        predict: 2 N preprocessed images, all first ones, then all second ones -> what is said of
             the N pairs, by the matcher where there is one; `augself_hub.differences.records` words
-            it. None: pairs are not asked for.
+            it.
     """
 
     def __init__(
@@ -56,18 +54,10 @@ class Local:
         model: Described,
         limits: Limits,
         features: Features,
-        differences: Differences,
-        answered: Pairs | None = None,
+        predict: Predict,
     ) -> None:
         self._model, self.limits = model, limits
-        self.features, self.differences, self._answered = features, differences, answered
-
-    def answered(self, images: Sequence[np.ndarray]) -> Answered:
-        """2 N preprocessed images, all first ones, then all second ones -> what is said of the N
-        pairs.
-        """
-        assert self._answered is not None, "a model that is asked for pairs"
-        return self._answered(images)
+        self.features, self.predict = features, predict
 
     @property
     def name(self) -> str:

@@ -9,7 +9,6 @@ do.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import threading
 import time
@@ -20,25 +19,12 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from serving.inference.errors import DecodersStuck
+from serving.inference.memory import return_large_blocks
 from serving.metrics import Metrics
 
 Result = TypeVar("Result")
 WATCH_SECONDS = 0.5
 logger = logging.getLogger(__name__)
-
-
-_MMAP_THRESHOLD, _LARGE = -3, 4 * 2**20  # M_MMAP_THRESHOLD of glibc's malloc.h; bytes
-
-
-def return_large_blocks() -> None:
-    """Let the allocator give memory of large pictures back to the system when they are freed.
-
-    Left alone glibc raises the size from which it does so to that of the largest block it has seen,
-    and keeps 0.8 GB after four pictures of 50 million pixels. Other allocators have no such call.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _LARGE)
 
 
 @dataclass

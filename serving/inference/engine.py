@@ -144,8 +144,8 @@ class Engine:
         """`encode`, likewise."""
         return Encoded(*self._lane.run({"images": np.stack(images)}, outputs=self._outputs))
 
-    def answered(self, images: Sequence[np.ndarray], encoded: Encoded | None = None) -> Answered:
-        """What takes the first picture of each of N pairs to the second, and what may be told.
+    def predict(self, images: Sequence[np.ndarray], encoded: Encoded | None = None) -> Answered:
+        """What takes the first picture of each of N pairs to the second.
 
         Args:
             images: 2 N preprocessed ones, all first ones, then all second ones.

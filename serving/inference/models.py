@@ -12,113 +12,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from augself_hub import hub
-from augself_hub.augmentations.spec import Spec
-from augself_hub.errors import AugSelfError, UsageError
-from augself_hub.folder import read_spec, verify
-from augself_hub.preprocess import Preprocessing
+from augself_hub.errors import UsageError
 from serving.inference.batcher import LANE_IMAGES, Batcher
-from serving.inference.engine import Engine, graphs_of, name_of
 from serving.inference.errors import ModelNotLoaded, UnknownModel
-from serving.inference.providers import Graph
+from serving.inference.memory import give_back, resident
+from serving.inference.source import Source
 from serving.metrics import Metrics
 
 RETRY_SECONDS = 10.0  # a model that could not be loaded is tried again after so long
-_STATM = Path("/proc/self/statm")
-_PAGE = 4096
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model that can be loaded, any number of times: where it lies and how it is run.
-
-    Args:
-        name: what requests call it.
-        folder: a verified model folder.
-        device, threads, precision, decode: see `Engine`.
-    """
-
-    name: str
-    folder: Path
-    device: str = "auto"
-    threads: int | None = None
-    precision: str = "fp32"
-    decode: str = "exact"
-
-    @classmethod
-    def find(
-        cls,
-        model: str | None,
-        device: str,
-        threads: int | None,
-        precision: str,
-        decode: str,
-        name: str | None = None,
-    ) -> Source:
-        """A folder, a Hub id or None, the embedded model.
-
-        Args:
-            name: what requests call it; None: see `name_of`.
-
-        Raises:
-            ModelFolderError: it is not there, or has no graph of this precision.
-        """
-        folder = hub.resolve(model)
-        return cls(name or name_of(model), folder, device, threads, precision, decode)
-
-    def __post_init__(self) -> None:
-        """Described at the start: later the folder may be another's."""
-        _ = self.spec, self.preprocessing, self.graphs
-
-    def load(self) -> Engine:
-        """Raises AugSelfError where the folder is no longer what it was at the start."""
-        if graphs_of(verify(self.folder), self.precision) != self.graphs:
-            raise AugSelfError(f"{self.folder} has changed: start the server again")
-        return Engine(
-            self.folder,
-            self.device,
-            self.threads,
-            self.name,
-            self.precision,
-            self.decode,
-            in_lanes=True,
-        )
-
-    @cached_property
-    def spec(self) -> Spec:
-        return read_spec(self.folder)
-
-    @cached_property
-    def preprocessing(self) -> Preprocessing:
-        return replace(Preprocessing.from_folder(self.folder), decode=self.decode)
-
-    @cached_property
-    def graphs(self) -> list[Graph]:
-        return graphs_of(self.folder, self.precision)
-
-    @property
-    def sha256(self) -> str:
-        """Of the encoder's graph."""
-        return self.graphs[0].sha256
-
-    @cached_property
-    def graph_bytes(self) -> int:
-        """Of its graphs on disk: in memory it takes more."""
-        return sum(graph.path.stat().st_size for graph in self.graphs)
 
 
 @dataclass
@@ -345,7 +256,9 @@ class Models:
         self.metrics.memory.labels(model.name).set(0)
         self.metrics.model.remove(model.name, model.source.sha256, model.provider)
         model.provider = None
-        await asyncio.to_thread(_end, batcher)
+        await asyncio.to_thread(batcher.drain, 1)
+        del batcher
+        await asyncio.to_thread(give_back)
         logger.info("evicted %s", model.name)
 
     def _refuse_too_large(self, model: Model) -> None:
@@ -358,18 +271,3 @@ class Models:
 
 def _not_loaded() -> ModelNotLoaded:
     return ModelNotLoaded("the model cannot be loaded: try again later")
-
-
-def _end(batcher: Batcher) -> None:
-    """End the worker of an idle model and give its memory back to the system."""
-    batcher.drain(1)
-    del batcher
-    gc.collect()
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library without it
-            ctypes.CDLL(None).malloc_trim(0)
-
-
-def resident() -> int:
-    """Bytes of this process in memory; 0 where the system does not say (see docs/server.md)."""
-    return int(_STATM.read_text().split()[1]) * _PAGE if _STATM.is_file() else 0

@@ -1,4 +1,4 @@
-"""What each of ONNX Runtime's providers is told about a graph."""
+"""The options of each of ONNX Runtime's providers, for one graph."""
 
 from __future__ import annotations
 

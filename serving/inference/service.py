@@ -15,7 +15,7 @@ from augself_hub.images.budget import DECODED
 from augself_hub.images.structure import kind
 from augself_hub.preprocess import Preprocessing
 from serving.inference.batcher import Batcher
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.inference.decoders import Decoders
 from serving.inference.models import Model, Models
 from serving.limits import Limits
@@ -114,36 +114,31 @@ class Service:
                 raise result
         return results  # type: ignore[return-value]
 
-    async def answered_pairs(self, batcher: Batcher, images: list[np.ndarray]) -> Answered:
+    async def predict_pairs(self, batcher: Batcher, images: list[np.ndarray]) -> Answered:
         """2 N preprocessed images, all first ones, then all second ones -> what the model says of
         the pairs; encoded through the model's queue.
         """
         encoded = await asyncio.wrap_future(batcher.submit(images, maps=True))
-        return await self.decoders.run(batcher.engine.answered, images, encoded)
+        return await self.decoders.run(batcher.engine.predict, images, encoded)
 
-    def locals(self) -> dict[str, Local]:
+    def clients(self) -> dict[str, ModelClient]:
         """The models for code on other threads, through the same queues as everybody's."""
-        return {name: self._local(model) for name, model in self.models.all.items()}
+        return {name: self._client(model) for name, model in self.models.all.items()}
 
-    def _local(self, model: Model) -> Local:
+    def _client(self, model: Model) -> ModelClient:
         async def features(images: Sequence[np.ndarray]) -> np.ndarray:
             async with self.models.acquired(model) as batcher:
                 return await asyncio.wrap_future(batcher.submit(list(images)))
 
-        async def differences(a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray]:
+        async def predict(images: Sequence[np.ndarray]) -> Answered:
             async with self.models.acquired(model) as batcher:
-                return await self.decoders.run(batcher.engine.differences, a, b)
+                return await self.predict_pairs(batcher, list(images))
 
-        async def answered(images: Sequence[np.ndarray]) -> Answered:
-            async with self.models.acquired(model) as batcher:
-                return await self.answered_pairs(batcher, list(images))
-
-        return Local(
+        return ModelClient(
             model.source,
             self.limits,
             lambda images: self._blocking(features(images)),
-            lambda a, b: self._blocking(differences(a, b)),
-            lambda images: self._blocking(answered(images)),
+            lambda images: self._blocking(predict(images)),
         )
 
     def _blocking(self, work: Coroutine[Any, Any, Result]) -> Result:

@@ -27,10 +27,10 @@ def index(table: Path, output: Path) -> None:
     """Make a cosine index over TABLE, which augself extract has written."""
     with needs("search"):
         from serving.search.index import build
-    told = build(table, output)
+    made = build(table, output)
     click.echo(
-        f"{output}: {sum(told['parts'])} rows of {told['model']['features']} features, "
-        f"recall@10 {told['recall_at_10']:.3f}"
+        f"{output}: {sum(made['parts'])} rows of {made['model']['features']} features, "
+        f"recall@10 {made['recall_at_10']:.3f}"
     )
 
 

@@ -83,7 +83,7 @@ def build(table: Path, output: Path) -> dict[str, Any]:
             graph.save(folder / GRAPH)
         except (RuntimeError, ValueError, OSError) as error:  # usearch's share no class
             raise AugSelfError(f"{folder} cannot be written, make room: {error}") from error
-        told = {
+        made = {
             "format": FORMAT,
             "table": os.path.relpath(table.resolve(), output.resolve()),
             "table_sha256": _sha256(table),
@@ -92,8 +92,8 @@ def build(table: Path, output: Path) -> dict[str, Any]:
             "parts": parts,
             "recall_at_10": _recall(graph, table, manifest, asked),
         }
-        (folder / MANIFEST).write_text(json.dumps(told, indent=2) + "\n")
-    return told
+        (folder / MANIFEST).write_text(json.dumps(made, indent=2) + "\n")
+    return made
 
 
 def _refuse_table(table: Path, manifest: dict[str, Any]) -> None:

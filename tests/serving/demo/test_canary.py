@@ -27,7 +27,7 @@ from pydantic import ValidationError
 from serving.demo import mounted
 from serving.demo.routes import _Call
 from serving.demo.visitors import EXAMPLES
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.inference.engine import Engine
 from serving.limits import Limits
 
@@ -199,7 +199,7 @@ def paths(routes: list) -> Iterator[str]:
 def test_every_route_of_gradio_is_decided(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     engine = Engine(tiny_model, "cpu", threads=1)
-    models = {"tiny": Local(engine, Limits(), engine.features, engine.differences)}
+    models = {"tiny": ModelClient(engine, Limits(), engine.features, engine.predict)}
     routes = mounted(models, None, Limits(), tmp_path)
     (mount,) = routes._app.routes
     found = set(paths(mount.app.routes))

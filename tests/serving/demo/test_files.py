@@ -18,7 +18,7 @@ from serving.demo import files as files_module
 from serving.demo import mounted, sessions
 from serving.demo.files import Files
 from serving.http.late_demo import private_folder
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.inference.engine import Engine
 from serving.limits import Limits
 
@@ -122,7 +122,7 @@ def test_the_same_picture_of_ours_is_one_file_that_content_does_not_tell(files, 
 @pytest.fixture
 def page(tiny_model):
     engine = Engine(tiny_model, "cpu", threads=1)
-    models = {"tiny": Local(engine, Limits(), engine.features, engine.differences)}
+    models = {"tiny": ModelClient(engine, Limits(), engine.features, engine.predict)}
     with private_folder() as folder:
         yield mounted(models, None, Limits(), folder)
 

@@ -17,7 +17,7 @@ from serving.demo import what_changed, your_pictures
 from serving.demo.controls import controls, labels
 from serving.demo.files import Files
 from serving.demo.gallery import shipped
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.inference.engine import Engine
 from serving.limits import Limits
 
@@ -26,7 +26,7 @@ PIXELS = SIZE[0] * SIZE[1]
 PICTURE = saved(Image.new("RGB", SIZE, "teal"), "PNG")
 
 
-class Watched(Local):
+class Watched(ModelClient):
     """Notes what is lent while views are made, and while features are waited for."""
 
     def __init__(self, engine: Engine) -> None:
@@ -39,9 +39,9 @@ class Watched(Local):
 
         def pairs(images):
             self.waiting.append(DECODED.lent)
-            return engine.answered(images)
+            return engine.predict(images)
 
-        super().__init__(engine, Limits(), answer, engine.differences, pairs)
+        super().__init__(engine, Limits(), answer, pairs)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         self.making.append(DECODED.lent)

@@ -17,7 +17,7 @@ from serving.demo.gallery import PICKS, PICTURES, nearest, of_table, palette, sh
 from serving.demo.neighbours import NOTHING, WITH, WITHOUT, _board, sides
 from serving.demo.visitors import EXAMPLES
 from serving.extraction.pipeline import extract
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.inference.engine import Engine
 from serving.limits import Limits
 
@@ -28,8 +28,8 @@ def engine(tiny_model: Path) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def model(engine: Engine) -> Local:
-    return Local(engine, Limits(), engine.features, engine.differences)
+def model(engine: Engine) -> ModelClient:
+    return ModelClient(engine, Limits(), engine.features, engine.predict)
 
 
 def test_the_nearest_are_those_of_the_smallest_angle_without_the_query():
@@ -92,8 +92,8 @@ def test_the_picks_are_those_with_the_largest_difference_and_various():
 
 def test_features_are_computed_once_and_within_the_limits(engine):
     asked = []
-    counted = Local(engine, Limits(items=50), lambda x: asked.append(len(x)) or
-                    engine.features(x), engine.differences)  # fmt: skip
+    counted = ModelClient(engine, Limits(items=50), lambda x: asked.append(len(x)) or
+                    engine.features(x), engine.predict)  # fmt: skip
     gallery = shipped()
     first = gallery.features(counted)
     assert gallery.features(counted) is first and max(asked) == 50

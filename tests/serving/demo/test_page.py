@@ -77,6 +77,13 @@ def test_an_upload_larger_than_the_limit_is_refused(app):
     assert answer.status_code == 413 and httpx.get(app.url).status_code == 200
 
 
+def test_no_event_is_dropped_while_another_is_answered(page):
+    """A second picture picked, or a file dropped, while the first one's answer is under way."""
+    events = page.config["dependencies"]
+    assert len(events) > 10
+    assert [event["api_name"] for event in events if event["trigger_mode"] != "always_last"] == []
+
+
 def test_an_unknown_model_is_refused_before_gradio_can_log_it(page, app):
     before = len(app.log)
     for name in ("nobody", "", "tiny ", "x" * 1000):

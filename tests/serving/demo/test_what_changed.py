@@ -23,7 +23,7 @@ from serving.demo.comparison import HIDDEN, compare, table
 from serving.demo.controls import box, controls, labels, parameters, place, values
 from serving.demo.frames import box_in_photograph
 from serving.demo.what_changed import EXAMPLES, SHOWN, WAITING, _of_model, two_views
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.limits import Limits
 
 POLICY = Policy(size=32).with_kinds(("rot", "sol"))
@@ -188,7 +188,7 @@ def test_a_box_goes_back_through_turning_mirroring_and_the_crop():
 
 def test_several_models_share_the_controls_and_hide_what_one_does_not_have():
     specs = {"one": SPEC, "two": spec_of("color", "blur")}
-    models = {name: Local(SimpleNamespace(spec=spec), Limits(), None, None) for name, spec in
+    models = {name: ModelClient(SimpleNamespace(spec=spec), Limits(), None, None) for name, spec in
               specs.items()}  # fmt: skip
     kinds = labels(specs.values())
     assert [label for _, label in kinds] == [

@@ -22,7 +22,7 @@ from serving.demo.map import drawn, principal
 from serving.demo.visitors import EXAMPLES
 from serving.demo.your_pictures import PAIRS, code, read_files
 from serving.extraction.pipeline import extract
-from serving.inference.client import Local
+from serving.inference.client import ModelClient
 from serving.inference.engine import Engine
 from serving.limits import Limits
 
@@ -121,7 +121,7 @@ def test_one_picture_has_its_nearest_of_the_gallery(page):
 
 
 def test_more_files_than_one_request_may_have_are_refused():
-    model = Local(SimpleNamespace(), Limits(items=2), None, None)
+    model = ModelClient(SimpleNamespace(), Limits(items=2), None, None)
     with pytest.raises(AugSelfError, match="3 files are more than the 2 one request may have"):
         read_files(model, [Path(EXAMPLES[0])] * 3)
 

@@ -191,11 +191,11 @@ def test_a_bug_is_logged_with_the_request_it_belongs_to(tiny_model, caplog, pixe
     import asyncio
 
     from serving.http.api import create_app
-    from serving.inference.models import Source
+    from serving.inference.source import Source
 
     app = create_app([Source("tiny", tiny_model, "cpu", 1)])
     engine = app.app.state.service.models.first.batcher.engine
-    engine.answered = lambda images, encoded: 1 / 0
+    engine.predict = lambda images, encoded: 1 / 0
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -21,7 +21,7 @@ from serving.http import bodies
 from serving.http.api import create_app
 from serving.http.problems import Problem
 from serving.http.schemas import AugmentationRequest, EmbeddingRequest, InferInput, InferRequest
-from serving.inference.models import Source
+from serving.inference.source import Source
 from serving.settings import Settings
 
 BAND = 100  # megabytes

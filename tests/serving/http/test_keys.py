@@ -11,7 +11,7 @@ import pytest
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.keys import MAX_LENGTH, Keys, read_tokens
-from serving.inference.models import Source
+from serving.inference.source import Source
 from serving.settings import Settings
 
 

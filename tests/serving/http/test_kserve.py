@@ -17,7 +17,7 @@ from inference import INFER, images_json, packed, sentence
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.tensors import HEADER
-from serving.inference.models import Source
+from serving.inference.source import Source
 
 triton = pytest.importorskip("tritonclient.http", reason="pip install 'augself-hub[dev]'")
 pytestmark = pytest.mark.usefixtures("infers_after")

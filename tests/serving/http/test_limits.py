@@ -14,7 +14,7 @@ import pytest
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.gate import Gate
-from serving.inference.models import Source
+from serving.inference.source import Source
 from serving.limits import Limits
 from serving.settings import Settings
 

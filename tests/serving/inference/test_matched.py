@@ -20,7 +20,7 @@ from serving.extraction.tables import Settings
 from serving.http.api import create_app
 from serving.inference.batcher import Batcher
 from serving.inference.engine import Encoded, Engine
-from serving.inference.models import Source
+from serving.inference.source import Source
 from serving.metrics import Metrics
 
 
@@ -62,7 +62,7 @@ def by_torch(folder, a, b):
 def test_pairs_are_answered_as_by_torch(engine, matched_model, files):
     a, b = pixels(files[0]), pixels(files[1])
     expected = by_torch(matched_model, a, b)
-    found = engine.answered([a, b]).prediction
+    found = engine.predict([a, b]).prediction
     assert found.values.keys() == expected.values.keys() == {"crop", "color", "flip"}
     for kind, value in expected.values.items():
         assert found.values[kind] == pytest.approx(value.numpy(), rel=1e-3, abs=1e-4)
@@ -101,7 +101,7 @@ def test_a_pair_costs_two_runs_of_each_and_no_more(engine, files, monkeypatch):
         monkeypatch.setattr(real, "run", lambda given, *_, real=real.run, **__: (
             rows.append(len(next(iter(given.values())))) or real(given)
         ))  # fmt: skip
-    engine.answered([pixels(path) for path in (files[0], files[1], files[2], files[0])])
+    engine.predict([pixels(path) for path in (files[0], files[1], files[2], files[0])])
     assert rows == [4, 4]
 
 
@@ -152,7 +152,7 @@ def asked(client, a, b):
 
 def test_http_says_what_the_engine_says(client, engine, files):
     record = asked(client, *files[:2])
-    (expected,) = records(engine.spec, engine.answered([pixels(p) for p in files[:2]]))
+    (expected,) = records(engine.spec, engine.predict([pixels(p) for p in files[:2]]))
     found = record["differences"]
     assert {d["head"] for d in found["crop"]} == {"matcher"} == {found["flip"]["head"]}
     assert {d["head"] for d in found["color"]} == {"features"}

@@ -17,7 +17,7 @@ from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.inference import models as registry
 from serving.inference.engine import Engine
-from serving.inference.models import Source
+from serving.inference.source import Source
 from serving.limits import Limits
 from serving.settings import Settings
 

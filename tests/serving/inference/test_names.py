@@ -9,8 +9,8 @@ import pytest
 
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
-from serving.inference.models import Source
 from serving.inference.names import named
+from serving.inference.source import Source
 
 
 @pytest.mark.parametrize(
