@@ -264,7 +264,7 @@ def _handed_out() -> Iterator[tuple[str, float]]:
     import ray
 
     from augself_hub.images import open_source
-    from serving.extraction.destination import Counts
+    from serving.extraction.parts import Counts
     from serving.fleet import ray_extraction as ray_engine
 
     class Idle:
@@ -294,14 +294,15 @@ def _handed_out() -> Iterator[tuple[str, float]]:
 def _finished(work: Path) -> Iterator[tuple[str, float]]:
     import pyarrow as pa
 
-    from serving.extraction.destination import Destination, Part
+    from serving.extraction.destination import Destination
+    from serving.extraction.parts import Part
 
     rows = pa.table({"label": pa.array(range(2048), pa.int32())})
     with tempfile.TemporaryDirectory(dir=work) as folder, Destination(Path(folder) / "t") as there:
-        there.data.mkdir()
-        (there.folder / ".errors").mkdir()
+        there.parts.data.mkdir()
+        there.parts.notes.mkdir()
         for number in range(500):
-            there.write_part(number, Part(rows, [], {}), "d", "m")
+            there.parts.write(number, Part(rows, [], {}), "d", "m")
         began = time.perf_counter()
         there.write_errors()
         there.largest_label()

@@ -12,8 +12,6 @@ so the output, depends on the source alone.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,13 +24,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 import pyarrow as pa
 
 from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.features import DIFFERENCES, DIFFERENCES_FORMAT, FORMAT, TABLE
-from augself_hub.folder import versions
+from augself_hub.features import TABLE
 from augself_hub.images import (
     AS_FOUND,
     Inventory,
@@ -43,7 +39,9 @@ from augself_hub.images import (
     Source,
     open_source,
 )
-from serving.extraction.destination import Counts, Destination, Part, refuse_too_many
+from serving.extraction.destination import Destination
+from serving.extraction.parts import Counts, Part, Parts
+from serving.extraction.plan import plan_of
 from serving.extraction.progress import Progress
 from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
 from serving.inference.engine import Engine, load
@@ -73,16 +71,16 @@ class Summary:
 
 @dataclass(frozen=True)
 class Work:
-    """A destination to be filled: what `extract` hands to whoever makes the parts.
+    """What `extract` hands to whoever makes the parts of a table.
 
     Args:
-        there: open. shards: shard k becomes part k.
+        parts: those that are there, and where the others go. shards: shard k becomes part k.
         engine: in this process, with one thread of its own.
         progress: told of what is done.
         workers: at once; None: as many as there are cores for.
     """
 
-    there: Destination
+    parts: Parts
     shards: Sequence[Shard]
     engine: Engine
     settings: Settings
@@ -91,15 +89,13 @@ class Work:
 
 
 class PartMaker:
-    """Makes parts of a destination with one engine, `workers` batches at once.
+    """Makes parts of a table with one engine, `workers` batches at once.
 
     Leaving it drops what waits: a run that has failed does not finish.
     """
 
-    def __init__(
-        self, there: Destination, engine: Engine, settings: Settings, workers: int
-    ) -> None:
-        self.there, self.engine, self.settings, self.workers = there, engine, settings, workers
+    def __init__(self, parts: Parts, engine: Engine, settings: Settings, workers: int) -> None:
+        self.parts, self.engine, self.settings, self.workers = parts, engine, settings, workers
         self._pool = ThreadPoolExecutor(workers)
 
     def __enter__(self) -> PartMaker:
@@ -121,21 +117,21 @@ class PartMaker:
             done,
         )
         for (number, shard), part in zip(shards, parts, strict=True):
-            yield self.there.write_part(number, part, shard.digest, self.engine.sha256)
+            yield self.parts.write(number, part, shard.digest, self.engine.sha256)
 
 
 def fill_here(work: Work) -> Counts:
     """Make the parts that are not there, one after the other in this process, a batch a core."""
     total, missing = Counts(), []
     for number, shard in enumerate(work.shards):
-        part = work.there.part(number, shard.digest)
+        part = work.parts.read(number, shard.digest)
         if part is None:
             missing.append((number, shard))
         else:
             work.progress.keep(part.images, part.errors)
             total = total.plus(part)
     workers = work.workers or usable_cores()
-    with PartMaker(work.there, work.engine, work.settings, workers) as maker:
+    with PartMaker(work.parts, work.engine, work.settings, workers) as maker:
         for part in maker.make(missing, work.progress.add):
             total = total.plus(part)
     return total
@@ -178,23 +174,15 @@ def extract(
     images = open_source(source, options, pairs=settings.pairs)
     logger.info("%s", images.inventory.text())
     shards = images.shards(shard_rows)
-    refuse_too_many(shards)
-    plan = _plan(images, shards, engine, settings, layout, shard_rows)
-    plan["source"] |= {
-        "columns": dataclasses.asdict(options.columns),
-        "split": options.split,
-        "read_as": options.kind,
-        "image_root": None if options.image_root is None else str(options.image_root),
-    }
+    plan = plan_of(images, shards, engine, settings, options, layout, shard_rows)
     known = [shard.images for shard in shards if shard.images is not None]
     total = sum(known) if len(known) == len(shards) else None
     with Destination(Path(destination)) as there, Progress(total, progress) as done:
-        finished = there.adopt(plan)
-        if finished:
+        if there.begin(plan):
             there.clean(layout == "parquet")
             counts = Counts(**there.manifest()["counts"])
             return Summary(counts, images.inventory, done.seconds, 0, 0.0)
-        counts = fill(Work(there, shards, engine, settings, done, workers))
+        counts = fill(Work(there.parts, shards, engine, settings, done, workers))
         _finish(there, images, plan, counts)
         computed = done.done - done.kept
         return Summary(counts, images.inventory, done.seconds, computed, done.rate)
@@ -305,7 +293,7 @@ def _in_order(
 def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Counts) -> None:
     left_out = there.write_errors()
     if not counts.rows:
-        there.abandon()
+        there.clean(keep_parts=False)  # so that nothing stands in the next run's way
         raise AugSelfError(
             f"none of the {counts.images} images in {source.location} can be read: "
             f"{there.errors} says why"
@@ -331,43 +319,6 @@ def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Co
         "inventory": inventory.record(),
     }
     there.finish(manifest, keep_parts=plan["layout"] == "parquet")
-
-
-def _plan(
-    source: Source,
-    shards: Sequence[Shard],
-    engine: Engine,
-    settings: Settings,
-    layout: str,
-    shard_rows: int,
-) -> dict[str, Any]:
-    """What the table is of: all that decides what is in it."""
-    digests = [{"name": shard.name, "sha256": shard.digest} for shard in shards]
-    # Of what decides the numbers.
-    decisive = {n: v for n, v in versions().items() if n.startswith(("augself", "onnxr"))}
-    fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-    return {
-        "format": DIFFERENCES_FORMAT if settings.pairs else FORMAT,
-        "table": DIFFERENCES if settings.pairs else TABLE,
-        "layout": layout,
-        "model": {
-            "name": engine.name,
-            "revision": engine.name.partition("@")[2] or None,
-            "sha256": engine.sha256,
-            "heads_sha256": engine.heads_sha256 if settings.pairs else None,
-            "matcher_sha256": engine.matcher_sha256 if settings.pairs else None,
-            "features": engine.spec.features,
-        },
-        "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),
-        "provider": engine.provider,
-        "precision": engine.precision,
-        "dtype": settings.dtype,
-        "normalized": settings.normalize,
-        "shard_rows": shard_rows,
-        "source": {"location": source.location, "sha256": fingerprint},
-        "shards": digests,
-        "versions": {**decisive, "pillow": PIL.__version__},
-    }
 
 
 def extract_with(

@@ -28,7 +28,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from augself_hub.errors import AugSelfError
 from augself_hub.images import Shard
-from serving.extraction.destination import Counts, Destination
+from serving.extraction.parts import Counts, Parts
 from serving.extraction.pipeline import PartMaker, Work
 from serving.extraction.tables import Settings
 from serving.inference.engine import EMBEDDED_NAME, Engine, load
@@ -48,7 +48,7 @@ def fill(work: Work) -> Counts:
     with _ray():
         count, needs, threads = room(work.engine.provider, ray.cluster_resources(), work.workers)
         actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **needs)(Worker)
-        arguments = (work.there.folder.resolve(), Model.of(work.engine), work.settings, threads)
+        arguments = (work.parts.folder.resolve(), Model.of(work.engine), work.settings, threads)
         return _handed_out(
             work, [actor.remote(*arguments) for _ in range(min(count, len(work.shards)))]
         )
@@ -129,16 +129,16 @@ class Worker:
     """An actor. A restarted one loads the model again.
 
     Args:
-        folder: the destination's. threads: batches at once.
+        folder: of the table. threads: batches at once.
     """
 
     def __init__(self, folder: Path, model: Model, settings: Settings, threads: int) -> None:
-        self.there = Destination(folder)
+        self.parts = Parts(folder)
         self.model, self.settings, self.threads = model, settings, threads
 
     @cached_property
     def maker(self) -> PartMaker:
-        return PartMaker(self.there, self.model.load(), self.settings, self.threads)
+        return PartMaker(self.parts, self.model.load(), self.settings, self.threads)
 
     def part(self, number: int, shard: Shard, digest: str) -> tuple[Counts, bool]:
         """One shard's part, and whether it was there already.
@@ -154,9 +154,9 @@ class Worker:
                 f"{shard.name} on {platform.node()} is not what the driver sees: put SOURCE on a "
                 "file system that every node shares, and leave it as it is meanwhile"
             )
-        if not self.there.data.is_dir():
-            raise _not_shared(self.there)
-        part = self.there.part(number, digest)
+        if not self.parts.data.is_dir():
+            raise _not_shared(self.parts)
+        part = self.parts.read(number, digest)
         if part is not None:
             return part, True
         [part] = self.maker.make([(number, shard)], lambda images, errors: None)
@@ -202,15 +202,15 @@ def _result(done: Any, doing: str) -> Any:
 
 def _noted(work: Work, number: int, part: Counts, kept: bool) -> Counts:
     """Tell the progress of a part, which has to be where the driver sees it, too."""
-    if not work.there.has_part(number):
-        raise _not_shared(work.there)
+    if not work.parts.has(number):
+        raise _not_shared(work.parts)
     (work.progress.keep if kept else work.progress.add)(part.images, part.errors)
     return part
 
 
-def _not_shared(there: Destination) -> AugSelfError:
+def _not_shared(parts: Parts) -> AugSelfError:
     return AugSelfError(
-        f"{there.folder} on {platform.node()} is not the folder that other nodes see: put --output "
+        f"{parts.folder} on {platform.node()} is not the folder that other nodes see: put --output "
         "on a file system that every node shares"
     )
 

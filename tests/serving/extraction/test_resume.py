@@ -21,6 +21,7 @@ from augself_hub.errors import AugSelfError
 from augself_hub.features import FeatureTable
 from augself_hub.images import Columns, Options
 from serving.extraction.destination import Destination
+from serving.extraction.parts import Parts
 from serving.extraction.pipeline import Settings, extract
 from serving.inference.engine import Engine, load
 
@@ -128,15 +129,15 @@ def stopped(source, output, engine, parts: int, **options) -> None:
     """An extraction that ends after so many parts."""
     written = []
 
-    class Stopping(Destination):
-        def write_part(self, *arguments):
+    class Stopping(Parts):
+        def write(self, *arguments):
             if len(written) == parts:
                 raise Stop
-            written.append(super().write_part(*arguments))
+            written.append(super().write(*arguments))
             return written[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("serving.extraction.pipeline.Destination", Stopping)
+        patch.setattr("serving.extraction.destination.Parts", Stopping)
         with pytest.raises(Stop):
             extract(source, output, engine, shard_rows=SHARD, **options)
 
