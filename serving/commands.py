@@ -250,7 +250,7 @@ def serve(
     print_config: bool,
     **options: Any,
 ) -> None:
-    """Answer over HTTP: /v1/embeddings, /v1/augmentations, /v2; /docs describes them."""
+    """Serve models over HTTP: /v1/embeddings, /v1/augmentations, /v2; /docs describes them."""
     with needs("serve"):
         from serving.http.api import create_app
         from serving.http.server import Address, run

@@ -54,7 +54,7 @@ class Metrics:
         self.body_bytes = Gauge("body_bytes", "Bodies of requests in memory", **names)
         self.decoders = Gauge("decoders", "Threads that decode", **names)
         self.decoders_busy = Gauge("decoders_busy", "Threads that decode now", **names)
-        self.decoders_stuck = Gauge("decoders_stuck", "Threads past the deadline", **names)
+        self.decoders_stuck = Gauge("decoders_stuck", "At one image past the deadline", **names)
         self.decoded_bytes = Gauge("decoded_bytes", "Decoded images in memory", **names)
         self.decode_queue = Gauge("decode_queue_size", "Images that wait to be decoded", **names)
         self.images = Counter("images", "Images whose features were computed", ["model"], **names)
@@ -73,7 +73,7 @@ class Metrics:
         self.evictions = Counter(
             "model_evictions", "Times a model was unloaded to make room", ["model"], **names
         )
-        self.memory = Gauge("model_memory_bytes", "Of a loaded model", ["model"], **names)
+        self.memory = Gauge("model_memory_bytes", "Memory of a loaded model", ["model"], **names)
         self.model = Gauge("model_info", "Always 1", ["model", "sha256", "provider"], **names)
         self.lost_lines = Counter("access_log_lost", "Lines that were not written", **names)
 

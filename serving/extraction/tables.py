@@ -43,17 +43,6 @@ def feature_table(items: Sequence[Item], features: np.ndarray, settings: Setting
     Raises:
         AugSelfError: a number does not fit the dtype.
     """
-    stored = _stored(features, settings)
-    columns = {
-        "id": pa.array([item.names[0] for item in items], pa.string()),
-        "label": pa.array([item.label for item in items], pa.int32()),
-        "split": pa.array([item.split for item in items], pa.string()),
-        "features": pa.FixedSizeListArray.from_arrays(stored.ravel(), stored.shape[1]),
-    }
-    return pa.table(columns)
-
-
-def _stored(features: np.ndarray, settings: Settings) -> np.ndarray:
     if settings.normalize:
         lengths = np.linalg.norm(features, axis=1, keepdims=True)
         features = features / np.where(lengths > 0, lengths, 1)
@@ -61,7 +50,13 @@ def _stored(features: np.ndarray, settings: Settings) -> np.ndarray:
         stored = features.astype(settings.dtype)
     if not np.isfinite(stored).all():
         raise AugSelfError(f"the model's features are not all finite numbers in {settings.dtype}")
-    return stored
+    columns = {
+        "id": pa.array([item.names[0] for item in items], pa.string()),
+        "label": pa.array([item.label for item in items], pa.int32()),
+        "split": pa.array([item.split for item in items], pa.string()),
+        "features": pa.FixedSizeListArray.from_arrays(stored.ravel(), stored.shape[1]),
+    }
+    return pa.table(columns)
 
 
 def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | None) -> pa.Table:

@@ -178,12 +178,15 @@ def _handed_out(work: Work, workers: Sequence[Any]) -> Counts:
         worker, number = waiting.pop(done)
         made = _result(done, "starting" if number is None else work.shards[number].name)
         if number is not None:
-            total = total.plus(_noted(work, number, *made))
-            left -= 1
+            if not work.parts.has(number):
+                raise _not_shared(work.parts)
+            part, kept = made
+            (work.progress.keep if kept else work.progress.add)(part.images, part.errors)
+            total, left = total.plus(part), left - 1
         if (asked := next(following, None)) is not None:
             number, shard = asked
-            part = worker.part.remote(number, _undigested(shard), shard.digest)
-            waiting[part] = (worker, number)
+            coming = worker.part.remote(number, _undigested(shard), shard.digest)
+            waiting[coming] = (worker, number)
     return total
 
 
@@ -198,14 +201,6 @@ def _result(done: Any, doing: str) -> Any:
             f"a worker and its {RETRIES} successors died: {doing}; perhaps for want of memory, "
             "Ray's log says more. The parts written so far are kept; give fewer --threads"
         ) from error
-
-
-def _noted(work: Work, number: int, part: Counts, kept: bool) -> Counts:
-    """Tell the progress of a part, which has to be where the driver sees it, too."""
-    if not work.parts.has(number):
-        raise _not_shared(work.parts)
-    (work.progress.keep if kept else work.progress.add)(part.images, part.errors)
-    return part
 
 
 def _not_shared(parts: Parts) -> AugSelfError:

@@ -30,13 +30,11 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from augself_hub import __version__
 from augself_hub.differences import records
-from augself_hub.errors import ImageError
 from serving.http import bodies, document, kserve
 from serving.http.access_log import AccessLog, note
 from serving.http.bodies import Item, read, refuse_query
@@ -47,7 +45,7 @@ from serving.http.keys import Keys
 from serving.http.late_demo import LateDemo
 from serving.http.negotiation import JSON, NPY, negotiated
 from serving.http.paths import OURS, inner_path
-from serving.http.problems import Problem, problem_of
+from serving.http.problems import ANSWERED, Problem, problem_of
 from serving.http.schemas import (
     AugmentationAnswer,
     AugmentationOptions,
@@ -59,7 +57,6 @@ from serving.http.schemas import (
     ModelRecord,
 )
 from serving.http.urls import AllowedHosts, Fetcher
-from serving.inference.errors import Refused
 from serving.inference.models import Model, Models
 from serving.inference.service import Service
 from serving.inference.source import Source
@@ -69,7 +66,6 @@ from serving.settings import Settings
 
 _MOST_IGNORED = 8  # fields are named in the answer
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
-_CLIENT_LEFT = 499  # nobody reads it; it is what the metrics count
 
 
 def create_app(sources: Sequence[Source], settings: Settings | None = None) -> Gate:
@@ -351,38 +347,11 @@ def _record(model: Model, limits: Limits) -> ModelRecord:
     )
 
 
-async def _on_problem(request: Request, problem: Problem) -> JSONResponse:
+async def _on_error(request: Request, error: Exception) -> JSONResponse:
+    """Whatever went wrong below the routes; of a bug the log has the traceback."""
+    problem = problem_of(error)
     note(request.scope, error=problem.code)
     return problem.response(inner_path(request.scope))
 
 
-async def _on_refused(request: Request, error: ImageError | Refused) -> JSONResponse:
-    return await _on_problem(request, problem_of(error))
-
-
-async def _on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
-    """What the framework refuses by itself."""
-    codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "not this method")}
-    code, message = codes.get(error.status_code, ("refused", "the request cannot be answered"))
-    problem = Problem(error.status_code, code, message, headers=dict(error.headers or {}))
-    return await _on_problem(request, problem)
-
-
-async def _on_client_left(request: Request, error: ClientDisconnect) -> JSONResponse:
-    return await _on_problem(request, Problem(_CLIENT_LEFT, "client_left", "the client left"))
-
-
-async def _on_bug(request: Request, error: Exception) -> JSONResponse:
-    """Our bug: the log has the traceback, the client a sentence."""
-    problem = Problem(500, "internal_error", "the server failed on this request")
-    return await _on_problem(request, problem)
-
-
-_HANDLERS: dict[Any, Any] = {
-    Problem: _on_problem,
-    ImageError: _on_refused,
-    Refused: _on_refused,
-    HTTPException: _on_http_exception,
-    ClientDisconnect: _on_client_left,
-    Exception: _on_bug,
-}
+_HANDLERS: dict[Any, Any] = dict.fromkeys(ANSWERED, _on_error)

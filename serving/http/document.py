@@ -45,23 +45,23 @@ _TAGS = {
 _ERRORS: dict[int, tuple[str, str, str | None, str]] = {
     400: ("Malformed, or an image that cannot be decoded.", "undecodable_image", "input[1]",
           "the image cannot be decoded"),
-    401: ("A key is wanted.", "unauthorized", None, "the bearer token is missing or wrong"),
-    403: ("A Host or an Origin that is not served.", "origin_not_allowed", None,
+    401: ("An API key is required.", "unauthorized", None, "the bearer token is missing or wrong"),
+    403: ("A Host or an Origin that is not allowed.", "origin_not_allowed", None,
           "pages of this Origin may not ask: the server's operator names it, --allow-origin"),
     404: ("No such model, or no such path.", "model_not_found", "model",
           "no such model: see GET /v1/models"),
-    406: ("Accept leaves nothing.", "not_acceptable", None,
+    406: ("Accept names no media type of this route.", "not_acceptable", None,
           "this answer comes as application/json"),
-    408: ("The body came too slowly.", "slow_upload", None, "the body took too long to arrive"),
+    408: ("The body took too long to arrive.", "slow_upload", None, "the body took too long to arrive"),
     413: ("Too many bytes, pixels or items.", "too_many_items", "input",
           "65 items, more than the 64 allowed"),
-    415: ("A type, a coding or an image format that is not read.", "unsupported_image", "input[0]",
+    415: ("A media type, encoding or image format that is not supported.", "unsupported_image", "input[0]",
           "images of this kind are not read: send JPEG, PNG, WebP, GIF or BMP"),
     422: ("A field that is missing, wrong or unknown.", "missing", "input", "Field required"),
-    429: ("As much is being answered as may be.", "busy", None,
+    429: ("Too many requests or images at once.", "busy", None,
           "64 requests are being answered: try again"),
-    500: ("A fault of the server.", "internal_error", None, "the server failed on this request"),
-    503: ("A model is being loaded or lost, or the server shuts down.", "loading", None,
+    500: ("A bug of the server.", "internal_error", None, "the server failed on this request"),
+    503: ("A model is being loaded or restarted, or the server shuts down.", "loading", None,
           "the model is being loaded: try again later"),
     504: ("It took longer than `deadline_seconds`.", "deadline", None,
           "the answer took too long: send fewer images"),
@@ -82,7 +82,7 @@ def errors(*only: int, sentence: bool = False) -> Responses:
     for status, (when, *_) in _ERRORS.items():
         if not only or status in only:
             shown[status] = {"model": model, "description": when}
-    others = {"model": model, "description": "Others."}
+    others = {"model": model, "description": "Other errors."}
     return shown | {"4XX": others, "5XX": others}
 
 

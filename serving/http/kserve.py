@@ -44,7 +44,6 @@ from serving.inference.models import Model, Models
 from serving.inference.providers import NotFinite
 from serving.inference.service import Service
 
-HEADS, MAPS, MATCHER = "_heads", "_maps", "_matcher"
 _READY_STATES = ("loaded", "unloaded")  # asking an unloaded model loads it
 
 
@@ -90,20 +89,14 @@ def add_routes(app: FastAPI) -> None:
 
 def refuse_shared_names(models: Models) -> None:
     """Raises UsageError where a model is called as another one's heads or matcher are."""
-    for name, model in models.all.items():
-        for part in _parts(model):
-            if name + part in models.all:
-                what = part.removeprefix("_")
+    for model in models.all.values():
+        for graph in _graphs(model)[1:]:
+            if graph.name in models.all:
+                what = graph.name.removeprefix(f"{model.name}_")
                 raise UsageError(
-                    f"the {what} of {name} are called {name}{part} under /v2, and so is another "
-                    "model: rename the folder of one"
+                    f"the {what} of {model.name} are called {graph.name} under /v2, and so is "
+                    "another model: rename the folder of one"
                 )
-
-
-def _parts(model: Model) -> list[str]:
-    """What a model's further graphs add to its name."""
-    spec = model.source.spec
-    return [HEADS] * bool(spec.heads) + [MAPS, MATCHER] * (spec.matcher is not None)
 
 
 async def server() -> dict[str, Any]:
@@ -205,39 +198,30 @@ async def _pairwise(
 
 def _graph(models: Models, name: str) -> Graph:
     """What the protocol calls a model of this name. Raises UnknownModel."""
-    for part, graph in {HEADS: _heads_of, MAPS: _maps_of, MATCHER: _matcher_of}.items():
-        owner = models.all.get(name.removesuffix(part))
-        if owner is not None and owner.name != name and part in _parts(owner):
-            return graph(owner)
-    return _encoder_of(models.named(name))
+    for model in models.all.values():
+        for graph in _graphs(model):
+            if graph.name == name:
+                return graph
+    raise UnknownModel("no such model: see GET /v1/models")
 
 
-def _encoder_of(model: Model) -> Graph:
-    side, width = model.source.preprocessing.size, model.source.spec.features
-    images, features = Tensor("pixel_values", "UINT8", (side, side, 3)), _floats("features", width)
-    return Graph(model.name, model, (images,), (features,), _features)
-
-
-def _heads_of(model: Model) -> Graph:
-    spec = model.source.spec
-    pair = tuple(_floats(name, spec.features) for name in ("features_a", "features_b"))
-    kinds = tuple(_floats(kind, head.outputs) for kind, head in spec.heads.items())
-    return Graph(model.name + HEADS, model, pair, kinds, _heads)
-
-
-def _maps_of(model: Model) -> Graph:
-    side, matcher = model.source.preprocessing.size, model.source.spec.matcher
-    assert matcher is not None
-    images, maps = Tensor("pixel_values", "UINT8", (side, side, 3)), _floats("maps", *matcher.maps)
-    return Graph(model.name + MAPS, model, (images,), (maps,), _maps)
-
-
-def _matcher_of(model: Model) -> Graph:
-    matcher = model.source.spec.matcher
-    assert matcher is not None
-    pair = tuple(_floats(name, *matcher.maps) for name in ("maps_a", "maps_b"))
-    outputs = tuple(_floats(name, width) for name, width in matcher.outputs().items())
-    return Graph(model.name + MATCHER, model, pair, outputs, _matcher)
+def _graphs(model: Model) -> list[Graph]:
+    """All graphs of a model; the first is the encoder's and has its name."""
+    spec, side = model.source.spec, model.source.preprocessing.size
+    images = (Tensor("pixel_values", "UINT8", (side, side, 3)),)
+    features = (_floats("features", spec.features),)
+    graphs = [Graph(model.name, model, images, features, _features)]
+    if spec.heads:
+        pair = tuple(_floats(name, spec.features) for name in ("features_a", "features_b"))
+        kinds = tuple(_floats(kind, head.outputs) for kind, head in spec.heads.items())
+        graphs.append(Graph(f"{model.name}_heads", model, pair, kinds, _heads))
+    if spec.matcher is not None:
+        maps = (_floats("maps", *spec.matcher.maps),)
+        graphs.append(Graph(f"{model.name}_maps", model, images, maps, _maps))
+        pair = tuple(_floats(name, *spec.matcher.maps) for name in ("maps_a", "maps_b"))
+        outputs = tuple(_floats(name, width) for name, width in spec.matcher.outputs().items())
+        graphs.append(Graph(f"{model.name}_matcher", model, pair, outputs, _matcher))
+    return graphs
 
 
 def _floats(name: str, *shape: int) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from augself_hub.errors import (
     EmptyImage,
@@ -29,6 +31,7 @@ from serving.inference.errors import (
 )
 
 RETRY_SECONDS = 1
+_CLIENT_LEFT = 499  # nobody reads it; it is what the metrics count
 _RETRY = {429, 503}
 _STATUS: dict[type[ImageError | Refused], int] = {
     EmptyImage: 400,
@@ -90,8 +93,21 @@ def no_room_for_bodies() -> Problem:
     return Problem(429, "busy", "the bodies of other requests fill the memory allowed: try again")
 
 
-def problem_of(error: ImageError | Refused) -> Problem:
+def problem_of(error: Exception) -> Problem:
     """What an error from below the routes answers."""
-    param = error.param if isinstance(error, ImageError) else None
-    param = "model" if isinstance(error, UnknownModel) else param
-    return Problem(_STATUS[type(error)], error.code, str(error), param)
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, ImageError | Refused):
+        param = error.param if isinstance(error, ImageError) else None
+        param = "model" if isinstance(error, UnknownModel) else param
+        return Problem(_STATUS[type(error)], error.code, str(error), param)
+    if isinstance(error, ClientDisconnect):
+        return Problem(_CLIENT_LEFT, "client_left", "the client left")
+    if isinstance(error, HTTPException):  # what the framework refuses by itself
+        codes = {404: ("not_found", "no such path"), 405: ("method_not_allowed", "not this method")}
+        code, message = codes.get(error.status_code, ("refused", "the request cannot be answered"))
+        return Problem(error.status_code, code, message, headers=dict(error.headers or {}))
+    return Problem(500, "internal_error", "the server failed on this request")
+
+
+ANSWERED = (Problem, ImageError, Refused, ClientDisconnect, HTTPException, Exception)

@@ -149,13 +149,13 @@ class ModelRecord(BaseModel):
     limits: dict[str, int | float]
     sha256: str = Field(description="Of the encoder's graph.")
     state: str = Field(
-        description="loaded; loading; unloaded: asking loads it; lost: being started again; "
+        description="loaded; loading; unloaded: a request loads it; lost: its worker is restarted; "
         "failed: it could not be loaded."
     )
-    memory_bytes: int = Field(description="What it takes while it is loaded.")
-    provider: str | None = Field(description="What ONNX Runtime runs it on; null: not loaded.")
+    memory_bytes: int = Field(description="Of this process, while the model is loaded.")
+    provider: str | None = Field(description="ONNX Runtime's execution provider; null: not loaded.")
     precision: str = Field(description="Of the encoder's graph: fp32, bf16, int8 or fp16.")
-    decode: str = Field(description="exact, or fast: JPEGs decoded smaller, features differ.")
+    decode: str = Field(description="exact, or fast: large JPEGs decoded at reduced size.")
 
 
 class ModelList(BaseModel):
@@ -208,7 +208,7 @@ class InferRequest(BaseModel):
 
     id: str | None = Field(default=None, description="Comes back in the answer.")
     parameters: dict[str, Any] | None = Field(
-        default=None, description="binary_data_output: what outputs are that do not say it."
+        default=None, description="binary_data_output: the default of outputs' binary_data."
     )
     inputs: Annotated[list[InferInput], FailFast()] = Field(max_length=MOST_TENSORS)
     outputs: _Outputs | None = Field(default=None, description="None: all of them.")

@@ -192,7 +192,11 @@ class _Server(uvicorn.Server):
         text = "; ".join(
             [
                 "listening on %s (version %s)",
-                *map(_sentence, fields["models"]),
+                *(
+                    f"{m['id']}: {m['provider'] or 'loaded when it is asked for'}, "
+                    f"{m['precision']}, {m['threads']} threads"
+                    for m in fields["models"]
+                ),
                 "{decoders} decoders, {keys} keys".format(**fields),
                 "at most {items} images a request, {max_concurrent_requests} concurrent requests "
                 "and {max_queue_size} queued images".format(**fields["limits"]),
@@ -223,9 +227,3 @@ class _Server(uvicorn.Server):
             late = time.monotonic() > self._drain_until
             self.should_exit = self.should_exit or late or self.gate.active == 0
         return await super().on_tick(counter)
-
-
-def _sentence(model: dict[str, Any]) -> str:
-    """tiny: CPUExecutionProvider, fp32, 2 threads"""
-    provider = model["provider"] or "loaded when it is asked for"
-    return f"{model['id']}: {provider}, {model['precision']}, {model['threads']} threads"

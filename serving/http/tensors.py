@@ -170,7 +170,14 @@ def _parameter(given: InferInput | InferOutput, name: str, kind: type, param: st
 def _array(
     given: InferInput, binary: memoryview | None, tensor: Tensor, param: str, limits: Limits
 ) -> np.ndarray:
-    _refuse_other(given, tensor, param)
+    """All values of an input, in the shape and the type that the graph takes."""
+    if given.datatype != tensor.datatype:
+        message = f"the datatype of {tensor.name} is {tensor.datatype}"
+        raise Problem(400, "wrong_datatype", message, param)
+    if given.shape[1:] != list(tensor.shape) or given.shape[0] < 1:
+        sides = ", ".join(["N", *map(str, tensor.shape)])
+        message = f"the shape of {tensor.name} is [{sides}], N at least 1"
+        raise Problem(400, "wrong_shape", message, param)
     if given.shape[0] > limits.items:
         message = f"{given.shape[0]} rows, more than the {limits.items} allowed"
         raise Problem(413, "too_many_items", message, param)
@@ -182,17 +189,6 @@ def _array(
     else:
         raise Problem(400, "bad_data", "give either data or binary_data_size", param)
     return values.reshape(given.shape)
-
-
-def _refuse_other(given: InferInput, tensor: Tensor, param: str) -> None:
-    """Not the datatype or the shape of this tensor."""
-    if given.datatype != tensor.datatype:
-        message = f"the datatype of {tensor.name} is {tensor.datatype}"
-        raise Problem(400, "wrong_datatype", message, param)
-    if given.shape[1:] != list(tensor.shape) or given.shape[0] < 1:
-        sides = ", ".join(["N", *map(str, tensor.shape)])
-        message = f"the shape of {tensor.name} is [{sides}], N at least 1"
-        raise Problem(400, "wrong_shape", message, param)
 
 
 def _unpacked(binary: memoryview, shape: list[int], dtype: np.dtype, param: str) -> np.ndarray:
@@ -211,7 +207,11 @@ def _numbers(data: list[Any], shape: list[int], dtype: np.dtype, param: str) -> 
     """Numbers given flat or nested like the shape -> all of them, in range."""
     limits = np.iinfo(dtype) if dtype.kind == "u" else np.finfo(dtype)
     kinds = {int} if dtype.kind == "u" else {int, float}
-    flat = _flat(data, shape)
+    flat = data
+    for side in shape[1:]:  # what is nested otherwise stays as it is, and is no number
+        if set(map(type, flat)) != {list} or set(map(len, flat)) != {side}:
+            break
+        flat = list(itertools.chain.from_iterable(flat))
     if len(flat) == math.prod(shape) and set(map(type, flat)) <= kinds:
         try:
             values = np.array(flat, np.float64)
@@ -221,15 +221,6 @@ def _numbers(data: list[Any], shape: list[int], dtype: np.dtype, param: str) -> 
             return values.astype(dtype)
     message = f"data must be {math.prod(shape)} numbers of the datatype, flat or nested"
     raise Problem(400, "bad_data", message, param)
-
-
-def _flat(data: list[Any], shape: list[int]) -> list[Any]:
-    """The innermost values; what is nested otherwise stays as it is, and is no number."""
-    for side in shape[1:]:
-        if set(map(type, data)) != {list} or set(map(len, data)) != {side}:
-            break
-        data = list(itertools.chain.from_iterable(data))
-    return data
 
 
 def _wanted_outputs(request: InferRequest, known: Sequence[str]) -> dict[str, bool]:

@@ -88,14 +88,11 @@ def _profile(graph: Graph, rows: int) -> str:
 def _engine_cache(sha256: str) -> Path:
     """A folder for one model, versions and GPU: an engine fits no other."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    versions = f"ort{onnxruntime.__version__}-trt{_tensorrt_version()}"
+    tensorrt = int(ctypes.CDLL(_TENSORRT).getInferLibVersion())
+    versions = f"ort{onnxruntime.__version__}-trt{tensorrt}"
     folder = caches / "augself" / "tensorrt" / f"{sha256}-{versions}-{gpu_name()}"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _tensorrt_version() -> int:
-    return int(ctypes.CDLL(_TENSORRT).getInferLibVersion())
 
 
 def gpu_name() -> str:

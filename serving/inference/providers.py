@@ -319,12 +319,15 @@ def _runner(graph: Graph, device: str, threads: int) -> Runner:
 def _session(
     graph: Graph, device: str, threads: int, limit: TimeLimit
 ) -> onnxruntime.InferenceSession:
+    # What it is offered, best first; nodes that one cannot run go to the next.
+    order = {"cpu": ("cpu",), "tensorrt": ("tensorrt", "cuda", "cpu")}
+    names = order.get(device, (device, "cpu"))
     try:
         # Without enable_fallback=0 a failing provider is replaced later, in the middle of a run.
         session = onnxruntime.InferenceSession(
             str(graph.path),
             limit.load(_options(device, threads)),
-            providers=_providers(graph, device, threads),
+            providers=[(PROVIDERS[name], OPTIONS[name](graph, threads)) for name in names],
             enable_fallback=0,
         )
     except AugSelfError:
@@ -346,13 +349,6 @@ def _session(
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _providers(graph: Graph, device: str, threads: int) -> list[tuple[str, dict[str, str]]]:
-    """What a session is offered, best first; nodes that one cannot run go to the next."""
-    order = {"cpu": ("cpu",), "tensorrt": ("tensorrt", "cuda", "cpu")}
-    names = order.get(device, (device, "cpu"))
-    return [(PROVIDERS[name], OPTIONS[name](graph, threads)) for name in names]
 
 
 def _options(device: str, threads: int) -> onnxruntime.SessionOptions:

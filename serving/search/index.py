@@ -67,7 +67,12 @@ def build(table: Path, output: Path) -> dict[str, Any]:
         AugSelfError: it is not finished or is damaged, the output exists, the disk is full.
     """
     manifest = read_manifest(table)
-    _refuse_table(table, manifest)
+    if manifest["table"] != TABLE:
+        raise UsageError(f"{table} holds {manifest['table']}: give a table of features")
+    if manifest["layout"] != "parquet":
+        raise UsageError(f"{table} is of --format {manifest['layout']}: extract it as parquet")
+    if manifest["counts"]["rows"] < 2:
+        raise UsageError(f"{table} has one row: there is nothing to search")
     rows, width = manifest["counts"]["rows"], manifest["model"]["features"]
     asked = np.unique(np.linspace(0, rows - 1, min(rows, QUERIES)).astype(np.int64))
     with new_folder(output) as folder:
@@ -94,15 +99,6 @@ def build(table: Path, output: Path) -> dict[str, Any]:
         }
         (folder / MANIFEST).write_text(json.dumps(made, indent=2) + "\n")
     return made
-
-
-def _refuse_table(table: Path, manifest: dict[str, Any]) -> None:
-    if manifest["table"] != TABLE:
-        raise UsageError(f"{table} holds {manifest['table']}: give a table of features")
-    if manifest["layout"] != "parquet":
-        raise UsageError(f"{table} is of --format {manifest['layout']}: extract it as parquet")
-    if manifest["counts"]["rows"] < 2:
-        raise UsageError(f"{table} has one row: there is nothing to search")
 
 
 def _parts(table: Path, manifest: dict[str, Any]) -> Iterator[np.ndarray]:
