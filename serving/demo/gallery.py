@@ -143,11 +143,8 @@ def shared(colors: np.ndarray, features: np.ndarray, count: int = 8) -> np.ndarr
     """(N, 13) palettes and (N, D) features -> (N,) how much of its colours a picture shares with
     its `count` nearest ones on average, in [0, 1]."""
     near = [nearest(query, features, number, count) for number, query in enumerate(features)]
-    return np.array([_overlap(own, colors[some]) for own, some in zip(colors, near, strict=True)])
-
-
-def _overlap(own: np.ndarray, others: np.ndarray) -> float:
-    return float(np.minimum(own, others).sum(axis=1).mean())
+    shares = (np.minimum(own, colors[n]).sum(axis=1) for own, n in zip(colors, near, strict=True))
+    return np.array([float(share.mean()) for share in shares])
 
 
 def _different(names: Sequence[str], ordered: np.ndarray) -> list[int]:
