@@ -191,7 +191,7 @@ class _Server(uvicorn.Server):
         fields = {"version": __version__, "address": url, **self.gate.described}
         text = "; ".join(
             [
-                "listening on %s (version %s)",
+                f"listening on {url} (version {__version__})",
                 *(
                     f"{m['id']}: {m['provider'] or 'loaded when it is asked for'}, "
                     f"{m['precision']}, {m['threads']} threads"
@@ -202,10 +202,10 @@ class _Server(uvicorn.Server):
                 "and {max_queue_size} queued images".format(**fields["limits"]),
             ]
         )
-        logger.info(text, url, __version__, extra={"fields": fields})
+        logger.info("%s", text, extra={"fields": fields})
         if not (fields["keys"] or self.address.uds or leads_to_loopback(self.address.host)):
             logger.warning(
-                "whoever reaches %s may use this server: give it --tokens-file, or let only a "
+                "anyone who reaches %s may use this server: give it --tokens-file, or let only a "
                 "proxy that asks for keys reach it",
                 url,
             )

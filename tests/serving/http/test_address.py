@@ -226,8 +226,10 @@ def test_a_server_without_keys_for_everybody_is_warned_of(start_server, options,
     assert sum("may use this server" in line for line in server.log) == warned
 
 
-def test_the_log_for_machines(start_server):
-    server = start_server("--log-format", "json", "--host", "0.0.0.0", "--limit", "items=7")
+def test_the_log_for_machines(start_server, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "50%s")
+    other = ("--model", str(tmp_path / "50%s"))
+    server = start_server(*other, "--log-format", "json", "--host", "0.0.0.0", "--limit=items=7")
     assert server.stop() == 0
     time.sleep(0.2)
     lines = [json.loads(line) for line in server.log]
@@ -235,8 +237,9 @@ def test_the_log_for_machines(start_server):
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]{12}Z", line["time"]) for line in lines)
     (start,) = [line for line in lines if line["message"].startswith("listening on")]
     assert start["level"] == "info" and start["address"] == server.url
-    (model,) = start["models"]
-    assert (model["id"], model["provider"]) == ("tiny", "CPUExecutionProvider")
+    for model, name in zip(start["models"], ("tiny", "50%s"), strict=True):
+        assert (model["id"], model["provider"]) == (name, "CPUExecutionProvider")
+        assert f"; {name}: CPUExecutionProvider, fp32" in start["message"]
     assert start["limits"]["items"] == 7 and start["keys"] == 0
     assert [line["level"] for line in lines if "may use" in line["message"]] == ["warning"]
 
