@@ -97,7 +97,11 @@ class Engine:
         in_lanes: bool = False,
     ) -> None:
         threads = usable_cores() if threads is None else threads
-        _refuse_unknown(precision, threads)
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise UsageError(f"there is no precision {precision!r}: give one of {known}")
+        if threads < 1:
+            raise UsageError(f"{threads} threads cannot run a model: give at least 1, or none")
         folder, device = Path(folder), device_of(device, precision)
         self.folder = folder
         self.name, self.precision = name or folder.resolve().name, precision
@@ -286,11 +290,3 @@ def name_of(model: str | None) -> str:
         return EMBEDDED_NAME
     # A Hub id's folder is named after a commit; the id is the better name.
     return Path(model).resolve().name if Path(model).is_dir() else model
-
-
-def _refuse_unknown(precision: str, threads: int) -> None:
-    if precision not in PRECISIONS:
-        known = ", ".join(PRECISIONS)
-        raise UsageError(f"there is no precision {precision!r}: give one of {known}")
-    if type(threads) is not int or threads < 1:
-        raise UsageError(f"{threads!r} threads cannot run a model: give at least 1, or none")
