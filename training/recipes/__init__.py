@@ -27,6 +27,8 @@ class Recipe:
         settings: fields of `Settings`, but for data and output.
         data: how the images are given.
         time, result: expected, or "not measured by us".
+        seen: images that a CPU core trains on at most, whatever number of epochs that makes of
+            them, where nobody gives the epochs; None: as many as the choice takes.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Recipe:
     data: str
     time: str
     result: str
+    seen: int | None = None
 
     @property
     def command(self) -> str:
@@ -51,9 +54,10 @@ def recipes() -> dict[str, Recipe]:
         for table, own in (tables or {"": {}}).items():
             name, settings = f"{path.stem}-{table}".rstrip("-"), {**shared, **own}
             texts = {key: settings.pop(key) for key in ("data", "time", "result")}
+            seen = settings.pop("seen", None)
             if "classes" in settings:
                 settings["classes"] = HERE / settings["classes"]
-            found[name] = Recipe(name, settings, **texts)
+            found[name] = Recipe(name, settings, **texts, seen=seen)
     return found
 
 

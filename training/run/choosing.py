@@ -62,18 +62,24 @@ class Machine:
 
 
 def choices(
-    free: Collection[str], images: int, sizes: Sizes, machine: Machine, turns: int = 1
+    free: Collection[str],
+    images: int,
+    sizes: Sizes,
+    machine: Machine,
+    turns: int = 1,
+    most: int | None = None,
 ) -> list[Choice]:
     """Of the settings in `free`, in CHOSEN's order.
 
     Args:
         images: to train on. sizes: (height, width) of some of them.
         turns: parts of a batch that one process takes one after the other.
+        most: images a CPU core trains on, whatever number of epochs that is; None: no bound.
     """
     side = median(min(size) for size in sizes)
     made = {
         "batch_size": _batch(images, machine.processes * turns),
-        "epochs": _epochs(images, machine),
+        "epochs": _epochs(images, machine, most),
         "size": _size(side, machine),
         "workers": _workers(machine),
     }
@@ -93,11 +99,14 @@ def _batch(images: int, parts: int) -> tuple[int, str]:
     return batch, why
 
 
-def _epochs(images: int, machine: Machine) -> tuple[int, str]:
+def _epochs(images: int, machine: Machine, most: int | None) -> tuple[float, str]:
     if machine.gpu:
         return EPOCHS, "as in the papers"
     seen = SEEN * machine.cores
     epochs = min(EPOCHS, max(LEAST_EPOCHS, round(seen / images)))
+    if most is not None and epochs * images > most * machine.cores:
+        part = float(f"{most * machine.cores / images:.2g}")
+        return part, f"at most {most * machine.cores:,} images seen on {_cores(machine)}"
     bound = {EPOCHS: ", at most", LEAST_EPOCHS: ", at least"}.get(epochs, "")
     return epochs, f"about {seen:,} images seen on {_cores(machine)}{bound}"
 
@@ -145,9 +154,10 @@ def chosen(
     images: int,
     sizes: Sizes,
     arguments: TrainingArguments,
+    most: int | None = None,
 ) -> Settings:
-    """The settings with what is free chosen, which is said."""
-    made = choices(free, images, sizes, machine(), arguments.gradient_accumulation_steps)
+    """The settings with what is free chosen, which is said. `most`: as `choices` takes it."""
+    made = choices(free, images, sizes, machine(), arguments.gradient_accumulation_steps, most)
     if arguments.should_save and made:
         lines = [f"chosen for {images} images, each of them an option:", *map(str, made)]
         log.info("%s", "\n  ".join(lines))
