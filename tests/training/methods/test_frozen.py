@@ -42,6 +42,7 @@ def test_the_encoder_is_published_as_it_came(encoder, photo_folder, tmp_path):
     results = json.loads((output / "model/evaluation.json").read_text())["results"]
     assert {r["kind"] for r in results if "kind" in r} == {"crop", "color"}
     assert model.spec.provenance["command"].startswith(f"augself fit-heads {encoder.name} --data ")
+    assert model.spec.provenance["encoder"] == encoder.name  # without the folders above it
 
 
 def test_an_encoder_that_names_no_normalisation_is_refused(encoder, photo_folder, tmp_path, capsys):
