@@ -152,20 +152,20 @@ def folder_source(
             rows.append((path, within if slash else None, top.casefold()))
     if not rows:
         raise AugSelfError(f"{location} holds no image ({', '.join(SUFFIXES)})")
-    column, labels_of = "", dict[str, str]()
+    column, written = "", dict[str, str]()
     if kind != "classes":
-        column, labels_of = metadata_labels(folder, ["", *(words if splits else [])])
+        column, written = metadata_labels(folder, ["", *(words if splits else [])])
     if column:
         notes.append(f"labels are those of {column}; --read-as classes takes the folders' names")
-        written = [labels_of.get(path) for path, _, _ in rows]
-        rule = Labels.of_values(written)
-        labels, wrong = rule.numbers(written)
-    else:
-        tops_of = [None if name is None else name_of(name)[0] for _, name, _ in rows]
-        # Folders' names are names, also where they are numbers.
-        rule = Labels(sorted({name for name in tops_of if name is not None}), named=True)
-        found_labels = (rule.index(name) for name in tops_of)
-        labels, wrong = array("i", (UNLABELED if n is None else n for n in found_labels)), {}
+        values = [written.get(path) for path, _, _ in rows]
+        rule = Labels.of_values(values)
+        labels, wrong = rule.numbers(values)
+    else:  # folders' names are names, also where they are numbers
+        classes = [None if name is None else name_of(name)[0] for _, name, _ in rows]
+        rule = Labels(sorted({name for name in classes if name is not None}), named=True)
+        numbers = {name: number for number, name in enumerate(rule.classes)}
+        labels = array("i", (UNLABELED if name is None else numbers[name] for name in classes))
+        wrong = {}
     names, bad = [], {}
     for position, (path, _, _) in enumerate(rows):
         name, problem = name_of(path)

@@ -156,10 +156,6 @@ class Labels:
     def _index(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.classes)}
 
-    def index(self, name: str | None) -> int | None:
-        """Of a class by its very name, also one such as -1."""
-        return None if name is None else self._index[name]
-
     def number(self, value: Any) -> int | None:
         """What is written -> its number, None for no label.
 
