@@ -22,10 +22,10 @@ import numpy as np
 
 from augself_hub.answer import Difference
 from augself_hub.images.given import GivenImage
-from serving.asking import Asking, Call, Result, ServerError, Steps, Wait
+from serving.client_steps import Call, ClientSteps, Result, ServerError, Steps, Wait
 
 
-class Client(Asking):
+class Client(ClientSteps):
     """A server, asked by blocking calls. Close it, or use it in a `with`."""
 
     _transport = httpx.Client
@@ -86,7 +86,7 @@ class Client(Asking):
                 answer = self._http.request(step.method, step.path, json=step.body)
 
 
-class AsyncClient(Asking):
+class AsyncClient(ClientSteps):
     """The same for asyncio. Images are read and packed on a thread, not on the event loop."""
 
     _transport = httpx.AsyncClient

@@ -33,7 +33,7 @@ class Settings:
         url_hosts: hosts that images are fetched from; none: URLs are refused.
         access_log: a file for a line about each request, `-` for standard output; None: nowhere.
         root_path: what stands before the server's paths, as /images; empty: nothing.
-        names_requests: put X-Request-Id on answers; not where a server in front of it does.
+        request_ids: put X-Request-Id on answers; not where a server in front of it does.
 
     Raises:
         UsageError: two settings that contradict each other.
@@ -53,7 +53,7 @@ class Settings:
     url_hosts: tuple[str, ...] = ()
     access_log: str | None = None
     root_path: str = ""
-    names_requests: bool = True
+    request_ids: bool = True
 
     def __post_init__(self) -> None:
         limits = self.limits

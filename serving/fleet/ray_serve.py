@@ -103,7 +103,7 @@ def _read_options(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Se
         raise UsageError("the demo knows its visitors: one process, augself serve --demo")
     cores = max(1, int(asked.cpus))
     run_as = (device, threads or cores, precision, decode)
-    own: Any = {"decoders": settings.decoders or cores, "names_requests": False}  # Ray's proxy does
+    own: Any = {"decoders": settings.decoders or cores, "request_ids": False}  # Ray's proxy does
     return models, run_as, dataclasses.replace(settings, **own)
 
 

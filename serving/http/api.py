@@ -96,7 +96,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
     app = _application(service, fetcher, demo)
     document.describe(app, keyed=bool(settings.tokens))
     described = {**service.described, "keys": len(settings.tokens), "demo": settings.demo}
-    own = (settings.names_requests, settings.root_path, described)
+    own = (settings.request_ids, settings.root_path, described)
     return Gate(app, limits, metrics, keys, callers, log, *own)
 
 

@@ -43,7 +43,7 @@ class Gate:
     Args:
         callers: whose requests are answered, and which pages may read the answers.
         log: where lines about requests go; None: nowhere.
-        names: whether it puts X-Request-Id on answers.
+        request_ids: whether it puts X-Request-Id on answers.
         root_path: what stands before our paths, as /images; a proxy may hand it on or take it off.
         described: what a server says of itself at its start.
 
@@ -60,12 +60,12 @@ class Gate:
         keys: Keys,
         callers: Callers,
         log: AccessLog | None,
-        names: bool,
+        request_ids: bool,
         root_path: str = "",
         described: dict[str, Any] | None = None,
     ) -> None:
         self.app, self.limits, self.metrics, self.keys, self.log = app, limits, metrics, keys, log
-        self.callers, self.names = callers, names
+        self.callers, self.request_ids = callers, request_ids
         self.root_path, self.described = root_path, described or {}
         # For origins that are allowed. What a page sends is its own affair, so all headers; it
         # never sends the browser's cookies for us.
@@ -101,7 +101,7 @@ class Gate:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request or let the application answer it; count it and log it either way."""
-        record = RequestRecord(scope, self.names)
+        record = RequestRecord(scope, self.request_ids)
         exchange = Exchange(self, record, receive, send)
         headers, counted = Headers(scope=scope), scope["method"] not in _UNCOUNTED
         try:

@@ -21,7 +21,7 @@ from PIL import Image
 from augself_hub import AsyncClient, Client, Encoder
 from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
 from augself_hub.images.given import Skipped
-from serving.asking import ServerError
+from serving.client_steps import ServerError
 
 
 @pytest.fixture(scope="module")

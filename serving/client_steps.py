@@ -1,4 +1,4 @@
-"""What is asked of a server and what its answers mean, without how either travels.
+"""What a client asks of a server and what the answers mean, without I/O.
 
 Each question is a generator: it yields a `Call` or a `Wait`, is sent the answer, and returns what
 was asked for. `serving.client` has the two that do what is yielded.
@@ -88,7 +88,7 @@ Result = TypeVar("Result")
 Steps = Generator[Call | Wait, httpx.Response | None, Result]
 
 
-class Asking:
+class ClientSteps:
     """What is asked of a server, without how it is sent.
 
     Args:
