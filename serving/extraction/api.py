@@ -142,8 +142,8 @@ class Extraction:
         fill = fill_here
         if self.engine == "ray":
             with needs("fleet"):
-                from serving.fleet import ray_extraction
-            fill = ray_extraction.fill
+                from serving.fleet.ray_extraction import fill as fill_on_ray
+            fill = fill_on_ray
         return write_table(
             _plain(source),
             path_text("output", output),
