@@ -100,8 +100,8 @@ class Engine:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise UsageError(f"there is no precision {precision!r}: give one of {known}")
-        if threads < 1:
-            raise UsageError(f"{threads} threads cannot run a model: give at least 1, or none")
+        if type(threads) is not int or threads < 1:
+            raise UsageError(f"{threads!r} threads cannot run a model: give at least 1, or none")
         folder, device = Path(folder), device_of(device, precision)
         self.folder = folder
         self.name, self.precision = name or folder.resolve().name, precision
