@@ -53,7 +53,11 @@ def sprites(output: Path, count: int = SPRITES, seed: int = 0) -> str:
 
     Returns:
         sha256 of names and pixels.
+
+    Raises:
+        AugSelfError: the folder exists.
     """
+    _begin(output)
     drawn: dict[str, np.ndarray] = {}
     boxes: dict[str, list[tuple[str, ...]]] = {"shape": [], "color": []}
     for number in range(count):
@@ -100,6 +104,7 @@ def digits(output: Path, seed: int = 0) -> str:
     """scikit-learn's 1,797 handwritten digits, each in a random colour on another."""
     from sklearn.datasets import load_digits
 
+    _begin(output)
     found = load_digits()
     drawn = {}
     for number, (image, label) in enumerate(zip(found.images, found.target, strict=True)):
@@ -119,14 +124,16 @@ def _bytes(pixels: np.ndarray) -> np.ndarray:
     return np.round(255 * pixels.clip(0, 1)).astype(np.uint8)
 
 
-def _write(output: Path, pictures: dict[str, np.ndarray]) -> str:
-    """Write PNGs into a new folder -> sha256 of their names and pixels.
+def _begin(output: Path) -> None:
+    """Make the folder, or refuse one that exists before anything is drawn."""
+    try:
+        output.mkdir(parents=True)
+    except FileExistsError:
+        raise AugSelfError(f"{output} exists: choose another folder or remove it") from None
 
-    Raises:
-        AugSelfError: the folder exists.
-    """
-    if output.exists():
-        raise AugSelfError(f"{output} exists: choose another folder or remove it")
+
+def _write(output: Path, pictures: dict[str, np.ndarray]) -> str:
+    """Write PNGs below the folder -> sha256 of their names and pixels."""
     seen = hashlib.sha256()
     for name, pixels in pictures.items():
         path = output / name
