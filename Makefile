@@ -13,15 +13,14 @@ OTHERS = $(foreach wheel,$(filter-out $(RUNTIME):%,$(WHEELS)),$(lastword $(subst
 serve: .venv/.serve-$(RUNTIME)
 	$(BIN)/augself serve --demo --port $(PORT)
 
-# Files of tests side by side, one a core; what a session shares is made once a core.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-
+# Files of tests side by side; tests/conftest.py says how many.
 test: .venv/.all lint
-	$(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# One after the other: some of the slow trials measure memory and seconds.
+# One after the other: some of the slow trials measure memory and seconds. Beside what is installed
+# here they use nginx, caddy, npm and openssl, and say in the summary what was skipped without them.
 test-all: .venv/.all lint
-	$(BIN)/pip install -e ".[fleet]"
+	$(BIN)/pip install -e ".[fleet]" langchain-openai litellm
 	$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: .venv/.all

@@ -24,8 +24,19 @@ def pytest_configure(config: pytest.Config) -> None:
     small model, on cores that are busy, take up to forty times as long as one.
     """
     config.option.loadscopereorder = False
+    gc.disable()  # nothing is dropped while tests are collected
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: a fifth of the time servers, browsers and clocks are waited for.
+
+    Four at most: each takes 2 to 3 GB.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(4, 1 + (cores or 1))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What was imported and collected stays: a test that collects garbage need not look there."""
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
