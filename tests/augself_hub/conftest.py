@@ -310,6 +310,33 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local
     server.server_close()
 
 
+_GRAPHS: dict[tuple[str, ...], bytes] = {}
+
+
+@pytest.fixture
+def exported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test before has had exported is not traced again, which takes 2 to 4 s a graph.
+
+    The same weights give the same bytes: test_export.py asserts it, without this.
+    """
+    from augself_hub.modeling import export
+
+    real = export._export
+
+    def once(graph: Any, inputs: dict[str, Any], outputs: list[str], path: Path) -> None:
+        digest = hashlib.sha256()
+        for value in graph.state_dict().values():
+            digest.update(value.numpy().tobytes())
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        key = (repr(graph), repr(outputs), repr(shapes), digest.hexdigest())
+        if key not in _GRAPHS:
+            real(graph, inputs, outputs, path)
+            _GRAPHS[key] = path.read_bytes()
+        path.write_bytes(_GRAPHS[key])
+
+    monkeypatch.setattr(export, "_export", once)
+
+
 @pytest.fixture
 def model_folder(tiny_model: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model with results, to publish and to spoil; its graphs are cut short."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from augself_hub.augmentations.difference import Sizes, standardised
+from augself_hub.augmentations.spec import Head, Policy
 from training.run.settings import Settings
 
 _SPEC = spec_from_file_location(
@@ -28,6 +30,37 @@ SMALL: dict[str, dict[str, int]] = {
     "swav": {"hidden": 16, "width": 8, "prototypes": 6},
     "supervised": {},
 }
+
+
+@pytest.fixture(autouse=True)
+def without_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process export no graphs, which takes longer than they do.
+
+    Graphs have tests of their own, and the run of test_pretraining.py, a process, exports them.
+    """
+    monkeypatch.setattr("training.run.publishing.find_spec", lambda name: None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def deviations() -> Iterator[None]:
+    """The standard deviations of the same views are simulated once, not for every run."""
+    known: dict[str, dict[str, Head]] = {}
+
+    def once(
+        heads: dict[str, Head],
+        policy: Policy,
+        convention: str,
+        sizes: Sizes = ((1024, 1024),),
+    ) -> dict[str, Head]:
+        key = repr((heads, policy, convention, [tuple(size) for size in sizes]))
+        if key not in known:
+            known[key] = standardised(heads, policy, convention, sizes)
+        return dict(known[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("augself_hub.modeling.objective.standardised", once)
+        patch.setattr("training.run.resuming.standardised", once)
+        yield
 
 
 @pytest.fixture(scope="session")

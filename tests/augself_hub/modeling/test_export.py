@@ -62,6 +62,7 @@ def test_the_manifest_records_the_parity(tiny_model):
     assert 0 < parity["heads"] < 1e-4
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_graph_that_differs_is_refused_and_the_folder_kept(tiny_model, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
@@ -90,6 +91,7 @@ def test_the_same_weights_give_the_same_bytes(tiny_model, tmp_path):
         assert (folder / graph).read_bytes() == (tiny_model / graph).read_bytes()
 
 
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("change", [False, True], ids=["same weights", "other weights"])
 def test_a_quantised_graph_stays_only_with_the_weights_it_was_made_from(
     tiny_model, tmp_path, change
@@ -153,6 +155,7 @@ def test_the_stock_graph_is_vouched_for_and_changes_nothing_else(stock, tiny_mod
     assert Engine(stock).sha256 == Engine(tiny_model).sha256
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_stock_graph_that_differs_is_refused_and_one_that_is_there_renewed(
     stock, tmp_path, monkeypatch
 ):
@@ -202,6 +205,7 @@ def test_a_folder_of_0_1_goes_on_being_served_and_evaluated(of_0_1, tiny_model):
     assert Model.resolve(str(of_0_1)).sha256 == today.sha256
 
 
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("stock", [False, True], ids=["as it was", "for transformers.js"])
 def test_export_brings_a_folder_of_0_1_up_to_date(of_0_1, tiny_model, stock):
     export.export_folder(of_0_1, stock)

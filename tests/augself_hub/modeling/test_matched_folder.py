@@ -218,6 +218,7 @@ def test_the_manifest_records_the_parity_of_each_part(matched_model):
     assert all(0 < difference < 1e-4 for difference in parity.values())
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_a_matcher_graph_that_differs_is_refused(folder, monkeypatch):
     before, real = files(folder), export._run
 
@@ -231,6 +232,7 @@ def test_a_matcher_graph_that_differs_is_refused(folder, monkeypatch):
     assert files(folder) == before and verify(folder) == folder
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_the_graphs_of_a_matcher_that_was_taken_out_go(folder, tiny_model):
     (folder / MATCHER).unlink()
     changed(folder, lambda config: config.update(matcher=None))
@@ -240,6 +242,7 @@ def test_the_graphs_of_a_matcher_that_was_taken_out_go(folder, tiny_model):
     assert (folder / FEATURES_GRAPH).read_bytes() == before
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_int8_passes_the_gates_of_maps_and_matcher(folder, photo_folder, monkeypatch):
     measured = quantize.quantize_folder(folder, "int8", photo_folder)
     assert verify(folder) == folder and (folder / GRAPHS["int8"]).is_file()

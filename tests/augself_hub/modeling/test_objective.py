@@ -66,10 +66,8 @@ def test_predicting_zero_costs_one_for_every_standardised_dimension():
     loss = AugSelfLoss(4, {"crop": 1, "color": 1, "blur": 1}, policy)
     for parameter in loss.heads.parameters():
         torch.nn.init.zeros_(parameter)
-    views = TwoViews(policy)
-    photo = Image.effect_noise((64, 64), 80).convert("RGB")  # square, as in the simulation
-    torch.manual_seed(0)
-    _, _, wa, wb = torch.utils.data.default_collate([views(photo) for _ in range(1500)])
+    drawn = (draw(policy, (9, 0, np.arange(1500), view), 64, 64) for view in (0, 1))  # squares
+    wa, wb = ({name: torch.from_numpy(np.array(v)) for name, v in w.items()} for w in drawn)
     y = torch.zeros(1500, 4)
     _, parts = loss(y, y, wa, wb)
     for kind, value in parts.items():

@@ -18,7 +18,7 @@ from augself_hub.modeling.matcher import Matcher, MatcherShape
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.monitoring.matching import TASK, matched_pairs, with_matched
-from training.run import matching, pretraining, publishing
+from training.run import matching, pretraining
 from training.run.settings import FROZEN, Settings
 
 FEW = {"pairs": 64, "passes": 1, "batch": 32, "spared": 32}
@@ -28,9 +28,6 @@ FEW = {"pairs": 64, "passes": 1, "batch": 32, "spared": 32}
 def quick(monkeypatch):
     monkeypatch.setattr(pretraining, "PAIRS", 40)
     monkeypatch.setattr(matching, "PAIRS", 40)
-    monkeypatch.setattr(
-        publishing, "find_spec", lambda name: None
-    )  # graphs have tests of their own
 
 
 def results_of(folder):

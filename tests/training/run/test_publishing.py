@@ -23,14 +23,7 @@ def made(small_run):
     return partial(small_run, epochs=1, monitor_every=0.5, arguments=arguments)
 
 
-@pytest.fixture
-def no_graphs(monkeypatch):
-    """Graphs and thousands of held-out pairs take seconds and have tests of their own."""
-    monkeypatch.setattr(pretraining, "PAIRS", 20)
-    monkeypatch.setattr("training.run.publishing.find_spec", lambda name: None)
-
-
-def test_a_run_is_published_in_one_commit(made, local_hub, no_graphs, tmp_path):
+def test_a_run_is_published_in_one_commit(made, local_hub):
     folder = pretrain(made(push_to_hub=NAME, private=True))
     repository = local_hub.repositories[NAME]
     assert repository.private
@@ -49,9 +42,7 @@ def test_who_may_not_write_is_told_before_the_training(made, local_hub, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_push_that_fails_leaves_the_model_and_says_how_to_try_again(
-    made, local_hub, no_graphs, monkeypatch
-):
+def test_a_push_that_fails_leaves_the_model_and_says_how_to_try_again(made, local_hub, monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     local_hub.trouble.append(["/commit/", 503, 99])
     settings = made(push_to_hub=NAME)

@@ -25,11 +25,6 @@ from training.run.pretraining import measured_pairs, pretrain
 BATCHES = 4  # of 8 in the 38 images that are trained on
 
 
-@pytest.fixture
-def no_graphs(monkeypatch):
-    monkeypatch.setattr("training.run.publishing.find_spec", lambda name: None)
-
-
 @pytest.mark.parametrize(
     ("change", "steps"),
     [
@@ -42,7 +37,7 @@ def no_graphs(monkeypatch):
         ({"epochs": 0.5, "arguments": {"logging_strategy": "epoch"}}, 2),
     ],
 )
-def test_a_short_run_ends_with_a_model(small_run, no_graphs, capsys, change, steps):
+def test_a_short_run_ends_with_a_model(small_run, capsys, change, steps):
     folder = verify(pretrain(small_run(**change)))
     assert read_spec(folder).provenance["steps"] == steps
     assert (folder / "curves.png").stat().st_size > 1000
@@ -60,7 +55,7 @@ def test_pairs_are_in_proportion_to_the_held_out_images():
 
 
 def test_a_folder_that_is_too_small_to_hold_out_is_trained_on_without_pairs(
-    small_run, photo_folder, no_graphs, tmp_path
+    small_run, photo_folder, tmp_path
 ):
     data = tmp_path / "few"
     data.mkdir()
@@ -133,7 +128,7 @@ def test_the_monitor_s_heads_are_named_before_the_loss(small_run, monkeypatch):
 
 
 @pytest.fixture
-def extended(small_run, no_graphs, monkeypatch, caplog):
+def extended(small_run, monkeypatch, caplog):
     """A finished run of one epoch, gone on with to two: what was made, said and its rates."""
     first = small_run(epochs=1, base_lr=0.64, arguments={"logging_steps": 1})
     pretrain(first)
@@ -166,7 +161,7 @@ def test_a_finished_run_is_extended_on_the_longer_schedule(extended, small_run):
         pretrain(small_run(epochs=1, base_lr=0.64), resume=True)
 
 
-def test_seconds_are_those_of_all_starts(small_run, no_graphs, monkeypatch):
+def test_seconds_are_those_of_all_starts(small_run, monkeypatch):
     def slow(self, args, state, control, **_):
         time.sleep(0.25)
         if state.global_step == 2 and not again:
