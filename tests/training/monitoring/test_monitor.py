@@ -211,7 +211,7 @@ def test_a_run_that_is_watched_is_the_run_that_is_not(watched, tmp_path):
         open_.model.state_dict().items(), blind.model.state_dict().items(), strict=True
     ):
         assert torch.equal(a, b), name
-    rows = [row for row in open_.state.log_history if "eval_spread" in row]
+    rows = [row for row in open_.state.log_history if "eval_feature_std" in row]
     assert [row["step"] for row in rows] == list(range(3, 28, 3))
     assert {"eval_knn", "eval_crop_x", "eval_color_hue"} <= set(rows[0])
     losses, unwatched = (
