@@ -51,6 +51,13 @@ def folder(tmp_path):
 # -- Manifest --------------------------------------------------------------------------------------
 
 
+def test_the_embedded_model_stays_below_45_megabytes():
+    """A second copy of its encoder, for transformers.js, would not: that is made by the command."""
+    files = [p for p in hub.EMBEDDED.rglob("*") if p.is_file()]
+    assert 20e6 < sum(p.stat().st_size for p in files) < 45e6
+    assert model_folder.verify(hub.EMBEDDED) == hub.EMBEDDED
+
+
 def test_a_folder_that_agrees_with_its_manifest_is_resolved(folder):
     assert hub.resolve(folder) == folder
     assert hub.resolve(str(folder)) == folder
