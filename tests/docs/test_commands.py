@@ -70,6 +70,8 @@ def test_a_program_that_is_named_is_there(where):
     words = COMMANDS[where][1:]
     if words[0] == "-m":
         assert words[1] in ("venv", "pytest") or find_spec(words[1]) is not None
+    elif words[0] == "-c":
+        compile(words[1], where, "exec")
     else:
         assert (ROOT / words[0]).is_file()
 
