@@ -26,6 +26,7 @@ OURS = "augself-hub"
 # What may be installed beside Apache-2.0: none asks anything of a program that only imports it.
 ALLOWED = re.compile(
     r"0BSD|3-Clause BSD License|Apache([ -]2\.0)?( License)?|Apache Software License|"
+    r"Apache License, Version 2\.0|"
     r"BSD([ -]\d-Clause)?( License)?|BSL-1\.0|CC0-1\.0|CNRI-Python|DFSG approved|"
     r"ISC( License ISCL)?|MIT([ -]License|-0|-CMU)?|PSF-2\.0|Python Software Foundation License|"
     r"MPL-2\.0|Mozilla Public License 2\.0 MPL 2\.0|The Unlicense Unlicense|Unlicense|"
