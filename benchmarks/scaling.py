@@ -272,9 +272,9 @@ def _handed_out() -> Iterator[tuple[str, float]]:
             return Counts(1, 1), False
 
     class Anything:
-        """A destination that has every part, a progress that counts nothing."""
+        """All parts are there already; a progress that counts nothing."""
 
-        has_part = staticmethod(lambda number: True)
+        has = staticmethod(lambda number: True)
         add = staticmethod(lambda images, errors: None)
 
     ray.init(num_cpus=2, include_dashboard=False, logging_level="WARNING")
@@ -283,7 +283,7 @@ def _handed_out() -> Iterator[tuple[str, float]]:
         _seconds(shards[:1])
         for shard in shards:  # digests were asked for above: they are not what is measured here
             shard.__dict__["digest"] = "d"
-        work = argparse.Namespace(shards=shards, there=Anything, progress=Anything)
+        work = argparse.Namespace(shards=shards, parts=Anything, progress=Anything)
         workers = [ray.remote(Idle).remote() for _ in range(2)]
         ray.get([worker.__ray_ready__.remote() for worker in workers])
         began = time.perf_counter()
