@@ -156,9 +156,9 @@ def test_a_gif_of_100_000_frames_is_answered_at_once():
     one = saved(Image.new("L", (4, 4), 255), "GIF")
     at = one.index(b",")  # the image block: from its separator to the trailer
     data = one[:at] + one[at:-1] * 100_000 + b";"
-    started = time.monotonic()
+    started = time.process_time()
     assert decode(data).size == (4, 4)
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -354,9 +354,9 @@ def jpeg_of_scans(extra):
 
 def test_a_jpeg_of_thousands_of_scans_is_refused():
     data, usual = jpeg_of_scans(5000)
-    started = time.monotonic()
+    started = time.process_time()
     refused(data, UndecodableImage, "more than 100 scans")
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     assert decode(jpeg_of_scans(Bounds.jpeg_scans - usual)[0]).size == (64, 48)
     refused(jpeg_of_scans(Bounds.jpeg_scans - usual + 1)[0], UndecodableImage)
 
