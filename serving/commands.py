@@ -182,7 +182,7 @@ def extract(
     "limits",
     multiple=True,
     metavar="NAME=VALUE",
-    help="Repeatable: change one, as max_queue_size=512. /v1/models and docs/serve.md list them.",
+    help="Repeatable: change one, as max_queue_size=512. /v1/models and docs/server.md list them.",
 )
 @_SPEED(
     "--threads", type=click.IntRange(1), help="Of each model's session. Default: all usable cores."
