@@ -167,7 +167,7 @@ class SoftmaxRegression:
         value, slope = self._value(point.loss, point.theta, w), dot(gradient, direction)
         rounding = 10 * value * torch.finfo(change.dtype).eps
         enough = max(-slope / 2, rounding if slope < 0 else 0.0)
-        low, high, length = 0.0, float("inf"), 1.0
+        bracket, length = Bracket(), 1.0
         for _ in range(TRIES):
             theta = point.theta + length * direction
             logits = torch.add(point.logits, change, alpha=length)
@@ -177,12 +177,12 @@ class SoftmaxRegression:
             fell = self._value(loss, theta, w) <= value + rounding
             if fell and abs(at) <= enough:
                 return self._point(theta, logits)
-            low, high = (length, high) if fell and at < 0 else (low, length)
             mean = (p * change).sum(dim=1)
             curvature = (
                 dot(p * change, change) - dot(mean, mean) + 2 * w * dot(direction, direction)
             )
-            length = inside(length - at / max(curvature, 1e-30), low, high)
+            newton = length - at / max(curvature, 1e-30)
+            length = bracket.shortened(length, not fell or at >= 0, newton)
         return None
 
     def _direction(self, p: Tensor, gradient: Tensor, w: float, allowed: float) -> Tensor:
@@ -214,11 +214,25 @@ def dot(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
 
 
-def inside(length: float, low: float, high: float) -> float:
-    """Newton's length where it lies between, else half way, at most ten times further."""
-    if high == float("inf"):
-        return min(max(length, 2 * low), 10 * low)
-    return length if low < length < high else (low + high) / 2
+class Bracket:
+    """Where along a direction the slope, which rises, changes its sign.
+
+    Newton's method on its own may go to and fro between two lengths for ever: where a step leaves
+    more than half of the bracket, the next one halves it (Numerical Recipes, section 9.4).
+    """
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, float("inf")
+
+    def shortened(self, length: float, too_far: bool, newton: float) -> float:
+        """The length to try next; at most ten times this one, which was too far or too short."""
+        before = self.high - self.low
+        self.low, self.high = (self.low, length) if too_far else (length, self.high)
+        if self.high == float("inf"):
+            return min(max(newton, 2 * self.low), 10 * self.low)
+        halved = self.high - self.low <= before / 2
+        middle = (self.low + self.high) / 2
+        return newton if halved and self.low < newton < self.high else middle
 
 
 def balanced(theta: Tensor) -> Tensor:

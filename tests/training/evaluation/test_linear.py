@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from augself_hub.errors import AugSelfError, UsageError
 from training.evaluation.examples import Examples
 from training.evaluation.linear import STRENGTHS, linear_probe
-from training.evaluation.softmax import SoftmaxRegression
+from training.evaluation.softmax import TRIES, Bracket, SoftmaxRegression
 
 
 def drawn(n, seed, width=16, classes=5, scale=1.0, noise=1.0):
@@ -310,6 +310,21 @@ def test_a_path_of_tiny_features_starts_where_it_is_told():
     (first,) = problem.path([1.0])
     (again,) = problem.path([1.0], first.theta)
     np.testing.assert_allclose(again.theta, first.theta, atol=1e-6 * first.theta.abs().max())
+
+
+@pytest.mark.parametrize("end", [0.15, 0.3, 7.0, 3000.0])
+@pytest.mark.parametrize("power", [0.5, 0.505, 1.0, 3.0])
+def test_a_line_search_never_goes_to_and_fro(power, end):
+    """On slopes sign(t - end) |t - end|^power Newton's steps jump over the end by
+    1 / power - 1 times the distance: for a half they come back to where they were. One probe of a
+    study stopped so."""
+    bracket, length, start = Bracket(), 1.0, end**power
+    for _ in range(TRIES):
+        away = length - end
+        if abs(away) ** power <= start / 2:
+            return
+        length = bracket.shortened(length, away > 0, length - away / power)
+    pytest.fail(f"at {length} after {TRIES} lengths")
 
 
 def test_features_of_zeros_have_the_commonest_class():
