@@ -29,11 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers() -> int | None:
     """One process more than cores: a fifth of the time servers, browsers and clocks are waited for.
 
-    Four at most: each takes 2 to 3 GB.
+    Four at most: each takes 2 to 3 GB. pytest-xdist's own variable says otherwise.
     """
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(4, 1 + (cores or 1))
 
