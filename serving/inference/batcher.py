@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.inference.engine import MAX_BATCH, Encoded, Engine
+from serving.inference.engine import LANE_IMAGES, MAX_BATCH, Encoded, Engine
 from serving.inference.errors import Draining, WorkerLost
 from serving.inference.image_queue import ImageQueue, Work
 from serving.metrics import Metrics
@@ -32,7 +32,6 @@ from serving.metrics import Metrics
 CHECK_SECONDS = 20.0  # an idle worker proves itself on a black image this often
 STALE_SECONDS = 60.0  # a worker without a successful run for so long is stuck
 FIRST_REST, LONGEST_REST = 0.5, 30.0  # seconds before a dead worker is started again; doubling
-LANE_IMAGES = 4  # of one run in a lane; on one thread more are no faster
 logger = logging.getLogger(__name__)
 
 

@@ -22,7 +22,8 @@ from functools import partial
 import numpy as np
 
 from augself_hub.errors import UsageError
-from serving.inference.batcher import LANE_IMAGES, Batcher
+from serving.inference.batcher import Batcher
+from serving.inference.engine import LANE_IMAGES
 from serving.inference.errors import ModelNotLoaded, UnknownModel
 from serving.inference.memory import give_back, resident
 from serving.inference.source import Source

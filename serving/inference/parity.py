@@ -41,21 +41,24 @@ logger = logging.getLogger(__name__)
 
 
 def refuse_unlike(engine: Engine, reference: Engine) -> None:
-    """Run the demo's photographs through both.
+    """Run the demo's photographs through both, and through a lane in batches as lanes have them.
 
     Args:
         engine: on OpenVINO. reference: the same model in fp32 on the plain provider.
 
     Raises:
-        AugSelfError: features or predicted differences are too far apart, and how far; or bf16 was
-            asked for and is not what it computes in.
+        AugSelfError: features, maps or predicted differences are too far apart, and how far; or
+            bf16 was asked for and is not what it computes in.
     """
     images = _photographs(engine.preprocessing.size)
-    expected = reference.features(images)
-    of_maps = [*_maps(engine, reference, images)]
-    for run in [engine.features] + [engine.features_in_lane] * (engine.lanes > 1):
-        found = run(images)
-        failed = [*_failed(engine, reference, found, expected), *of_maps]
+    plain = reference.encode(images)
+    for encode in [engine.encode] + [engine.encode_in_lane] * (engine.lanes > 1):
+        encoded = encode(images)
+        found, expected = encoded.features, plain.features
+        failed = [
+            *_failed(engine, reference, found, expected),
+            *_maps_failed(engine, encoded.maps, plain.maps),
+        ]
         if failed:
             raise AugSelfError(
                 f"--device openvino cannot be used for {engine.name} in {engine.precision}, held "
@@ -96,13 +99,14 @@ def _failed(
             yield f"the change of head {kind} is {change:.3f}, at most {most} is wanted"
 
 
-def _maps(engine: Engine, reference: Engine, images: list[np.ndarray]) -> Iterator[str]:
-    """The same of the maps that a matcher compares, where there is one."""
-    maps = [each.encode(images).maps for each in (engine, reference)]
-    if maps[0] is None or maps[1] is None:
+def _maps_failed(
+    engine: Engine, found: np.ndarray | None, expected: np.ndarray | None
+) -> Iterator[str]:
+    """The same of the maps (N, C, S, S) that a matcher compares, where there is one."""
+    if found is None or expected is None:
         return
     least = MAPS_COSINE if engine.precision == "int8" else BOUNDS[engine.precision][0]
-    mean = cosines(*(m.reshape(len(m), -1) for m in maps if m is not None)).mean()
+    mean = cosines(*(m.reshape(len(m), -1) for m in (found, expected))).mean()
     if not mean >= least:
         yield f"the maps' cosine is {mean:.5f} on average, at least {least} is wanted"
 

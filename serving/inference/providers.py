@@ -153,17 +153,19 @@ class Runner:
         inputs: dict[str, np.ndarray],
         limit: TimeLimit | None = None,
         outputs: Sequence[str] | None = None,
+        most: int = BUCKETS[-1],
     ) -> list[np.ndarray]:
         """Name -> N >= 1 rows, for every input -> N rows of each output, in the graph's order.
 
         Args:
             outputs: names of those that are wanted, in this order; None: all.
+            most: rows at a time.
 
         Raises:
             NotFinite: the graph answers with NaN or infinity. ModelFolderError: with other than N
                 rows of float32.
         """
-        rows, most = len(next(iter(inputs.values()))), BUCKETS[-1]
+        rows = len(next(iter(inputs.values())))
         options = limit.run if limit else None
         names = outputs or [output.name for output in self.session.get_outputs()]
         parts = []

@@ -27,7 +27,7 @@ from augself_hub import Encoder
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.preprocess import load as read
 from serving.inference import provider_options, providers
-from serving.inference.engine import Engine, graphs_of
+from serving.inference.engine import LANE_IMAGES, Engine, graphs_of
 
 ROOT = Path(__file__).parents[3]
 MODEL = ROOT / "augself_hub/pretrained"
@@ -77,12 +77,14 @@ class FakeRuntime:
         opened: (graph, provider, its options) of every session, in order.
         took: providers that a session for OpenVINO gets. nodes: which run its parts.
         change: of features; in_lane: of those of a session with a stream a core.
+        maps_in_lane: of such a session's maps. rows: of each of its runs.
     """
 
     def __init__(self) -> None:
         self.opened: list[tuple[str, str, dict[str, str]]] = []
         self.took, self.nodes = [OPENVINO, "CPUExecutionProvider"], {OPENVINO}
         self.change = self.in_lane = rounded
+        self.maps_in_lane, self.rows = same, []
 
     def __getattr__(self, name):
         return getattr(onnxruntime, name)
@@ -97,12 +99,15 @@ class FakeRuntime:
         if name != OPENVINO:
             return session
         streams = json.loads(told["load_config"])["CPU"]["NUM_STREAMS"]
-        return FakeSession(session, self, self.change if streams == 1 else self.in_lane)
+        if streams == 1:
+            return FakeSession(session, self, self.change)
+        return FakeSession(session, self, self.in_lane, lambda m: self.maps_in_lane(m), self.rows)
 
 
 class FakeSession:
-    def __init__(self, session, runtime, change) -> None:
+    def __init__(self, session, runtime, change, change_maps=same, rows=None) -> None:
         self._session, self._runtime, self._change = session, runtime, change
+        self._change_maps, self._rows = change_maps, [] if rows is None else rows
 
     def __getattr__(self, name):
         return getattr(self._session, name)
@@ -114,8 +119,9 @@ class FakeSession:
         return [SimpleNamespace(ep_name=name) for name in self._runtime.nodes]
 
     def run(self, *arguments):
-        features, *rest = self._session.run(*arguments)
-        return [self._change(features), *rest]
+        features, *maps = self._session.run(*arguments)
+        self._rows.append(len(features))
+        return [self._change(features), *map(self._change_maps, maps)]
 
 
 @pytest.fixture
@@ -261,6 +267,14 @@ def test_lanes_are_held_to_the_same(fake):
     Engine(MODEL, "openvino", 2, precision="bf16")
     with pytest.raises(AugSelfError, match=r"cosine is 0\.50000 on average"):
         Engine(MODEL, "openvino", 2, precision="bf16", in_lanes=True)
+
+
+def test_so_are_the_maps_of_lanes_in_batches_as_lanes_have_them(fake):
+    fake.maps_in_lane = lambda maps: maps[:, ::-1]
+    Engine(MODEL, "openvino", 2, precision="bf16")
+    with pytest.raises(AugSelfError, match=r"the maps' cosine is 0\.\d+ on average"):
+        Engine(MODEL, "openvino", 2, precision="bf16", in_lanes=True)
+    assert max(fake.rows) == LANE_IMAGES and len(fake.rows) > 3
 
 
 def test_bf16_that_is_computed_in_fp32_is_refused(fake):
