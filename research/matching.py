@@ -2,14 +2,17 @@
 
     python -m research.matching photographs PACKAGES CORPUS PHOTOGRAPHS   whole ones, for table B
     python -m research.matching fit CORPUS PHOTOGRAPHS MODEL [NAME=VALUE ...]
+    python -m research.matching calibrate CORPUS PHOTOGRAPHS MODEL        the errors of one that is
     python -m research.matching measure CORPUS PHOTOGRAPHS [MODEL]        the tables, as Markdown
 
 CORPUS is what `python -m research.corpora` builds of the unpacked PACKAGES (research/data.md).
 `fit` writes a matcher into the folder MODEL, fitted on the corpus's tiles and drawings and on boxes
-of whole photographs; NAME is a field of MatcherSettings, or seed. `measure` reads a folder with a
-matcher, the embedded model by default. Table A is of held-out tiles, with pairs of views as in
-training; B of boxes of whole held-out photographs, with a short side of 40 to 100% of the
-photograph's, as users' pairs have it. research/matching.md has what came out.
+of whole photographs; NAME is a field of MatcherSettings, or seed. Its errors are then calibrated on
+the photographs of the development set, tiles and boxes, half of each; `calibrate` does that alone.
+`measure` reads a folder with a matcher, the embedded model by default, on the other held-out
+photographs. Table A is of their tiles, with pairs of views as in training; B of boxes of whole
+ones, with a short side of 40 to 100% of the photograph's, as users' pairs have it.
+research/matching.md has what came out.
 """
 
 from __future__ import annotations
@@ -42,12 +45,14 @@ from research.corpora.building import HELD_OUT, JPEG_QUALITY, MANIFEST, PRETRAIN
 from research.corpora.pictures import file_name, find
 from training.data.batches import ViewsDataset
 from training.data.sources import Images, open_images
-from training.methods.matcher import EncodedViews, encoded, fit_matcher
+from training.methods.matcher import EncodedViews, calibrate, encoded, fit_matcher, overlap
 from training.run.matching import matcher_settings, save_matcher
 
 SHORT_SIDE = 480  # of whole photographs as they are kept; 40% of it is three times a view
 SHORTEST = 0.4  # side of a box of table B, in short sides of the photograph
 PAIRS = 3000  # of a table
+CALIBRATION = 3000  # pairs of either kind
+DEVELOPMENT = "development/photographs"  # of a corpus: its classes are photographs
 OVERLAP = 0.3  # intersection over union, of the second half of a table
 TILES_SEED, BOXES_SEED, BOXES_TIMES = 7, 9, 25  # of what is fitted on
 NAMES = ("y", "x", "height", "width")
@@ -130,15 +135,6 @@ def identical(w: Parameters, *_: Any) -> None:
 def mirror_image(w: Parameters, *_: Any) -> None:
     identical(w)
     w["flip"][1] = ~w["flip"][0]
-
-
-def overlap(a: Parameters, b: Parameters) -> Tensor:
-    """(N,) intersection over union of the views' boxes."""
-    (top_a, left_a, h_a, w_a), (top_b, left_b, h_b, w_b) = a["crop"].T, b["crop"].T
-    rows = torch.minimum(top_a + h_a, top_b + h_b) - torch.maximum(top_a, top_b)
-    columns = torch.minimum(left_a + w_a, left_b + w_b) - torch.maximum(left_a, left_b)
-    common = rows.clamp(min=0) * columns.clamp(min=0)
-    return common / (h_a * w_a + h_b * w_b - common)
 
 
 @torch.no_grad()
@@ -258,12 +254,11 @@ class Bench:
     Args:
         model: its encoder and spec are taken.
         place: where its maps are.
-        tiles, photographs: folders of held-out images.
+        few, whole: held-out tiles, of which PAIRS at most are taken, and photographs.
     """
 
-    def __init__(self, model: AugSelfModel, place: MapPlace, tiles: Path, photographs: Path):
+    def __init__(self, model: AugSelfModel, place: MapPlace, few: Images, whole: Images) -> None:
         spec, policy = model.spec, model.spec.policy
-        few, whole = open_images(str(tiles)), open_images(str(photographs))
         keep = np.random.default_rng(0).permutation(len(few))[:PAIRS]
         few = few.at(sorted(keep.tolist()))
         each = -(-PAIRS // len(whole))
@@ -343,19 +338,97 @@ def training_views(policy: Policy, corpus: Path, photographs: Path) -> TilesAndB
     return TilesAndBoxes(ViewsDataset(tiles, policy, TILES_SEED), boxes, BOXES_TIMES)
 
 
-def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any]) -> None:
+def held_out(corpus: Path, photographs: Path, development: bool) -> tuple[Images, Images]:
+    """Tiles and whole photographs that are not fitted on: those of the development set, or others.
+
+    Raises:
+        AugSelfError: there are none.
+    """
+    chosen = {path.name for path in (corpus / DEVELOPMENT).glob("*/*")}
+    found = []
+    for folder in (corpus / HELD_OUT, photographs / HELD_OUT):
+        images = open_images(str(folder))
+        wanted = [
+            n for n, name in enumerate(images.names) if (photograph(name) in chosen) is development
+        ]
+        if not wanted:
+            which = "" if development else "but "
+            raise AugSelfError(f"{folder} has no picture {which}of {corpus / DEVELOPMENT}")
+        found.append(images.at(wanted))
+    return found[0], found[1]
+
+
+def calibrated(
+    model: AugSelfModel, matcher: Matcher, place: MapPlace, few: Images, whole: Images
+) -> None:
+    """Makes the stated errors hold for pairs as in training and as users have them, half of each.
+
+    Args:
+        few, whole: tiles and photographs of the development set.
+    """
+    spec, kinds = model.spec, []
+    for views in (
+        ViewsDataset(few, spec.policy, TILES_SEED),
+        Boxes(whole, spec.policy, BOXES_SEED, large),
+    ):
+        order = np.random.default_rng(0).permutation(len(views))[:CALIBRATION]
+        each = -(-CALIBRATION // len(order))
+        keys = [(epoch, int(index)) for index in order for epoch in range(each)]
+        kinds.append(encoded(model.encoder, views, spec, model.preprocessing, place, keys))
+    tiles, boxes = kinds
+    both = EncodedViews(
+        torch.cat([tiles.maps, boxes.maps]),
+        {n: torch.cat([v, boxes.parameters[n]]) for n, v in tiles.parameters.items()},
+        torch.cat([tiles.picture, boxes.picture + len(few)]),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        calibrate(matcher, both, spec)
+
+
+def place_of(model: AugSelfModel) -> MapPlace:
+    """Where a model's matcher takes its maps.
+
+    Raises:
+        AugSelfError: it has none.
+    """
+    if model.spec.matcher is None:
+        raise AugSelfError("the model has no matcher: augself fit-matcher adds one")
+    channels, cells, _ = model.spec.matcher.maps
+    return MapPlace(model.spec.matcher.level, channels, cells)
+
+
+def fit(
+    corpus: Path,
+    photographs: Path,
+    folder: Path,
+    options: dict[str, Any] | None,
+    name: str | None = None,
+) -> None:
     """Fit a matcher and write it into a model folder, with what the card says of it.
 
     Args:
-        options: fields of MatcherSettings; seed.
+        options: fields of MatcherSettings; seed. None: keep the one that is there, and calibrate
+            its errors.
+        name: what the card calls the model; None: the folder.
     """
-    seed = options.pop("seed", 0)
     model = AugSelfModel.from_pretrained(folder)
-    spec, views = model.spec, training_views(model.spec.policy, corpus, photographs)
-    settings = matcher_settings(options)
-    matcher, place = fit_matcher(model.encoder, views, spec, model.preprocessing, settings, seed)
-    held_out = ViewsDataset(open_images(str(corpus / HELD_OUT)), spec.policy, seed)
-    save_matcher(folder, matcher, place.level, held_out, folder.as_posix())
+    spec, seed = model.spec, (options or {}).pop("seed", 0)
+    if options is None:
+        place, matcher = place_of(model), model.matcher
+    else:
+        views, settings = (
+            training_views(spec.policy, corpus, photographs),
+            matcher_settings(options),
+        )
+        matcher, place = fit_matcher(
+            model.encoder, views, spec, model.preprocessing, settings, seed
+        )
+    assert matcher is not None
+    calibrated(model, matcher, place, *held_out(corpus, photographs, development=True))
+    tiles, _ = held_out(corpus, photographs, development=False)
+    measured_on = ViewsDataset(tiles, spec.policy, seed)
+    save_matcher(folder, matcher, place.level, measured_on, name or folder.as_posix())
 
 
 def main(arguments: list[str]) -> None:
@@ -366,14 +439,14 @@ def main(arguments: list[str]) -> None:
             pairs = (option.split("=", 1) for option in given)
             options = {name: ast.literal_eval(value) for name, value in pairs}
             fit(Path(corpus), Path(photographs), Path(folder), options)
+        case ["calibrate", corpus, photographs, folder]:
+            fit(Path(corpus), Path(photographs), Path(folder), None)
         case ["measure", corpus, photographs, *model] if len(model) < 2:
             loaded = AugSelfModel.from_pretrained(*model)
-            if loaded.matcher is None or loaded.spec.matcher is None:
-                sys.exit("error: the model has no matcher: augself fit-heads adds one")
-            channels, cells, _ = loaded.spec.matcher.maps
-            place = MapPlace(loaded.spec.matcher.level, channels, cells)
-            bench = Bench(loaded, place, Path(corpus) / HELD_OUT, Path(photographs) / HELD_OUT)
-            print(table(bench.measure(loaded.matcher)))
+            place = place_of(loaded)
+            pictures = held_out(Path(corpus), Path(photographs), development=False)
+            assert loaded.matcher is not None
+            print(table(Bench(loaded, place, *pictures).measure(loaded.matcher)))
         case _:
             sys.exit(__doc__)
 

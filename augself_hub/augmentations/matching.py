@@ -1,8 +1,10 @@
 """What a matcher says of (a, b) and of (b, a), as one answer about (a, b).
 
 A matcher looks at a pair in both orders and is wrong in different ways. What it says of (b, a) is
-turned round, into a's frame and a's units, and both are averaged by how sure they are. Works on
-numpy and torch alike (the array API), on N pairs at once.
+turned round, into a's frame and a's units, and both are averaged by how sure they are. What they
+differ by is part of the stated error, and so is, for the place, what would be said if the pair were
+mirrored and is taken not to be, or the reverse. Works on numpy and torch alike (the array API), on
+N pairs at once.
 """
 
 from __future__ import annotations
@@ -101,35 +103,46 @@ def combined(
         # Seen from b, r quarter turns are -r; where one view is mirrored, they are r again.
         reversed_ = xp.stack([back[:, 0], back[:, 3], back[:, 2], back[:, 1]], axis=1)
         rot = rot + xp.where(mirrored[:, None], back, reversed_)
-    quarter = xp.argmax(rot, axis=1) if turns else xp.zeros_like(mirrored, dtype=xp.int64)
+    quarter = xp.argmax(rot, axis=1) if turns else None
     crop, variance = ab["crop"] * std, xp.exp(ab["log_variance"]) * std**2
     other, other_variance = ba["crop"] * std, xp.exp(ba["log_variance"]) * std**2
     sizes, sizes_variance = _as_seen_from_a(xp, other[:, 2:], other_variance[:, 2:], quarter)
     size, size_variance = _averaged(crop[:, 2:], variance[:, 2:], -sizes, sizes_variance)
     place, place_variance = _as_seen_from_a(xp, other[:, :2], other_variance[:, :2], quarter)
-    place = _signs(xp, mirrored, quarter) * place
     ratio = xp.exp(size)  # b's sides in a's
+    here, otherwise = (-_signs(xp, m, quarter) * place * ratio for m in (mirrored, ~mirrored))
+    p = _probability(xp, flip)
+    doubt = p * (1 - p) * (here - otherwise) ** 2  # the variance of either, by how likely it is
     place, place_variance = _averaged(
-        crop[:, :2], variance[:, :2], -place * ratio, place_variance * ratio**2
+        crop[:, :2], variance[:, :2], here, place_variance * ratio**2 + doubt
     )
     answer = {
         "crop": xp.concat([place, size], axis=1),
         "standard_error": xp.sqrt(xp.concat([place_variance, size_variance], axis=1)),
-        "flip": _probability(xp, flip),
+        "flip": p,
         "match": _probability(xp, (ab["match"] + ba["match"]) / 2),
     }
     return answer if rot is None else {**answer, "rot": xp.exp(_log_softmax(xp, rot))}
 
 
 def _averaged(u: Array, u_variance: Array, v: Array, v_variance: Array) -> tuple[Array, Array]:
-    """Two answers weighed by their variances; the errors are alike, so they do not cancel."""
+    """Two answers weighed by their variances, as a mixture: its mean, and its variance.
+
+    The errors are alike, so they do not cancel: the variance is their mean, and their difference's.
+    """
     total = u_variance + v_variance
-    mean = (u * v_variance + v * u_variance) / total
-    return mean, 2 * u_variance * v_variance / total
+    of_u, of_v = v_variance / total, u_variance / total
+    mean = of_u * u + of_v * v
+    return mean, of_u * u_variance + of_v * v_variance + of_u * of_v * (u - v) ** 2
 
 
 def _as_seen_from_a(xp: Any, values: Array, variance: Array, quarter: Array) -> tuple[Array, Array]:
-    """(y, x) of b's frame -> of a's: an odd number of quarter turns exchanges the axes."""
+    """(y, x) of b's frame -> of a's: an odd number of quarter turns exchanges the axes.
+
+    quarter: (N,) of them; None: no pair is turned.
+    """
+    if quarter is None:
+        return values, variance
     odd = (quarter % 2 == 1)[:, None]
     return (
         xp.where(odd, xp.flip(values, axis=1), values),
@@ -143,6 +156,9 @@ def _signs(xp: Any, mirrored: Array, quarter: Array) -> Array:
     What takes b back to a is a turn by -r, or a mirror and then a turn by r (see `Matcher`). One
     counter-clockwise turn takes (y, x) to (-x, y).
     """
+    if quarter is None:
+        x = 1 - 2 * xp.astype(mirrored, xp.int64)
+        return xp.stack([xp.ones_like(x), x], axis=1)
     turned = xp.where(mirrored, quarter, (4 - quarter) % 4)
     one = xp.ones_like(turned)
     y = xp.where((turned == 1) | (turned == 2), -one, one)

@@ -25,6 +25,7 @@ from transformers import (
 from augself_hub import hub
 from augself_hub.configs import image_statistics, read_json
 from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.modeling.maps import MapPlace, features_and_map
 from augself_hub.modeling.opening import open_network
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.modeling.vit import as_dinov2
@@ -96,20 +97,29 @@ class Encoder(nn.Module):
 
     Attributes:
         dim: D, the width of the features.
+        place: where each forward takes a map as well; None: nowhere.
+        maps: those of the forwards so far, (N, C, S, S) each, until somebody takes them out.
 
     Raises:
         UsageError: the architecture has no such pooler_output.
     """
+
+    place: MapPlace | None = None
 
     def __init__(self, network: PreTrainedModel, size: int) -> None:
         super().__init__()
         refuse_unpooled(network.config)
         self.network = network
         self.dim = _width(network, size)
+        self.maps: list[Tensor] = []
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, D) features."""
-        return pooled(self.network, x)
+        if self.place is None:
+            return pooled(self.network, x)
+        y, m = features_and_map(self.network, x, self.place)
+        self.maps.append(m)
+        return y
 
 
 def pooled(network: nn.Module, x: Tensor) -> Tensor:

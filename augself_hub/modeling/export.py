@@ -147,13 +147,13 @@ def export_folder(folder: Path, stock: bool = False) -> dict[str, float]:
                 if (stage / path).is_file():
                     (stage / path).rename(stage / GRAPHS[precision])
         parity = write_graphs(model, stage, stock)
-        write_manifest(stage, parity | _quantized(stage))
+        write_manifest(stage, parity | quantized(stage))
         card.write(stage)
         write_manifest(stage)
     return parity
 
 
-def _quantized(folder: Path) -> dict[str, Any]:
+def quantized(folder: Path) -> dict[str, Any]:
     """The records of quantised graphs that belong to this encoder graph; others are removed."""
     source = file_sha256(folder / FEATURES_GRAPH)
     parity = read_manifest(folder)["parity"]

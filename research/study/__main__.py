@@ -98,8 +98,11 @@ def beside(model: Path, twin: Path, work: Path, corpus: Path, recipe: str) -> No
     Features are kept in WORK.
     """
     from research.study.beside import put_beside, table
+    from training.recipes import recipe as named
+    from training.run.settings import Settings
 
-    click.echo(table(put_beside(model, twin, recipe, corpus, work)))
+    settings = Settings(data="", output=work, **named(recipe).settings)
+    click.echo(table(put_beside(model, twin, settings, corpus, work)))
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from training.evaluation.cache import Tables
 from training.evaluation.compare import bootstrap, compare
 from training.evaluation.results import Record, Result, write_into
 from training.evaluation.tasks import Settings as TaskSettings
-from training.recipes import recipe
 from training.run.settings import Settings
 
 MEASURES = (
@@ -34,19 +33,20 @@ TWIN, UNTRAINED, HISTOGRAM = (
 )
 
 
-def put_beside(folder: Path, twin: Path, name: str, corpus: Path, work: Path) -> list[Record]:
+def put_beside(
+    folder: Path, twin: Path, settings: Settings, corpus: Path, work: Path
+) -> list[Record]:
     """Measure a model and what stands beside it; write the results into its folder and card.
 
     Args:
         folder: of the model with AugSelf. twin: of the one without.
-        name: the recipe it was made by, which says how an untrained encoder looks.
+        settings: what it was made by, which says how an untrained encoder looks.
         work: for the untrained encoder and the features of all.
 
     Raises:
         AugSelfError: a set or a model is not there.
-        UsageError: an unknown recipe.
+        UsageError: no set is of a measure.
     """
-    settings = Settings(data="", output=work, **recipe(name).settings)
     blank = work / "untrained"
     if not blank.is_dir():
         untrained(settings, blank)

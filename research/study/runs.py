@@ -25,6 +25,7 @@ from research.study.shuffled import ShuffledTargets
 from training.evaluation.cache import Tables
 from training.evaluation.results import Result
 from training.monitoring.awareness import TASK
+from training.monitoring.matching import TASK as MATCHER_TASK
 from training.recipes import recipe
 from training.run.checkpoints import newest_valid, spent_until
 from training.run.pretraining import MODEL, pretrain
@@ -54,6 +55,8 @@ def carry_out(plan: Plan, run: Run, output: Path, corpus: Path, records: Path) -
         found = measured(tables, measures, corpus, _chosen(plan, records))
         record["results"] = [_short(result, place) for place, result in found]
         record["held_out_pairs"] = _held_out_pairs(settings.output / MODEL)
+        if settings.matcher != "off":
+            record["matcher_pairs"] = _held_out_pairs(settings.output / MODEL, MATCHER_TASK)
     except Diverged as error:
         trained = time.process_time()
         record["diverged"] = str(error)
@@ -144,10 +147,10 @@ def _short(result: Result, place: str) -> Record:
     return record
 
 
-def _held_out_pairs(model: Path) -> list[Record]:
-    """R^2 and accuracies of the run's own heads on held-out photographs."""
+def _held_out_pairs(model: Path, task: str = TASK) -> list[Record]:
+    """R^2 and accuracies of the run's own heads, or its matcher's, on held-out photographs."""
     results = read_evaluation(model)["results"]
     fields = ("kind", "dimension", "metric", "value")
     return [
-        {f: r[f] for f in fields} | {"trivial": r["baseline"]} for r in results if r["task"] == TASK
+        {f: r[f] for f in fields} | {"trivial": r["baseline"]} for r in results if r["task"] == task
     ]

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from augself_hub.errors import UsageError
 from augself_hub.folder import EVALUATION, verify
 from research.study import beside
+from research.study.__main__ import main
 from research.study.plan import Measure
+from training.recipes import recipe
+from training.run.settings import Settings
 
 
 @pytest.fixture
@@ -39,7 +41,9 @@ def corpus(tmp_path, monkeypatch) -> Path:
 
 def test_results_of_three_others_stand_in_the_card(models, corpus, tmp_path):
     model, twin = models
-    found = beside.put_beside(model, twin, "embedded-augself", corpus, tmp_path / "work")
+    work = tmp_path / "work"
+    settings = Settings(data="", output=work, **recipe("embedded-augself").settings)
+    found = beside.put_beside(model, twin, settings, corpus, work)
     kept = json.loads((verify(model) / EVALUATION).read_text())["results"]
     probe, neighbours, retrieval = kept[-3:]
     tasks = [record["task"] for record in (probe, neighbours, retrieval)]
@@ -62,7 +66,11 @@ def test_results_of_three_others_stand_in_the_card(models, corpus, tmp_path):
     assert beside.table(found).splitlines()[-1].startswith("| **mean** | ")
 
 
-def test_an_unknown_recipe_is_refused_before_anything_is_measured(models, corpus, tmp_path):
-    with pytest.raises(UsageError, match="unknown recipe"):
-        beside.put_beside(*models, "embedded", corpus, tmp_path / "work")
+def test_an_unknown_recipe_is_refused_before_anything_is_measured(
+    models, corpus, tmp_path, monkeypatch, capsys
+):
+    words = ["beside", *models, tmp_path / "work", "--corpus", corpus, "--recipe", "embedded"]
+    monkeypatch.setattr("sys.argv", ["research.study", *map(str, words)])
+    with pytest.raises(SystemExit, match="unknown recipe"):
+        main()
     assert not (tmp_path / "work").exists()

@@ -10,27 +10,30 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
+from augself_hub.errors import AugSelfError
+from augself_hub.folder import write_manifest
 from augself_hub.modeling.matcher import Match
 from research.matching import (
     Boxes,
     Pairs,
     TilesAndBoxes,
     copies,
+    held_out,
     identical,
     large,
     main,
     measured,
     mirror_image,
-    overlap,
     photograph,
     table,
 )
 from training.data.batches import ViewsDataset, collate
 from training.data.sources import open_images
-from training.methods.matcher import EncodedViews
+from training.methods.matcher import EncodedViews, overlap
 
 POLICY = Policy(size=8)
 SPEC = Spec("relative", POLICY, heads_for(("crop", "flip"), POLICY), features=4)
@@ -89,13 +92,18 @@ def test_who_knows_the_truth_reaches_every_bar():
 
 
 def test_errors_are_measured_against_what_is_stated():
-    """By hand: 95% lie within 1.96 of an error as large as stated; R^2 is 1 - its square / mean."""
+    """By hand, of sizes, where both orders are wrong by themselves and state nothing: the mean of
+    two errors within 1.96 of half their difference is a Cauchy variable's 2 atan(1.96) / pi. R^2 is
+    1 - square / mean square.
+    """
     torch.manual_seed(0)
     pairs = pairs_of(parameters(4000, 0), parameters(4000, 1))
-    # Both orders are averaged, and count as one: a half of the variance of each would be too sure.
-    found = measured(Knowing(error=0.5, stated=0.5 / 2**0.5), pairs)
-    assert found["coverage"]["all"] == pytest.approx([0.95] * 4, abs=0.02)
-    assert found["standard_error"] == pytest.approx(found["rmse"], rel=0.1)
+    found = measured(Knowing(error=0.5, stated=1e-3), pairs)
+    assert found["coverage"]["all"][2:] == pytest.approx(
+        [2 * np.arctan(1.96) / np.pi] * 2, abs=0.02
+    )
+    assert found["standard_error"][2:] == pytest.approx(found["rmse"][2:], rel=0.1)
+    assert found["rmse"][2:] == pytest.approx([0.3 * 0.5 / 2**0.5] * 2, rel=0.1)
     expected = 1 - found["rmse"][2] ** 2 / float(pairs.crop[:, 2].square().mean())
     assert found["all"]["height"]["value"] == pytest.approx(expected, abs=1e-6)
     low, high = found["all"]["height"]["interval"]
@@ -176,16 +184,57 @@ def test_a_matcher_is_fitted_into_a_folder_and_measured_there(
     random = np.random.default_rng(1)
     for place in ("corpus/pretrain", "corpus/held-out", "whole/pretrain", "whole/held-out"):
         (tmp_path / place).mkdir(parents=True)
-        for i in range(6):
+        for i in range(9):
             pixels = random.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / place / f"{i}-240-0-0.png")
+            name = f"{i}-240-0-0" if place.startswith("corpus") else str(i)
+            Image.fromarray(pixels).save(tmp_path / place / f"{name}.png")
+    for name in "136":
+        (tmp_path / "corpus/development/photographs/test" / name).mkdir(parents=True)
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
     monkeypatch.setattr("research.matching.PAIRS", 12)
+    monkeypatch.setattr("research.matching.CALIBRATION", 12)
+    monkeypatch.setattr("training.run.publishing.find_spec", lambda name: None)  # no graphs
+    seen = []
+    monkeypatch.setattr("research.matching.ViewsDataset", noted(ViewsDataset, seen))
+    monkeypatch.setattr("research.matching.Boxes", noted(Boxes, seen))
     places = [str(tmp_path / "corpus"), str(tmp_path / "whole")]
-    with pytest.raises(SystemExit, match="no matcher"):
+    with pytest.raises(AugSelfError, match="no matcher"):
         main(["measure", *places, str(folder)])
     main(["fit", *places, str(folder), "pairs=160", "passes=1", "batch=16", "seed=3"])
     assert "matcher" in json.loads((folder / "augself/config.json").read_text())
+    assert [names for names in seen if len(names) == 3] == [
+        ["1-240-0-0.png", "3-240-0-0.png", "6-240-0-0.png"],
+        ["1.png", "3.png", "6.png"],
+    ]
+    seen.clear()
     main(["measure", *places, str(folder)])
     assert "| B, all pairs | 12 |" in capsys.readouterr().out
+    others = ["0", "2", "4", "5", "7", "8"]
+    assert [n for names in seen for n in names if n[0] not in others] == [] and seen
+    before = load_file(folder / "augself/matcher.safetensors")
+    before["shift"] += 1
+    save_file(before, folder / "augself/matcher.safetensors")
+    write_manifest(folder)
+    main(["calibrate", *places, str(folder)])
+    after = load_file(folder / "augself/matcher.safetensors")
+    assert {n for n, v in after.items() if not torch.equal(v, before[n])} <= {"slope", "shift"}
+    assert not torch.equal(after["shift"], before["shift"])
+
+
+def noted(kind, seen):
+    """The same kind of views, of which each notes the names of its images."""
+
+    def made(images, *others):
+        seen.append(list(images.names))
+        return kind(images, *others)
+
+    return made
+
+
+def test_without_the_development_photographs_nothing_is_calibrated(tmp_path):
+    for place in ("corpus/held-out", "whole/held-out"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (60, 80)).save(tmp_path / place / "a.png")
+    with pytest.raises(AugSelfError, match=r"has no picture of .*development/photographs"):
+        held_out(tmp_path / "corpus", tmp_path / "whole", development=True)

@@ -36,8 +36,10 @@ from training.data.batches import ViewsDataset, collate
 
 log = logging.getLogger(__name__)
 BLANKS = 16  # pictures of one colour
+CLIP = 5.0  # largest norm of a gradient
 SAY_EVERY = 8.0  # seconds
-SLOPES = torch.linspace(0.5, 3, 51)  # tried when errors are calibrated
+SLOPES = torch.linspace(0.5, 2, 16)  # tried when errors are calibrated
+SHIFTS, HALVINGS = (-10.0, 10.0), 18  # of log variances, likewise
 KEPT_OUT = 20  # one picture of so many says how far errors reach; of fewer none is spared
 
 
@@ -148,14 +150,17 @@ def fit_matcher(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         place = find_map(network, preprocessing.size)
-        shape = MatcherShape(
-            place.channels, place.cells, spec.policy.flip > 0, turns=spec.policy.rot > 0
-        )
-        std = tuple(d.std for d in spec.heads["crop"].dimensions)
-        matcher = Matcher(shape, std).to(network.device)
+        matcher = matcher_for(place, spec).to(network.device)
         _train(matcher, network, images, spec, preprocessing, place, settings)
     network.train(was_training)
     return matcher.eval(), place
+
+
+def matcher_for(place: MapPlace, spec: Spec) -> Matcher:
+    """A new one for maps of this place; it tells of what the spec's policy does to views."""
+    flips, turns = spec.policy.flip > 0, spec.policy.rot > 0
+    shape = MatcherShape(place.channels, place.cells, flips, turns)
+    return Matcher(shape, tuple(d.std for d in spec.heads["crop"].dimensions))
 
 
 def _train(
@@ -191,7 +196,7 @@ def _train(
                 loss = matcher_loss(matcher, pairs, spec, blanks)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(matcher.parameters(), 5.0)
+            torch.nn.utils.clip_grad_norm_(matcher.parameters(), CLIP)
             optimizer.step()
             schedule.step()
             if time.monotonic() - said > SAY_EVERY:
@@ -211,29 +216,57 @@ def _train(
 def calibrate(matcher: Matcher, views: EncodedViews, spec: Spec) -> None:
     """Turn the stated errors into ones that hold for these pictures, which it was not fitted on.
 
-    The 95% quantile of the error is taken to be exp(c) * (stated error)^slope, for each dimension:
-    the slope is the one of least quantile (pinball) loss, and c follows from it. So 95% of all
-    pairs lie within 1.96 errors, and about as many of the sure ones as of the others.
+    The log variance of either order becomes slope * log variance + shift, for each dimension: of
+    every slope the shift is the least by which 95% of all pairs lie within 1.96 errors of what both
+    orders say together, and the slope is the one of least quantile (pinball) loss of log errors, so
+    that of the sure pairs about as many do as of the others. Boxes that have nothing in common are
+    left out.
     """
     matcher.eval()
     matcher.slope.fill_(1)
     matcher.shift.zero_()
-    logs = []
+    parts = []
     for rows in views.paired().split(256):
         pairs = views.at(rows, matcher.std.device)
-        ab, ba = matcher(pairs.a, pairs.b), matcher(pairs.b, pairs.a)
-        answer = combined(vars(ab), vars(ba), matcher.std, matcher.shape.turns)
-        error = (answer["crop"] - _target("crop", pairs, spec)).abs()
-        logs.append(torch.stack([error.clamp(min=1e-6).log(), answer["standard_error"].log()]))
-    error, stated = torch.cat(logs, 1)  # (N, 4)
-    slopes = SLOPES.to(error)[:, None, None]
-    rest = error - slopes * stated  # (slopes, N, 4)
-    c = rest.quantile(0.95, dim=1, keepdim=True)
-    loss = torch.maximum(0.95 * (rest - c), 0.05 * (c - rest)).mean(1)
-    best = loss.argmin(0)  # (4,)
-    matcher.slope.copy_(slopes[best, 0, 0])
-    c = c[best, 0, range(4)] - math.log(1.96)
-    matcher.shift.copy_(2 * c + 2 * (matcher.slope - 1) * matcher.std.log())
+        ab, ba = vars(matcher(pairs.a, pairs.b)), vars(matcher(pairs.b, pairs.a))
+        common = overlap(pairs.wa, pairs.wb) > 0
+        parts.append([{n: v[common] for n, v in o.items()} for o in (ab, ba)])
+        parts[-1].append({"crop": _target("crop", pairs, spec)[common]})
+    ab, ba, target = (
+        {n: torch.cat([p[n] for p in part]) for n in part[0]} for part in zip(*parts, strict=True)
+    )
+
+    def off(slope: Tensor, shift: Tensor) -> Tensor:
+        """(N, 4) logs of the errors, in multiples of 1.96 of the stated ones."""
+        one, other = ({**o, "log_variance": o["log_variance"] * slope + shift} for o in (ab, ba))
+        answer = combined(one, other, matcher.std, matcher.shape.turns)
+        error = (answer["crop"] - target["crop"]).abs().clamp(min=1e-6)
+        logs: Tensor = (error / (1.96 * answer["standard_error"])).log()
+        return logs
+
+    least = torch.full_like(matcher.std, math.inf)
+    for slope in SLOPES.to(matcher.std):
+        low, high = (torch.full_like(least, shift) for shift in SHIFTS)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            enough = (off(slope, middle) <= 0).float().mean(0) >= 0.95
+            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        rest = off(slope, high)
+        loss = torch.maximum(0.95 * rest, -0.05 * rest).mean(0)
+        better = loss < least
+        least = torch.where(better, loss, least)
+        matcher.slope.copy_(torch.where(better, slope, matcher.slope))
+        matcher.shift.copy_(torch.where(better, high, matcher.shift))
+
+
+def overlap(a: Parameters, b: Parameters) -> Tensor:
+    """(N,) intersection over union of the views' boxes."""
+    (top_a, left_a, h_a, w_a), (top_b, left_b, h_b, w_b) = a["crop"].T, b["crop"].T
+    rows = torch.minimum(top_a + h_a, top_b + h_b) - torch.maximum(top_a, top_b)
+    columns = torch.minimum(left_a + w_a, left_b + w_b) - torch.maximum(left_a, left_b)
+    common = rows.clamp(min=0) * columns.clamp(min=0)
+    union: Tensor = h_a * w_a + h_b * w_b - common
+    return common / union
 
 
 def _batches(views: EncodedViews, settings: MatcherSettings) -> Iterator[Tensor]:

@@ -29,9 +29,11 @@ class Method(nn.Module, ABC):
         encoder: the online encoder, which is what gets published.
         constant_lr: names of sub-modules whose learning rate is not decayed.
         needs_labels: forward takes the labels of the images as a third argument.
+        seen_by: names of the encoders whose features are y1 and y2; each sees x1 before x2.
     """
 
     constant_lr: tuple[str, ...] = ()
+    seen_by: tuple[str, str] = ("encoder", "encoder")
     needs_labels = False
 
     def __init__(self, encoder: Encoder) -> None:

@@ -25,6 +25,8 @@ class MoCo(Method):
     pains to prevent.
     """
 
+    seen_by = ("encoder", "target_encoder")
+
     def __init__(
         self,
         encoder: Encoder,

@@ -20,7 +20,7 @@ _FEATURES = {
 
 
 def curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Up to four panels over the steps: the loss, the heads' losses, awareness, features.
+    """Up to five panels over the steps: loss, heads' losses, awareness, matcher, features.
 
     Raises:
         MissingExtra: matplotlib is not installed.
@@ -49,6 +49,7 @@ def _panels(history: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, str
     kinds = sorted({name for row in rows for name in row} - _NOT_LOSSES)
     measured = sorted(n for n in seen if n.startswith(PREFIX) and n not in _FEATURES)
     aware = {n: n.removeprefix(PREFIX).replace("_", " ") for n in measured}
+    matched = {n: aware.pop(n) for n in measured if n.startswith(PREFIX + "matcher_")}
     return [
         ("Training", "loss", {n: n for n in ("loss", "method") if n in seen}),
         ("Heads, in training", "loss", {n: n for n in kinds}),
@@ -57,5 +58,6 @@ def _panels(history: list[dict[str, Any]]) -> list[tuple[str, str, dict[str, str
             "R^2 or accuracy",
             aware,
         ),
+        ("Matcher, held-out pairs", "R^2, accuracy, AUC or share", matched),
         ("Features", "share", {n: label for n, label in _FEATURES.items() if n in seen}),
     ]

@@ -30,6 +30,7 @@ from training.evaluation.examples import Examples
 from training.evaluation.knn import knn
 from training.methods.layers import all_reduce, world_size
 from training.monitoring.awareness import TASK, Result, held_out_pairs
+from training.monitoring.matching import matched_pairs
 
 log = logging.getLogger(__name__)
 PREFIX = "eval_"  # reporters put such names into a panel of their own
@@ -68,7 +69,9 @@ class Monitor(TrainerCallback):
         if state.global_step % self.every or not state.is_world_process_zero:
             return
         pairs = min(WATCHED_PAIRS, PAIRS_AN_IMAGE * len(self.held_out))
-        results = evaluate(self.model(), self.held_out, self.known, pairs)
+        model = self.model()
+        results = evaluate(model, self.held_out, self.known, pairs)
+        results += matched_pairs(model, self.held_out, pairs)  # of a joint matcher
         self.trainer.model.train()
         if results:
             losses_too = control.should_log
@@ -77,8 +80,11 @@ class Monitor(TrainerCallback):
 
 
 def short_name(result: Result) -> str:
-    """crop_x, flip_mirrored, ..., knn, feature_std: the name of a result in the log."""
-    return f"{result['kind']}_{result['dimension']}" if result["task"] == TASK else result["metric"]
+    """crop_x, matcher_crop_x, ..., knn, feature_std: the name of a result in the log."""
+    if "dimension" not in result:
+        return str(result["metric"])
+    name = f"{result['kind']}_{result['dimension']}"
+    return name if result["task"] == TASK else f"matcher_{name}"
 
 
 def evaluate(

@@ -23,12 +23,15 @@ def bytes_of_a_run(settings: Settings, arguments: TrainingArguments, model: Pret
     def size(tensors: Iterable[Tensor]) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained = size(p for p in model.parameters() if p.requires_grad)
+    matcher = 0 if model.joint is None else size(model.joint.parameters())
     weights = size(model.state_dict().values())
-    checkpoint = weights + _MOMENTS[settings.optimizer] * size(trained)
+    moments = _MOMENTS[settings.optimizer] * (trained - matcher) + _MOMENTS["adamw"] * matcher
+    checkpoint = weights + moments
     limit = arguments.save_total_limit or 0
     kept = 0 if arguments.save_strategy == "no" else limit + 1
     published = size(model.method.encoder.parameters()) + size(model.augself.parameters())
+    published += matcher
     return kept * checkpoint + _GRAPHS * published
 
 

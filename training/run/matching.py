@@ -23,7 +23,7 @@ from augself_hub.folder import (
     write_manifest,
 )
 from augself_hub.images import AS_FOUND, Options
-from augself_hub.modeling.maps import find_map
+from augself_hub.modeling.maps import MapPlace, find_map
 from augself_hub.modeling.matcher import Matcher
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
@@ -31,13 +31,14 @@ from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.data.streams import StreamViews, first_images
-from training.methods.matcher import MatcherSettings, fit_matcher
+from training.methods.joint import JointSettings
+from training.methods.matcher import KEPT_OUT, MatcherSettings, calibrate, encoded, fit_matcher
 from training.methods.options import checked_options
 from training.monitoring.awareness import PAIRS
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run.images import split
-from training.run.publishing import PROTOCOL, graphs, stage
-from training.run.settings import Settings
+from training.run.publishing import AFTERWARDS, PROTOCOL, graphs, stage
+from training.run.settings import JOINT, Settings
 
 log = logging.getLogger(__name__)
 FEWEST_PAIRS = 2000  # that a run must have drawn: of fewer a matcher learns nothing
@@ -50,17 +51,23 @@ def matcher_settings(given: Mapping[str, Any]) -> MatcherSettings:
     return MatcherSettings(**checked)
 
 
+def joint_settings(given: Mapping[str, Any]) -> JointSettings:
+    """The same of a matcher that is trained with the encoder."""
+    checked: dict[str, Any] = dict(checked_options("a joint matcher", JointSettings, given))
+    return JointSettings(**checked)
+
+
 def refuse_unmatched(settings: Settings, spec: Spec, network: PreTrainedModel) -> None:
-    """Before a run: what `--matcher after` cannot be had of.
+    """Before a run: what the matcher that was asked for cannot be had of.
 
     Raises:
         UsageError: says why.
     """
-    matcher_settings(settings.matcher_options)
+    (joint_settings if settings.matcher == JOINT else matcher_settings)(settings.matcher_options)
     asked = settings.matcher is not None or bool(settings.matcher_options)
     why = _impossible(spec, network, settings.size) if asked else None
     if why is not None and settings.matcher != "off":
-        raise UsageError(f"--matcher after: {why}")
+        raise UsageError(f"--matcher {settings.matcher or 'after'}: {why}")
 
 
 def _impossible(spec: Spec, network: PreTrainedModel, size: int) -> str | None:
@@ -102,6 +109,38 @@ def with_fitted_matcher(
         images = first_images(views.images, STREAMED)
         views = ViewsDataset(images, model.spec.policy, settings.seed)
     return _fitted(model, views, how, settings.seed)
+
+
+def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
+    """Makes a joint matcher's stated errors hold for every second held-out image.
+
+    It has seen every image of the run.
+
+    Returns:
+        The others, to measure it on; all, where they are too few for both, which is said.
+    """
+    assert model.matcher is not None and model.spec.matcher is not None
+    if len(held_out) < 2 * KEPT_OUT:
+        log.info(
+            "the matcher's errors are stated as it learned them: to calibrate them takes %d "
+            "held-out images, and there are %d", 2 * KEPT_OUT, len(held_out),
+        )  # fmt: skip
+        return held_out
+    one, other = (
+        ViewsDataset(held_out.images.at(range(k, len(held_out), 2)), held_out.policy, held_out.seed)
+        for k in (0, 1)
+    )
+    each = -(-MatcherSettings().spared // len(one))
+    keys = [(epoch, index) for index in range(len(one)) for epoch in range(each)]
+    (channels, cells, _), spec = model.spec.matcher.maps, model.spec
+    place = MapPlace(model.spec.matcher.level, channels, cells)
+    with stage(f"calibrating the matcher on {len(keys)} pairs of {len(one)} held-out images"):
+        model.eval()
+        views = encoded(model.encoder, one, spec, model.preprocessing, place, keys)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(held_out.seed)
+            calibrate(model.matcher, views, spec)
+    return other
 
 
 def _fitted(
@@ -162,38 +201,71 @@ def save_matcher(
 ) -> Spec:
     """Write a fitted matcher into a model folder, in one exchange, with what it is worth.
 
-    Weights, description and results, the graphs anew where there are some (smaller ones go: they
-    give no maps), card and manifest.
+    Weights, description and results, the graphs anew where there are some, card and manifest.
+    Quantised graphs go, unless only the errors it states are others: they were measured by what the
+    old one answered.
 
     Args:
         matcher, level: as `fit_matcher` gives them, `MapPlace.level`.
         held_out: images to measure on, which it was not fitted on; none are allowed.
         name: what the card calls the model; None: its placeholder.
     """
-    model = AugSelfModel.from_pretrained(verify(folder)).with_matcher(matcher.cpu(), level).eval()
+    before = AugSelfModel.from_pretrained(verify(folder))
+    model = before.with_matcher(matcher.cpu(), level).eval()
     pairs = PAIRS if len(held_out) > 1 else 0
     with stage(f"measuring the matcher on {pairs} pairs of {len(held_out)} held-out images"):
         results = matched_pairs(model, held_out, pairs)
     model.spec = with_matched(model.spec, results)
+    kept = _only_calibrated(before.matcher, model.matcher)
+    if "matcher" in model.spec.provenance and not kept:  # of the one that is replaced
+        provenance = {**model.spec.provenance, "matcher": AFTERWARDS}
+        model.spec = dataclasses.replace(model.spec, provenance=provenance)
     with changed_folder(folder) as new:
         model.write_matcher(new)
         (new / CONFIG).write_text(model.spec.to_json())
         evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
         others = [r for r in evaluation["results"] if r["task"] != TASK]
         write_json(new / EVALUATION, {**evaluation, "results": [*others, *results]}, nan=True)
-        parity = _new_graphs(model, new)
+        parity = _new_graphs(model, new, kept)
         write_manifest(new, parity)
         card.write(new, name or card.PLACEHOLDER)
         write_manifest(new)
     return model.spec
 
 
-def _new_graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
-    """The graphs anew, where there were any: the encoder's must give maps now."""
+def _only_calibrated(old: Matcher | None, new: Matcher | None) -> bool:
+    """Whether two matchers differ in their stated errors at most."""
+    if old is None or new is None or old.shape != new.shape:
+        return False
+    was = old.state_dict()
+    return all(
+        name in ("slope", "shift") or torch.equal(value, was[name])
+        for name, value in new.state_dict().items()
+    )
+
+
+def _new_graphs(model: AugSelfModel, folder: Path, kept: bool) -> dict[str, Any]:
+    """The graphs anew, where there were any: the encoder's must give maps now.
+
+    Args:
+        kept: the answers are what they were, so that quantised graphs are still what was measured.
+    """
     names = dict.fromkeys(graph_of(folder, p) for p in PRECISIONS)  # fp32 is bf16's, too
     there = [path for path in names if (folder / path).is_file()]
+    smaller = [path for path in there if path.stem.endswith(QUANTIZED)]
     for path in there:
+        if kept and path in smaller:
+            continue
         (folder / path).unlink()
-        if path.stem.endswith(QUANTIZED):
-            log.warning("%s goes, it gives no maps: augself export --quantize", path)
-    return graphs(model, folder) if there else {}
+        if path in smaller:
+            log.warning(
+                "%s goes, it was measured without this matcher: augself export --quantize", path
+            )
+    parity = graphs(model, folder) if there else {}
+    if not parity:  # no exporter: what is smaller has no graph it was made from
+        for path in smaller:
+            (folder / path).unlink(missing_ok=True)
+        return {}
+    from augself_hub.modeling.export import quantized
+
+    return parity | quantized(folder)

@@ -1,4 +1,4 @@
-"""What a run minimises: the loss of its method, and that of the AugSelf heads."""
+"""What a run minimises: the loss of its method, of the AugSelf heads, of a joint matcher."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
 from training.methods import Method
 from training.methods.frozen import Frozen
+from training.methods.joint import JointMatcher
 from training.monitoring.monitor import feature_std
 
 
 class Pretraining(nn.Module):
-    """What the trainer optimises: views -> method loss + AugSelf loss.
+    """What the trainer optimises: views -> method loss + AugSelf loss (+ the matcher's).
 
     Args:
         method: an encoder under training.
         augself: the heads and their loss.
         preprocessing: how the encoder wants its images normalised.
+        joint: the matcher that is trained with the encoder; None: none is.
     """
 
-    def __init__(self, method: Method, augself: AugSelfLoss, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self,
+        method: Method,
+        augself: AugSelfLoss,
+        preprocessing: Preprocessing,
+        joint: JointMatcher | None = None,
+    ) -> None:
         super().__init__()
         self.method, self.augself, self.preprocessing = method, augself, preprocessing
+        self.joint = joint
 
     def forward(
         self, crops: Tensor, w1: Parameters, w2: Parameters, labels: Tensor
@@ -47,4 +56,9 @@ class Pretraining(nn.Module):
         augself, parts = self.augself(y1, y2, w1, w2)
         if not isinstance(self.method, Frozen):  # which has no loss to tell
             parts = {"method": loss.detach(), **parts}
-        return {"loss": loss + augself, "feature_std": feature_std(y1.detach()), **parts}
+        loss = loss + augself
+        if self.joint is not None:
+            matcher = self.joint(self.method, w1, w2, self.augself.spec)
+            loss = loss + self.joint.settings.weight * matcher
+            parts["matcher"] = matcher.detach()
+        return {"loss": loss, "feature_std": feature_std(y1.detach()), **parts}

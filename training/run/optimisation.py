@@ -3,24 +3,72 @@
 The papers' is SGD with momentum 0.9 that decays every weight, biases included, on a cosine. AdamW
 and LARS (arXiv:1708.03888, what SimCLR and BYOL take for batches of thousands) leave biases and
 norms undecayed, as their papers do; LARS does not adapt their rate either.
+
+A joint matcher has an AdamW of its own, as the one that is fitted on a frozen encoder.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
 from augself_hub.errors import MissingExtra
+from training.methods.joint import JointMatcher
+from training.methods.matcher import CLIP
 from training.methods.method import Method
 from training.run.settings import Settings
 
 MOMENTUM = 0.9
+RISE = 0.15  # of a run: the share in which a joint matcher's rate rises
+
+
+class WithMatcher(torch.optim.Optimizer):
+    """Two optimizers that step as one: the run's, and the matcher's own.
+
+    Groups are those of both, the matcher's last; a checkpoint holds the states of both.
+
+    Args:
+        run, matcher: over parameters that they do not share.
+        clip: largest norm of the matcher's gradient.
+    """
+
+    def __init__(
+        self, run: torch.optim.Optimizer, matcher: torch.optim.Optimizer, clip: float
+    ) -> None:
+        self.run, self.matcher, self.clip = run, matcher, clip  # groups and states are theirs
+        self.defaults = run.defaults
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [*self.run.param_groups, *self.matcher.param_groups]
+
+    @property
+    def state(self) -> Mapping[Tensor, Any]:  # type: ignore[override]
+        return {**self.run.state, **self.matcher.state}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.run.zero_grad(set_to_none)
+        self.matcher.zero_grad(set_to_none)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        parameters = [p for group in self.matcher.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.clip)
+        self.run.step()
+        self.matcher.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run": self.run.state_dict(), "matcher": self.matcher.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.run.load_state_dict(state_dict["run"])
+        self.matcher.load_state_dict(state_dict["matcher"])
 
 
 def parameter_groups(model: nn.Module, method: Method, everywhere: bool) -> list[dict[str, Any]]:
@@ -46,9 +94,22 @@ def parameter_groups(model: nn.Module, method: Method, everywhere: bool) -> list
 
 
 def optimizer_of(
-    settings: Settings, arguments: TrainingArguments, model: nn.Module, method: Method
+    settings: Settings,
+    arguments: TrainingArguments,
+    model: nn.Module,
+    method: Method,
+    joint: JointMatcher | None = None,
 ) -> torch.optim.Optimizer:
-    """Raises MissingExtra: lars without timm."""
+    """Of what is trained in model; a joint matcher is asked for apart, whichever it is.
+
+    Raises:
+        MissingExtra: lars without timm.
+    """
+    if joint is not None:
+        own, others = joint.settings, nn.ModuleList([c for c in model.children() if c is not joint])
+        matcher = torch.optim.AdamW(joint.parameters(), own.rate, weight_decay=own.decay)
+        run = optimizer_of(settings, arguments, others, method)
+        return WithMatcher(run, matcher, clip=CLIP * own.weight)
     groups = parameter_groups(model, method, everywhere=settings.optimizer == "sgd")
     rate: Any = {"lr": arguments.learning_rate, "weight_decay": arguments.weight_decay}
     if settings.optimizer == "sgd":
@@ -73,20 +134,26 @@ def scheduler_of(
     """Per step: up from 0 in `warmup` steps, then a cosine to 0 at `steps`, or constant.
 
     Along the cosine it moves at every step, or, with schedule_by=epoch, at every epoch's first.
-    The second half of the groups rises with the others and then keeps its rate.
+    The second half of the groups rises with the others and then keeps its rate. A matcher's rise
+    for RISE of the run, at least as long as the others.
     """
 
-    def factor(step: int, constant: bool) -> float:
-        if step < warmup:
-            return step / warmup
+    def factor(step: int, constant: bool, rise: int) -> float:
+        if step < rise:
+            return step / rise
         if constant:
             return 1.0
-        reached = max(warmup, reached_step(settings, step, epoch_steps))
-        return (1 + math.cos(math.pi * min(1.0, (reached - warmup) / (steps - warmup)))) / 2
+        reached = max(rise, reached_step(settings, step, epoch_steps))
+        return (1 + math.cos(math.pi * min(1.0, (reached - rise) / (steps - rise)))) / 2
 
-    count, flat = len(optimizer.param_groups), settings.schedule == "constant"
-    constant = [flat or group >= count // 2 for group in range(count)]
-    return LambdaLR(optimizer, [partial(factor, constant=each) for each in constant])
+    own = len(optimizer.matcher.param_groups) if isinstance(optimizer, WithMatcher) else 0
+    count, flat = len(optimizer.param_groups) - own, settings.schedule == "constant"
+    factors: list[Callable[[int], float]] = [
+        partial(factor, constant=flat or group >= count // 2, rise=warmup) for group in range(count)
+    ]
+    slower = max(warmup, round(RISE * steps))
+    factors += [partial(factor, constant=flat, rise=slower)] * own
+    return LambdaLR(optimizer, factors)
 
 
 def reached_step(settings: Settings, step: int, epoch_steps: int) -> int:

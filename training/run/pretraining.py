@@ -31,6 +31,7 @@ from training.data.sources import Images
 from training.data.streams import Stream, StreamViews
 from training.methods import METHODS, Method, checked_options
 from training.methods.frozen import Frozen
+from training.methods.joint import JointMatcher
 from training.monitoring.awareness import PAIRS, with_results
 from training.monitoring.matching import matched_pairs, with_matched
 from training.monitoring.monitor import Monitor, evaluate, known_images
@@ -38,7 +39,12 @@ from training.run import checkpoints, choosing
 from training.run.arguments import set_intervals, training_arguments
 from training.run.disk import refuse_full_disk
 from training.run.images import opened, sampled_sizes, views_of
-from training.run.matching import refuse_unmatched, with_fitted_matcher
+from training.run.matching import (
+    calibrated,
+    joint_settings,
+    refuse_unmatched,
+    with_fitted_matcher,
+)
 from training.run.objective import Pretraining
 from training.run.optimisation import warmup_steps
 from training.run.publishing import push, stage, steps_of, write_folder
@@ -50,7 +56,7 @@ from training.run.resuming import (
     decisive_settings,
     read_settings,
 )
-from training.run.settings import FROZEN, Settings, policy_of
+from training.run.settings import FROZEN, JOINT, Settings, policy_of
 from training.run.trainer import AugSelfTrainer
 
 log = logging.getLogger(__name__)
@@ -103,6 +109,7 @@ def pretrain(
     if before is not None:
         model.augself.spec = begun_spec(settings, before, model.augself.spec)
     refuse_unmatched(settings, model.augself.spec, model.method.encoder.network)
+    model = _with_joint_matcher(model, settings)
     trainer = _trainer(settings, arguments, model, train)
     folder = settings.output / MODEL
     if folder.exists() and steps_of(folder) >= trainer.steps_left():  # unless it is extended
@@ -205,6 +212,16 @@ def _build(
     return Pretraining(method, augself, preprocessing_for(settings))
 
 
+def _with_joint_matcher(model: Pretraining, settings: Settings) -> Pretraining:
+    """The last part, by the spec that the heads go by: a resumed run's is the one it began with."""
+    if settings.matcher != JOINT:
+        return model
+    how = joint_settings(settings.matcher_options)
+    spec, preprocessing = model.augself.spec, model.preprocessing
+    joint = JointMatcher(model.method, spec, preprocessing, how, settings.seed)
+    return Pretraining(model.method, model.augself, preprocessing, joint)
+
+
 def preprocessing_for(settings: Settings) -> Preprocessing:
     """How the encoder of a run wants its images."""
     if settings.normalization is None:
@@ -216,19 +233,26 @@ def _model_of(trainer: AugSelfTrainer) -> AugSelfModel:
     """What is published of a model under training; the weights are the same ones."""
     pretraining = trainer.model
     network, augself = pretraining.method.encoder.network, pretraining.augself
-    return AugSelfModel(network, augself.heads, augself.spec, pretraining.preprocessing)
+    model = AugSelfModel(network, augself.heads, augself.spec, pretraining.preprocessing)
+    joint = pretraining.joint
+    return model if joint is None else model.with_matcher(joint.matcher, joint.place.level)
 
 
 def _publish(
     settings: Settings, trainer: AugSelfTrainer, held_out: ViewsDataset, known: Images | None
 ) -> None:
     """Evaluate, write settings.output/model, and push it where that was asked for."""
-    drawn = trainer.state.global_step * settings.batch_size
-    model = with_fitted_matcher(_model_of(trainer), settings, trainer.train_dataset, drawn)
+    model, asked = _model_of(trainer), held_out
+    if settings.matcher == JOINT:
+        asked = calibrated(model, held_out)
+    else:
+        drawn = trainer.state.global_step * settings.batch_size
+        model = with_fitted_matcher(model, settings, trainer.train_dataset, drawn)
     model = model.cpu().to(memory_format=torch.contiguous_format)
     pairs = measured_pairs(len(held_out))
     with stage(f"measuring {pairs} pairs of {len(held_out)} held-out images"):
-        results = evaluate(model, held_out, known, pairs) + matched_pairs(model, held_out, pairs)
+        results = evaluate(model, held_out, known, pairs)
+        results += matched_pairs(model, asked, measured_pairs(len(asked)))
     model.spec = with_matched(with_results(model.spec, results), results)
     folder = settings.output / MODEL
     write_folder(folder, model, settings, trainer, results)

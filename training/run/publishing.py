@@ -15,6 +15,7 @@ from typing import Any
 
 from augself_hub import card, hub
 from augself_hub.atomic import write_json
+from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError, ModelFolderError
 from augself_hub.folder import (
     CURVES,
@@ -28,10 +29,11 @@ from augself_hub.folder import (
 from augself_hub.modeling.model import AugSelfModel
 from training.monitoring.awareness import Result
 from training.monitoring.curves import curves
-from training.run.settings import Settings, command_line, source_name, weights_text
+from training.run.settings import JOINT, Settings, command_line, source_name, weights_text
 from training.run.trainer import AugSelfTrainer
 
 log = logging.getLogger(__name__)
+AFTERWARDS, JOINTLY = "fitted on the frozen encoder", "trained with the encoder"
 PROTOCOL = (
     "Held-out pairs: two views each of images that were not trained on, drawn as in training. "
     "R^2 is against predicting no difference; accuracies stand beside the more frequent answer. "
@@ -62,7 +64,8 @@ def write_folder(
 
     The folder of a run that was extended since is kept beside it, as model-STEPS.
     """
-    model.spec = dataclasses.replace(model.spec, provenance=_provenance(settings, trainer))
+    provenance = _provenance(settings, trainer, model.spec)
+    model.spec = dataclasses.replace(model.spec, provenance=provenance)
     if folder.exists():
         earlier = folder.with_name(f"{folder.name}-{steps_of(folder)}")
         folder.rename(earlier)
@@ -110,13 +113,15 @@ def graphs(model: AugSelfModel, folder: Path) -> dict[str, float]:
         return write_graphs(model, folder)
 
 
-def _provenance(settings: Settings, trainer: AugSelfTrainer) -> dict[str, Any]:
+def _provenance(settings: Settings, trainer: AugSelfTrainer, spec: Spec) -> dict[str, Any]:
     spent = trainer.spent()
+    matcher = JOINTLY if settings.matcher == JOINT else AFTERWARDS
     return {
         "command": command_line(settings),
         "method": settings.method,
         "encoder": source_name(settings.encoder),
         "augself": weights_text(settings.augself) or "none",
+        **({"matcher": matcher} if spec.matcher else {}),
         "data": source_name(settings.data),
         "images": len(trainer.train_dataset),
         "steps": trainer.state.global_step,

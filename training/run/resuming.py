@@ -19,7 +19,7 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError
 from augself_hub.images import Inventory
 from training.run import checkpoints
-from training.run.settings import Settings
+from training.run.settings import JOINT, Settings
 
 SETTINGS = "settings.json"
 FREE = (  # they decide nothing of how a run goes
@@ -120,11 +120,14 @@ def check_resumed(output: Path, before: dict[str, Any], now: dict[str, Any]) -> 
 def _decisive_pairs(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(name, now, before); what an older version did not write down was as its default is."""
     defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
-    defaults["column"] = []  # as JSON has it
+    defaults |= {"column": [], "matcher_options": {}}  # as JSON has it
+    # A matcher that comes after the run decides nothing of it; one that is trained with it does.
+    joint = JOINT in (now["matcher"], before.get("matcher"))
+    free = set(FREE) - ({"matcher", "matcher_options"} if joint else set())
     pairs = [
         (name, value, before.get(name, defaults.get(name)))
         for name, value in now.items()
-        if name not in FREE
+        if name not in free
     ]
     set_now, set_before = now["arguments"], before.get("arguments", {})
     names = sorted({*set_now, *set_before} - set(FREE_ARGUMENTS))

@@ -19,6 +19,7 @@ from augself_hub.errors import UsageError
 from augself_hub.images.words import COLUMN_HELP, DECODES, KINDS, READ_AS_HELP, Columns
 from training.run.rules import Rule
 
+JOINT = "joint"  # how a matcher may be trained: with the encoder
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
 HEADS: dict[str, Any] = {"size": 224, "epochs": 10.0}  # its defaults, where they are others
 FIXED = ("encoder", "method", "method_options", "convention", "normalization")  # there, likewise
@@ -31,7 +32,7 @@ PAIRS = {
     "policy": "--policy",
     "arguments": "--set",
 }
-MATCHERS = ("off", "after")
+MATCHERS = ("off", "after", JOINT)
 LEAST_SIZE = 8  # pixels: below it a ResNet's last maps and the blur have nothing to work on
 CHOSEN = {  # what is not given of these is chosen for the images and the cores (`choosing`)
     "batch_size": "a quarter of the images, 16 to 256",
@@ -91,15 +92,18 @@ class Settings:
         default=None,
         metadata=_about(
             "Method",
-            "Fit the matcher, which finds view b in view a, on the frozen encoder at the end, or "
-            "not. Default: after, where there is a crop head of convention relative, the encoder "
-            "gives maps and the run drew 2000 pairs.",
+            "The matcher, which finds view b in view a: fit it on the frozen encoder at the end "
+            "(after), train it with the encoder (joint), or leave it out (off). Default: after, "
+            "where there is a crop head of convention relative, the encoder gives maps and the run "
+            "drew 2000 pairs.",
             Rule(str, choices=MATCHERS, optional=True),
         ),
     )
     matcher_options: dict[str, Any] = field(
         default_factory=dict,
-        metadata=_about("Method", "Hyperparameter of the matcher's fit, e.g. pairs=36000."),
+        metadata=_about(
+            "Method", "Hyperparameter of the matcher, e.g. pairs=36000 or weight=0.25."
+        ),
     )
     size: int = field(
         default=96, metadata=_about("Views", "Side of the views in pixels.", Rule(int, LEAST_SIZE))
@@ -290,6 +294,10 @@ class Settings:
             raise UsageError("--private would have no effect: give --push-to-hub, or leave it out")
         if self.method == FROZEN and not self.augself:
             raise UsageError("--augself names no head to fit: give one, e.g. crop=1,color=1")
+        if self.method == FROZEN and self.matcher == JOINT:
+            raise UsageError(
+                "--matcher joint trains the encoder, which fit-heads leaves as it is: give after"
+            )
         if self.matcher == "off" and self.matcher_options:
             raise UsageError("--matcher-option would have no effect with --matcher off")
         if self.classes is not None and not self.classes.is_file():

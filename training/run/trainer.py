@@ -200,7 +200,8 @@ class AugSelfTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        self.optimizer = optimizer_of(self.settings, self.args, self.model, self.model.method)
+        made = (self.settings, self.args, self.model, self.model.method, self.model.joint)
+        self.optimizer = optimizer_of(*made)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
@@ -359,7 +360,7 @@ class _Progress(TrainerCallback):
         images = (state.global_step - self.step) * self.trainer.get_total_train_batch_size(args)
         rate = images / max(now - self.since, 1e-9)
         self.since, self.step = now, state.global_step
-        shown = ("loss", "method", *self.trainer.model.augself.heads)
+        shown = ("loss", "method", *self.trainer.model.augself.heads, "matcher")
         parts = {name: value for name, value in logs.items() if name in shown}
         text = "  ".join(f"{name} {float(value):.3f}" for name, value in parts.items())
         text += f"  {rate:.0f} images/s"

@@ -63,6 +63,44 @@ def test_two_equal_errors_are_not_smaller_than_one(pairs):
     assert answer["standard_error"] == pytest.approx(np.tile(0.5 * STD, (N, 1)))
 
 
+def one(crop, log_variance, flip=-40.0):
+    """What a matcher says of one pair."""
+    return {
+        "crop": np.array([crop]) / STD,
+        "log_variance": np.array([log_variance]),
+        "flip": np.array([[flip]]),
+        "rot": np.zeros((1, 1)),
+        "match": np.zeros((1, 1)),
+    }
+
+
+def test_what_both_orders_differ_by_is_part_of_the_error():
+    """By hand: 0.1 and 0.3, each give or take 0.1 (y, std 0.2): 0.2, and 0.1^2 + 0.1^2 of it."""
+    ab = one([0.1, 0, 0, 0], np.log([0.25, 1, 1, 1]))
+    ba = one([-0.3, 0, 0, 0], np.log([0.25, 1, 1, 1]))
+    answer = combined(ab, ba, STD, False)
+    assert answer["crop"][0] == pytest.approx([0.2, 0, 0, 0])
+    assert answer["standard_error"][0, 0] == pytest.approx(0.02**0.5)
+    # the same twice: nothing is added
+    assert combined(ab, one([-0.1, 0, 0, 0], np.log([0.25, 1, 1, 1])), STD, False)[
+        "standard_error"
+    ][0, 0] == pytest.approx(0.1)
+
+
+def test_a_place_that_depends_on_the_mirror_is_as_doubtful_as_that_is():
+    """By hand, both orders agree on x = 0.4 if not mirrored: (b, a) says -0.4, or 0.4 if it were.
+
+    At even odds the variance of that is 0.1^2 + 0.5 * 0.5 * 0.8^2 = 0.17, its weight 0.01 / 0.18;
+    the other's stays 0.1^2: (0.17 * 0.01 * 2) / 0.18. Of y, which no mirror changes, 0.1^2.
+    """
+    sure = np.log([0.25, 0.25, 1, 1])
+    ab, ba = one([0.4, 0.4, 0, 0], sure, 0.0), one([-0.4, -0.4, 0, 0], sure, 0.0)
+    answer = combined(ab, ba, STD, False)
+    assert answer["crop"][0, :2] == pytest.approx([0.4, 0.4])
+    expected = [0.1, (2 * 0.17 * 0.01 / 0.18) ** 0.5]
+    assert answer["standard_error"][0, :2] == pytest.approx(expected)
+
+
 def test_torch_gives_what_numpy_gives(pairs):
     policy, a, b = pairs
     ab, ba = perfect(a, b, policy), perfect(b, a, policy)

@@ -1,9 +1,11 @@
-"""An encoder small enough to follow by hand."""
+"""An encoder small enough to follow by hand, and pictures worth looking at."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from torch import nn
 
 
@@ -30,3 +32,27 @@ def views():
     """Two views of five images."""
     torch.manual_seed(1)
     return torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4)
+
+
+@pytest.fixture(scope="session")
+def painted():
+    """Writes so many pictures that boxes and mirrors of them can be told apart."""
+
+    def painted(folder, count, seed):
+        """Pictures of many coloured boxes and discs, no two alike."""
+        random = np.random.default_rng(seed)
+        folder.mkdir()
+        for number in range(count):
+            image = Image.new("RGB", (128, 128), tuple(random.integers(0, 256, 3).tolist()))
+            draw = ImageDraw.Draw(image)
+            for _ in range(40):
+                x, y, w, h = (*random.integers(-10, 128, 2), *random.integers(6, 40, 2))
+                shape = draw.rectangle if random.random() < 0.5 else draw.ellipse
+                shape(
+                    [int(x), int(y), int(x + w), int(y + h)],
+                    tuple(random.integers(0, 256, 3).tolist()),
+                )
+            image.save(folder / f"{number:03d}.png")
+        return folder
+
+    return painted

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 
 from augself_hub.augmentations.difference import standardised, targets
 from augself_hub.augmentations.matching import combined
@@ -32,23 +31,6 @@ PREPROCESSING = Preprocessing(SIZE, IMAGENET_MEAN, IMAGENET_STD)
 POLICY = Policy(size=SIZE, color=0.0, gray=0.0, blur=0.0)
 
 
-def painted(folder, count, seed):
-    """Pictures of many coloured boxes and discs, no two alike."""
-    random = np.random.default_rng(seed)
-    folder.mkdir()
-    for number in range(count):
-        image = Image.new("RGB", (128, 128), tuple(random.integers(0, 256, 3).tolist()))
-        draw = ImageDraw.Draw(image)
-        for _ in range(40):
-            x, y, w, h = (*random.integers(-10, 128, 2), *random.integers(6, 40, 2))
-            shape = draw.rectangle if random.random() < 0.5 else draw.ellipse
-            shape(
-                [int(x), int(y), int(x + w), int(y + h)], tuple(random.integers(0, 256, 3).tolist())
-            )
-        image.save(folder / f"{number:03d}.png")
-    return folder
-
-
 def spec_of(policy, features=128):
     kinds = ("crop", "flip")
     heads = standardised(heads_for(kinds, policy), policy, "relative")
@@ -56,7 +38,7 @@ def spec_of(policy, features=128):
 
 
 @pytest.fixture(scope="module")
-def fitted(tmp_path_factory):
+def fitted(tmp_path_factory, painted):
     """A random ResNet, whose maps are good enough, and its matcher."""
     place = tmp_path_factory.mktemp("painted")
     torch.manual_seed(0)
@@ -115,7 +97,7 @@ def test_strangers_are_told_from_pairs(fitted):
     assert auc > 0.9
 
 
-def test_the_encoder_is_left_alone_and_the_seed_decides(tmp_path):
+def test_the_encoder_is_left_alone_and_the_seed_decides(tmp_path, painted):
     network = build_encoder("resnet18-w16", SIZE).network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     images = ViewsDataset(open_images(str(painted(tmp_path / "few", 8, 2))), POLICY, 0)
@@ -177,7 +159,7 @@ def test_strangers_are_never_of_one_picture():
 
 
 @pytest.mark.parametrize("what", ["paper", "no crop", "one picture"])
-def test_what_cannot_be_matched_is_refused(tmp_path, what):
+def test_what_cannot_be_matched_is_refused(tmp_path, painted, what):
     policy = Policy(size=SIZE)
     kinds = ("flip",) if what == "no crop" else ("crop",)
     convention = "paper" if what == "paper" else "relative"

@@ -37,7 +37,7 @@ def torchrun(*command, processes=2):
 def test_loss_and_gradients_of_two_processes_equal_one_on_the_whole_batch():
     process = torchrun(SCRIPT, 2)
     assert process.returncode == 0, process.stderr
-    checks = ["simclr", "swav", "moco", "augself", "nothing_to_see_anywhere"]
+    checks = ["simclr", "swav", "moco", "augself", "nothing_to_see_anywhere", "joint"]
     assert process.stdout.split() == [word for name in checks for word in ("passed", name)]
 
 
@@ -102,10 +102,12 @@ def test_a_run_of_two_processes_writes_one_model(photo_folder, tmp_path):
         *(program, "pretrain", "--data", photo_folder, "--output", output),
         *("--method", "swav", "--encoder", "resnet18-w16", "--size", 32, "--batch-size", 8),
         *("--epochs", 2, "--workers", 0, "--base-lr", 0.32, "--set", "logging_steps=1"),
+        *("--matcher", "joint"),
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("wrote") == 1
     model = folder.verify(output / "model")
+    assert folder.read_spec(model).matcher is not None
     history = json.loads((model / "training_log.json").read_text())
     rates = [row["learning_rate"] for row in history if "loss" in row]
     assert len(rates) == 8  # 38 images of 40 are trained on, 8 a step, twice

@@ -130,7 +130,11 @@ def test_an_encoder_without_maps(run, monkeypatch, caplog, matcher, tmp_path):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"matcher": "joint"}, "--matcher joint: give off or after"),
+        ({"matcher": "between"}, "--matcher between: give off, after or joint"),
+        (
+            {"matcher": "joint", "method": FROZEN},
+            "joint trains the encoder, which fit-heads leaves",
+        ),
         ({"matcher": "off", "matcher_options": FEW}, "no effect with --matcher off"),
     ],
 )
@@ -228,3 +232,108 @@ def test_what_is_measured_by_a_matcher_that_knows_nothing(tiny_model, photo_fold
     assert spec.matcher.match.auc == pytest.approx(0.5)
     assert spec.answering()["crop"][0] == "features"  # a matcher that has learned nothing of it
     assert model.spec.heads == spec.heads
+
+
+# -- Trained with the encoder ----------------------------------------------------------------------
+
+
+def test_a_joint_matcher_is_logged_monitored_published_and_named(run, tmp_path):
+    folder = run(
+        size=32,
+        matcher="joint",
+        matcher_options={"weight": 0.5},
+        monitor_every=1.0,
+        arguments={"max_steps": 4, "logging_steps": 1},
+    )
+    model = AugSelfModel.from_pretrained(verify(folder))
+    assert list(model.spec.matcher.heads) == ["crop", "flip"]
+    assert model.spec.provenance["matcher"] == "trained with the encoder"
+    assert "| matcher | trained with the encoder |" in (folder / "README.md").read_text()
+    assert "--matcher joint --matcher-option weight=0.5" in model.spec.provenance["command"]
+    rows = json.loads((folder / "training_log.json").read_text())
+    assert len([row for row in rows if "matcher" in row]) == 4
+    assert any("eval_matcher_crop_x" in row and "eval_matcher_flip_mirrored" in row for row in rows)
+    assert results_of(folder)["crop x R^2"]["pairs"] == 40
+    # the encoder learns by it: with the same seed it ends elsewhere
+    other = run(name="b", size=32, matcher="off", arguments={"max_steps": 4})
+    a, b = (load_file(f / ENCODER)["embedder.embedder.convolution.weight"] for f in (folder, other))
+    assert not torch.equal(a, b)
+
+
+def test_a_folder_given_another_matcher_says_so(run, photo_folder):
+    folder = run(size=32, matcher="joint")
+    fit_matcher(folder, photo_folder, held_out=photo_folder, options=FEW)
+    assert read_spec(folder).provenance["matcher"] == "fitted on the frozen encoder"
+
+
+JOINT_REFUSED = {
+    "paper": ({"convention": "paper"}, "--matcher joint: convention paper has no matcher"),
+    "no crop head": ({"augself": {"color": 1.0}}, "--matcher joint: a matcher needs a crop head"),
+    "an option of the other": (
+        {"matcher_options": {"pairs": 9}},
+        "a joint matcher has no option 'pairs'; its options are: weight=0.25, rate=0.003",
+    ),
+    "no weight": ({"matcher_options": {"weight": 0}}, "weight=0 must be a number above 0"),
+}
+
+
+@pytest.mark.parametrize("what", JOINT_REFUSED)
+def test_what_no_matcher_can_be_trained_with_is_refused_before_the_run(run, tmp_path, what):
+    changes, said = JOINT_REFUSED[what]
+    with pytest.raises(UsageError, match=said):
+        run(matcher="joint", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_encoder_without_maps_cannot_be_trained_with_one(run, monkeypatch):
+    def none(network, size):
+        raise UsageError("encoder type 'blind' gives no feature maps")
+
+    monkeypatch.setattr(matching, "find_map", none)
+    with pytest.raises(UsageError, match="--matcher joint: encoder type 'blind'"):
+        run(matcher="joint")
+
+
+@pytest.mark.parametrize(
+    ("began", "goes_on", "said"),
+    [
+        ({"matcher": "joint"}, {"matcher": "off"}, "started with matcher = joint, not off"),
+        ({"matcher": "off"}, {"matcher": "joint"}, "started with matcher = off, not joint"),
+        (
+            {"matcher": "joint"},
+            {"matcher": "joint", "matcher_options": {"weight": 0.5}},
+            "started with matcher_options = ",
+        ),
+    ],
+)
+def test_a_run_goes_on_with_the_matcher_it_began_with(small_run, began, goes_on, said):
+    given = {"size": 32, "epochs": 1.0, "arguments": {"max_steps": 1}}
+    pretraining.pretrain(small_run(**given, **began))
+    longer = {**given, "arguments": {"max_steps": 2}}
+    with pytest.raises(AugSelfError, match=said):
+        pretraining.pretrain(small_run(**longer, **goes_on), resume=True)
+
+
+def test_errors_are_calibrated_on_every_second_held_out_picture(run, photo_folder, monkeypatch):
+    """And the matcher is measured on the others; of too few on all, uncalibrated."""
+    monkeypatch.setattr(matching, "KEPT_OUT", 20)
+    seen = []
+    calibrate = matching.calibrate
+    monkeypatch.setattr(
+        matching,
+        "calibrate",
+        lambda m, v, s: (seen.append(set(v.picture.tolist())), calibrate(m, v, s)),
+    )
+    measured = []
+    pairs = pretraining.matched_pairs
+    monkeypatch.setattr(
+        pretraining,
+        "matched_pairs",
+        lambda m, i, n: (measured.append(i.images.names), pairs(m, i, n))[1],
+    )
+    folder = run(size=32, matcher="joint", held_out=str(photo_folder))
+    (pictures,), names = seen, measured[-1]
+    assert pictures == set(range(20)) and len(names) == 20  # of forty photographs
+    whole = open_images(str(photo_folder)).names
+    assert list(names) == list(whole)[1::2]
+    assert (load_file(folder / MATCHER)["shift"] != 0).any()

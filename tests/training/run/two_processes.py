@@ -18,9 +18,13 @@ from augself_hub import AugSelfLoss
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import KINDS, Dimension, Head, Policy
 from augself_hub.modeling import objective
+from augself_hub.modeling.encoders import build_encoder
+from augself_hub.preprocess import Preprocessing
 from training.methods import layers
+from training.methods.joint import JointMatcher, JointSettings
 from training.methods.moco import MoCo
 from training.methods.simclr import nt_xent
+from training.methods.simsiam import SimSiam
 from training.methods.swav import SwAV
 
 N = 12
@@ -146,7 +150,22 @@ def nothing_to_see_anywhere():
     same(averaged(objective.head_loss(head, raw, 3 * torch.ones(2, 1), one)), torch.tensor(4.0))
 
 
-CHECKS = (simclr, swav, moco, augself, nothing_to_see_anywhere)
+def joint():
+    """A joint matcher's statistics are those of the whole batch, in both processes."""
+    policy = Policy(size=32)
+    method = SimSiam(build_encoder("resnet18-w16", 32), width=8, bottleneck=4)
+    spec = AugSelfLoss(method.encoder.dim, {"crop": 1.0}, policy).spec
+    preprocessing = Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    one, two = (JointMatcher(method, spec, preprocessing, JointSettings(), 0) for _ in range(2))
+    maps = torch.randn(N, one.place.channels, 8, 8)
+    with alone():
+        one._follow(maps)
+    two._follow(mine(maps))
+    same(two.matcher.mean, one.matcher.mean)
+    same(two.matcher.deviation, one.matcher.deviation)
+
+
+CHECKS = (simclr, swav, moco, augself, nothing_to_see_anywhere, joint)
 
 
 def main():

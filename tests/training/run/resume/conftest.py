@@ -71,7 +71,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Settings], P
 
     def run(made: Settings) -> Path:
         accumulation = made.arguments.get("gradient_accumulation_steps", 1)
-        key = (made.method, made.epochs, accumulation)
+        key = (made.method, made.epochs, accumulation, made.matcher)
         if key not in done:
             output = tmp_path_factory.mktemp("whole") / "run"
             pretrain(dataclasses.replace(made, output=output))

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from augself_hub import cli
 from augself_hub.errors import AugSelfError
@@ -88,6 +90,25 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(
     assert left.name == f"checkpoint-{step - step % EVERY}"
     pretrain(broken, resume=True)
     assert_same_end(broken.output, finished(broken))
+
+
+@pytest.mark.parametrize(
+    ("method", "step"), [("simclr", 7), pytest.param("moco", 3, marks=pytest.mark.slow)]
+)
+def test_so_does_one_with_a_joint_matcher(
+    settings, finished, assert_same_end, monkeypatch, method, step
+):
+    """Its weights, its own optimizer's state and its statistics are in the checkpoint."""
+    broken = settings("broken", method, matcher="joint", size=32, workers=1)
+    killed_at_step(monkeypatch, step, lambda: pretrain(broken))
+    pretrain(broken, resume=True)
+    assert_same_end(broken.output, finished(broken))
+    folder = broken.output / f"checkpoint-{STEPS}"
+    state = torch.load(folder / "optimizer.pt")["matcher"]["state"]
+    weights = load_file(folder / "model.safetensors")
+    assert len(state) == len([n for n in weights if n.startswith("joint.matcher.")]) - 11  # buffers
+    assert all(entry["step"] == STEPS for entry in state.values())
+    assert weights["joint.steps"] == STEPS
 
 
 def test_a_broken_number_of_epochs_resumes_in_the_right_one(
