@@ -92,16 +92,16 @@ def pretrain(
     if settings.get("method") == FROZEN:
         raise UsageError(f"--method {FROZEN} is what augself fit-heads ENCODER does: give that")
     given: dict[str, Any] = dict(settings)
-    seen = None
+    bounds: dict[str, int] = {}
     if recipe is not None:
         from training.recipes import recipe as recipe_of
 
-        seen = recipe_of(recipe).seen
+        bounds = recipe_of(recipe).bounds
         for name, value in recipe_of(recipe).settings.items():
             given[name] = (
                 {**value, **given.get(name, {})} if name in PAIRS else given.get(name, value)
             )
-    return _run(data, output, resume, given, seen)
+    return _run(data, output, resume, given, bounds)
 
 
 @_documented(without=FIXED, **HEADS)
@@ -182,7 +182,7 @@ def _run(
     output: str | os.PathLike[str],
     resume: bool,
     given: dict[str, Any],
-    seen: int | None = None,
+    bounds: Mapping[str, int] | None = None,
 ) -> Path:
     if unknown := sorted({*given} - {field.name for field in dataclasses.fields(Settings)}):
         raise UsageError(f"there is no setting {unknown[0]!r}: see help(augself_hub.pretrain)")
@@ -193,4 +193,4 @@ def _run(
     with needs("train"):
         from training.run.pretraining import pretrain as run  # torch, once the settings are right
 
-        return run(settings, resume=resume, free=CHOSEN.keys() - given.keys(), seen=seen)
+        return run(settings, resume=resume, free=CHOSEN.keys() - given.keys(), bounds=bounds)

@@ -9,7 +9,7 @@ are what to expect; `data` is how the recipe's command names its images; the res
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ class Recipe:
         settings: fields of `Settings`, but for data and output.
         data: how the images are given.
         time, result: expected, or "not measured by us".
-        seen: images that a CPU core trains on at most, whatever number of epochs that makes of
-            them, where nobody gives the epochs; None: as many as the choice takes.
+        bounds: of what is chosen where nobody gives it: seen, the images that a CPU core trains on
+            at most, whatever number of epochs that makes; batch, the largest one.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Recipe:
     data: str
     time: str
     result: str
-    seen: int | None = None
+    bounds: dict[str, int] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
@@ -54,10 +54,10 @@ def recipes() -> dict[str, Recipe]:
         for table, own in (tables or {"": {}}).items():
             name, settings = f"{path.stem}-{table}".rstrip("-"), {**shared, **own}
             texts = {key: settings.pop(key) for key in ("data", "time", "result")}
-            seen = settings.pop("seen", None)
+            bounds = settings.pop("bounds", {})
             if "classes" in settings:
                 settings["classes"] = HERE / settings["classes"]
-            found[name] = Recipe(name, settings, **texts, seen=seen)
+            found[name] = Recipe(name, settings, **texts, bounds=bounds)
     return found
 
 

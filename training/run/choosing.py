@@ -14,7 +14,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -67,28 +67,33 @@ def choices(
     sizes: Sizes,
     machine: Machine,
     turns: int = 1,
-    most: int | None = None,
+    bounds: Mapping[str, int] | None = None,
 ) -> list[Choice]:
     """Of the settings in `free`, in CHOSEN's order.
 
     Args:
         images: to train on. sizes: (height, width) of some of them.
         turns: parts of a batch that one process takes one after the other.
-        most: images a CPU core trains on, whatever number of epochs that is; None: no bound.
+        bounds: seen, images that a CPU core trains on at most, and the largest batch.
     """
     side = median(min(size) for size in sizes)
+    bounds = bounds or {}
+    largest = bounds.get("batch", LARGEST_BATCH)
     made = {
-        "batch_size": _batch(images, machine.processes * turns),
-        "epochs": _epochs(images, machine, most),
+        "batch_size": _batch(images, machine.processes * turns, largest),
+        "epochs": _epochs(images, machine, bounds.get("seen")),
         "size": _size(side, machine),
         "workers": _workers(machine),
     }
     return [Choice(name, *made[name]) for name in CHOSEN if name in free]
 
 
-def _batch(images: int, parts: int) -> tuple[int, str]:
-    if images >= STEPS * LARGEST_BATCH:
-        batch, why = LARGEST_BATCH, "as in the papers"
+def _batch(images: int, parts: int, largest: int) -> tuple[int, str]:
+    if images >= STEPS * largest:
+        batch, why = (
+            largest,
+            "as in the papers" if largest == LARGEST_BATCH else "the largest of the recipe",
+        )
     else:
         wanted = max(SMALLEST_BATCH, images // STEPS)
         batch = 2 ** (min(wanted, max(images, 2)).bit_length() - 1)
@@ -154,10 +159,10 @@ def chosen(
     images: int,
     sizes: Sizes,
     arguments: TrainingArguments,
-    most: int | None = None,
+    bounds: Mapping[str, int] | None = None,
 ) -> Settings:
-    """The settings with what is free chosen, which is said. `most`: as `choices` takes it."""
-    made = choices(free, images, sizes, machine(), arguments.gradient_accumulation_steps, most)
+    """The settings with what is free chosen, which is said. `bounds`: as `choices` takes them."""
+    made = choices(free, images, sizes, machine(), arguments.gradient_accumulation_steps, bounds)
     if arguments.should_save and made:
         lines = [f"chosen for {images} images, each of them an option:", *map(str, made)]
         log.info("%s", "\n  ".join(lines))

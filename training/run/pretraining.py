@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -69,14 +69,14 @@ def pretrain(
     resume: bool = False,
     loss: type[AugSelfLoss] = AugSelfLoss,
     free: Collection[str] | None = None,
-    seen: int | None = None,
+    bounds: Mapping[str, int] | None = None,
 ) -> Path:
     """Run a pretraining and write its model folder.
 
     Args:
         free: settings that nobody gave and that are chosen from images and cores (`choosing`); how
             long the run will take is said, too. None: neither.
-        seen: images a CPU core trains on at most, where the epochs are chosen (`recipes.Recipe`).
+        bounds: of what is chosen, as a recipe has them (`recipes.Recipe`).
         resume: continue from the newest valid checkpoint in `settings.output`; what has none yet
             is begun, so that whoever starts a run again need not know how far it came.
         loss: what makes the AugSelf loss; a study puts its control here.
@@ -99,7 +99,7 @@ def pretrain(
     images, held_out_images = opened(settings)
     sizes = sampled_sizes(images, held_out_images, settings.seed)
     if before is None and free:
-        settings = choosing.chosen(settings, free, len(images), sizes, arguments, seen)
+        settings = choosing.chosen(settings, free, len(images), sizes, arguments, bounds)
         arguments = training_arguments(settings)
     policy = _check(settings)
     train, held_out = views_of(settings, policy, images, held_out_images)

@@ -104,8 +104,9 @@ def test_a_recipe_s_settings_are_given(asked, photo_folder, tmp_path):
 )
 def test_quick_sees_no_more_of_many_images(images, epochs):
     """60,000 on two cores, at 9 ms of CPU each 270 s; without the recipe 10 epochs stay."""
-    seen = recipe("quick").seen
-    (quick,) = choices(["epochs"], images, PHOTOGRAPHS, TWO_CORES, most=seen)
+    bounds = recipe("quick").bounds
+    batch, quick = choices(["batch_size", "epochs"], images, PHOTOGRAPHS, TWO_CORES, bounds=bounds)
+    assert batch.value <= 64  # at 256, a rate of 0.1, the heads diverged within 25 steps
     (usual,) = choices(["epochs"], images, PHOTOGRAPHS, TWO_CORES)
     assert quick.value == epochs and usual.value == max(10, epochs)
     assert quick.value * images <= 60_000
@@ -115,7 +116,7 @@ def test_quick_of_many_images_begins_with_a_part_of_an_epoch(
     asked, photo_folder, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "training")
-    few = dataclasses.replace(recipe("quick"), seen=7)
+    few = dataclasses.replace(recipe("quick"), bounds={"seen": 7})
     monkeypatch.setattr("training.recipes.recipe", lambda _: few)
     with pytest.raises(AugSelfError, match="far enough"):
         pretrain(photo_folder, tmp_path / "run", recipe="quick")
