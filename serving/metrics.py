@@ -63,7 +63,10 @@ class Metrics:
         )
         self.queue = Gauge("queue_size", "Images in the queue", ["model"], **names)
         self.cancelled = Counter(
-            "cancelled_requests", "Their client left before the run", ["model"], **names
+            "cancelled_requests",
+            "Given up before the run: the client left or the deadline passed",
+            ["model"],
+            **names,
         )
         self.ready = Gauge("model_ready", "1 while the model answers", ["model"], **names)
         self.restarts = Counter(

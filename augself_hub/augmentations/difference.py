@@ -1,6 +1,6 @@
 """From the parameters of two views to what a head learns, and from a head's output back.
 
-`targets` holds both conventions of SCIENCE.md section 2:
+`targets` holds both conventions of docs/method.md:
 
 - `relative`: what takes view a to view b, as seen in view a's displayed frame. It is defined by
   the two pictures alone. A displacement is in heights and widths of a, sizes and colour factors

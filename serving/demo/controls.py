@@ -1,7 +1,7 @@
 """The table of controls: what a visitor may turn on each view, and which parameter it sets.
 
 One row a slider or tick box. A model's demo has the rows of the augmentations it knows, so a new
-augmentation is new rows here and nothing else.
+augmentation is new rows here, and a title in comparison.py.
 """
 
 from __future__ import annotations

@@ -16,9 +16,12 @@ Result = TypeVar("Result")
 
 
 async def before_deadline(
-    request: Request, model: Model, seconds: float, work: Awaitable[Result]
+    request: Request, model: Model | None, seconds: float, work: Awaitable[Result]
 ) -> Result:
     """The result of the work for a request whose body was read, given up (cancelled) otherwise.
+
+    Args:
+        model: which one the work waits for, if any.
 
     Raises:
         ClientDisconnect: the client left before it was there.
@@ -36,7 +39,7 @@ async def before_deadline(
             return task.result()
         if gone.done():
             raise ClientDisconnect
-        if model.loading is not None:
+        if model is not None and model.loading is not None:
             raise Problem(503, "loading", "the model is being loaded: try again later")
         raise Problem(504, "deadline", "the answer took too long: send fewer images")
     finally:

@@ -12,7 +12,7 @@ from augself_hub.folder import EVALUATION
 from augself_hub.paths import path_text
 from augself_hub.results import read_evaluation
 from training.evaluation.cache import Model, Tables
-from training.evaluation.evaluate import Plan
+from training.evaluation.evaluate import Plan, Unmeasured
 from training.evaluation.evaluate import evaluate as measure
 from training.evaluation.report import tradeoff_chart
 from training.evaluation.results import Result, merged, write_into
@@ -59,7 +59,8 @@ def evaluate(
     Raises:
         UsageError: an unknown task or data set, or a model without a folder that can be changed and
             no output.
-        AugSelfError: a data set that is not there, or what a task cannot measure.
+        AugSelfError: a data set that is not there, or what a task cannot measure: all other results
+            are written first.
     """
     for name, names in (("tasks", tasks), ("datasets", datasets)):
         if isinstance(names, str | os.PathLike) or not names:
@@ -85,13 +86,19 @@ def evaluate(
             f"{tables.model.title} is no folder that can be changed: give --output DIR for the "
             "results"
         )
-    found = measure(tables, plan, plan.open())
+    unmeasured: Unmeasured | None = None
+    try:
+        found = measure(tables, plan, plan.open())
+    except Unmeasured as error:
+        found, unmeasured = error.results, error
     records = [result.record(tables.model.sha256, seed) for result in found]
-    if output is None:
+    if output is None and records:
         write_into(tables.model.folder, records)
-        return found
-    output = Path(path_text("output", output))
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / EVALUATION, merged(read_evaluation(output), records))
-    tradeoff_chart({tables.model.title: found}, output / "awareness")
+    elif output is not None:
+        output = Path(path_text("output", output))
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / EVALUATION, merged(read_evaluation(output), records))
+        tradeoff_chart({tables.model.title: found}, output / "awareness")
+    if unmeasured:
+        raise unmeasured
     return found

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from augself_hub.errors import UsageError
+from augself_hub.errors import AugSelfError, UsageError
 from training.evaluation.awareness import awareness
 from training.evaluation.cache import Tables
 from training.evaluation.datasets import check_name, metric_of, open_dataset
@@ -61,6 +61,14 @@ class Plan:
         return opened
 
 
+class Unmeasured(AugSelfError):
+    """Tasks that could not be measured, by name; `results` are those of all others."""
+
+    def __init__(self, results: list[Result], refused: list[str]) -> None:
+        super().__init__("; ".join(refused))
+        self.results = results
+
+
 def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) -> list[Result]:
     """Every result of one model.
 
@@ -68,9 +76,10 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
         datasets: what `plan.open` gave.
 
     Raises:
-        AugSelfError: see the tasks.
+        Unmeasured: a task refused a data set; it has the results of all others.
     """
     found: list[Result] = []
+    refused: list[str] = []
     for source, images in datasets.items():
         name = short_name(source)
         subject = Subject(name, images, tables.of(images), metric_of(source))
@@ -79,12 +88,18 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
                 log.info("%s is left out of %s: %s", name, task, reason)
                 continue
             log.info("%s: %s on %s", tables.model.title, task, name)
-            if task == "awareness":
-                found += awareness(subject, tables, plan.settings)
-            elif task == "finetune":
-                found += finetune(subject, tables.model, plan.settings)
-            else:
-                found += TASKS[task](subject, plan.settings)
+            try:
+                if task == "awareness":
+                    found += awareness(subject, tables, plan.settings)
+                elif task == "finetune":
+                    found += finetune(subject, tables.model, plan.settings)
+                else:
+                    found += TASKS[task](subject, plan.settings)
+            except AugSelfError as error:
+                log.error("%s on %s: %s", task, name, error)
+                refused.append(f"{task} on {name}: {error}")
+    if refused:
+        raise Unmeasured(found, refused)
     return found
 
 

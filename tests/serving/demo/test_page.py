@@ -34,7 +34,7 @@ def written(folder: Path, images: dict[str, bytes]) -> list[dict]:
 def test_every_bad_image_is_told_by_name_and_every_odd_one_answered(
     page, bad_images, odd_images, tmp_path
 ):
-    """SERVING.md section 3, all image rows in one drop."""
+    """All image rows in one drop."""
     bad = {name: data for name, (data, _) in bad_images.items()}
     files = written(tmp_path, bad | odd_images)
     shown, _, _ = page.predict("tiny", files, api_name="/your_pictures")
@@ -48,7 +48,7 @@ def test_every_bad_image_is_told_by_name_and_every_odd_one_answered(
 def test_every_field_says_what_is_wrong_where_the_picture_would_be(
     page, bad_images, tmp_path, place
 ):
-    """SERVING.md section 3, all image rows one by one, and a good one after each third."""
+    """All image rows one by one, and a good one after each third."""
     asked = {
         "/what_changed": lambda file: (file, *NEUTRAL * 2),
         "/your_pictures": lambda file: ([file],),

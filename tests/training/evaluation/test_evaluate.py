@@ -143,6 +143,22 @@ def test_a_class_with_too_few_images_is_refused_by_name(tables, drawn):
         evaluate(tables, plan, plan.open())
 
 
+def test_what_can_be_measured_is_kept_where_one_set_cannot(
+    tiny_model, plain, cache, paint, tmp_path
+):
+    for i in range(30):
+        paint(tmp_path / "one" / "class" / f"{i}.png", i)
+    asked = ("--model", tiny_model, "--tasks", "knn,linear", "--output", tmp_path / "out")
+    words = ["evaluate", *asked, "--datasets", f"{tmp_path / 'one'},{plain}", "--cache", cache]
+    done = CliRunner().invoke(augself, [*map(str, words), "--device", "cpu"])
+    assert done.exit_code == 1
+    assert "linear on one: " in str(done.exception) + done.output
+    results = json.loads((tmp_path / "out" / EVALUATION).read_text())["results"]
+    assert {"plain"} <= {
+        result["dataset"] for result in results if result["task"] == "linear probe"
+    }
+
+
 def test_one_class_only_is_refused_by_name(tables, paint, tmp_path):
     for i in range(12):
         paint(tmp_path / "set/only" / f"{i}.png", i)
