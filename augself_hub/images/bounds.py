@@ -59,6 +59,12 @@ class Structure:
     depth: int = 8
     hidden: tuple[int, ...] = ()
 
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height, in pixels, once the orientation is applied."""
+        size = self.width, self.height
+        return size[::-1] if self.orientation >= 5 else size
+
 
 def check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     """Raises UndecodableImage for no pixels, TooManyPixels for more than these."""

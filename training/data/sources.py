@@ -125,9 +125,8 @@ def _size(read: Callable[[int], Image.Image], index: int) -> tuple[int, int]:
     if isinstance(read, _Chosen):
         return _size(read.read, read.positions[index])
     if isinstance(read, _Decoded):
-        found = structure(read.bytes_at(index))
-        turned = found.orientation >= 5
-        return (found.width, found.height) if turned else (found.height, found.width)
+        width, height = structure(read.bytes_at(index)).upright_size
+        return height, width
     image = read(index)
     return image.height, image.width
 

@@ -69,9 +69,7 @@ class LabelledImages:
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of the upright image, not decoded. Raises ImageError or OSError."""
         found = self.read(index)
-        image = structure(found if isinstance(found, bytes) else read_file(found))
-        turned = image.orientation >= 5
-        return (image.height, image.width) if turned else (image.width, image.height)
+        return structure(found if isinstance(found, bytes) else read_file(found)).upright_size
 
     def rows(self, *splits: str) -> np.ndarray:
         """The positions of the images in these splits."""
