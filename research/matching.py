@@ -398,29 +398,20 @@ def place_of(model: AugSelfModel) -> MapPlace:
     return MapPlace(model.spec.matcher.level, channels, cells)
 
 
-def fit(
-    corpus: Path,
-    photographs: Path,
-    folder: Path,
-    options: dict[str, Any] | None,
-    name: str | None = None,
-) -> None:
+def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] | None) -> None:
     """Fit a matcher and write it into a model folder, with what the card says of it.
 
     Args:
         options: fields of MatcherSettings; seed. None: keep the one that is there, and calibrate
             its errors.
-        name: what the card calls the model; None: the folder.
     """
     model = AugSelfModel.from_pretrained(folder)
     spec, seed = model.spec, (options or {}).pop("seed", 0)
     if options is None:
         place, matcher = place_of(model), model.matcher
     else:
-        views, settings = (
-            training_views(spec.policy, corpus, photographs),
-            matcher_settings(options),
-        )
+        views = training_views(spec.policy, corpus, photographs)
+        settings = matcher_settings(options)
         matcher, place = fit_matcher(
             model.encoder, views, spec, model.preprocessing, settings, seed
         )
@@ -428,7 +419,7 @@ def fit(
     calibrated(model, matcher, place, *held_out(corpus, photographs, development=True))
     tiles, _ = held_out(corpus, photographs, development=False)
     measured_on = ViewsDataset(tiles, spec.policy, seed)
-    save_matcher(folder, matcher, place.level, measured_on, name or folder.as_posix())
+    save_matcher(folder, matcher, place.level, measured_on)
 
 
 def main(arguments: list[str]) -> None:

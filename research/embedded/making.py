@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from augself_hub import card
 from augself_hub.atomic import write_json
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import files_of, new_folder, verify
@@ -166,7 +167,7 @@ def make(
     matched = step(
         model.output / MODEL,
         output / "matched",
-        lambda folder: matching.fit(corpus, photographs, folder, options, NAME),
+        lambda folder: matching.fit(corpus, photographs, folder, options),
     )
     quantised = step(
         matched,
@@ -179,6 +180,7 @@ def make(
         output / "embedded",
         lambda folder: put_beside(folder, twin.output / MODEL, model, corpus, work),
     )
+    card.write(embedded, NAME)
     size = sum((embedded / name).stat().st_size for name in files_of(embedded)) / 1e6
     if size > final.megabytes:
         raise AugSelfError(f"{embedded} has {size:.1f} MB, more than {final.megabytes:g}")

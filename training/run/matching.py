@@ -196,9 +196,7 @@ def add_matcher(
     return save_matcher(folder, model.matcher, model.spec.matcher.level, measured_on)
 
 
-def save_matcher(
-    folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset, name: str | None = None
-) -> Spec:
+def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset) -> Spec:
     """Write a fitted matcher into a model folder, in one exchange, with what it is worth.
 
     Weights, description and results, the graphs anew where there are some, card and manifest.
@@ -208,7 +206,6 @@ def save_matcher(
     Args:
         matcher, level: as `fit_matcher` gives them, `MapPlace.level`.
         held_out: images to measure on, which it was not fitted on; none are allowed.
-        name: what the card calls the model; None: its placeholder.
     """
     before = AugSelfModel.from_pretrained(verify(folder))
     model = before.with_matcher(matcher.cpu(), level).eval()
@@ -228,7 +225,7 @@ def save_matcher(
         write_json(new / EVALUATION, {**evaluation, "results": [*others, *results]}, nan=True)
         parity = _new_graphs(model, new, kept)
         write_manifest(new, parity)
-        card.write(new, name or card.PLACEHOLDER)
+        card.write(new)
         write_manifest(new)
     return model.spec
 
