@@ -394,8 +394,7 @@ def place_of(model: AugSelfModel) -> MapPlace:
     """
     if model.spec.matcher is None:
         raise AugSelfError("the model has no matcher: augself fit-matcher adds one")
-    channels, cells, _ = model.spec.matcher.maps
-    return MapPlace(model.spec.matcher.level, channels, cells)
+    return MapPlace.of(model.spec.matcher)
 
 
 def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] | None) -> None:

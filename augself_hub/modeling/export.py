@@ -67,10 +67,8 @@ class EncoderGraph(nn.Module):
         self.encoder = copy.deepcopy(model.encoder)
         # The exporter cannot take torch's fused attention apart where windows are in the batch.
         self.encoder.set_attn_implementation("eager")
-        self.place: MapPlace | None = None
-        if (matcher := model.spec.matcher) is not None:
-            channels, cells, _ = matcher.maps
-            self.place = MapPlace(matcher.level, channels, cells)
+        matcher = model.spec.matcher
+        self.place = None if matcher is None else MapPlace.of(matcher)
         self.scale: Tensor
         self.shift: Tensor
         mean, std = (torch.tensor(v) for v in (model.preprocessing.mean, model.preprocessing.std))
@@ -149,7 +147,6 @@ def export_folder(folder: Path, stock: bool = False) -> dict[str, float]:
         parity = write_graphs(model, stage, stock)
         write_manifest(stage, parity | quantized(stage))
         card.write(stage)
-        write_manifest(stage)
     return parity
 
 

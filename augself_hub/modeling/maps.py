@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from augself_hub.augmentations.spec import MatcherSpec
 from augself_hub.errors import UsageError
 
 FEWEST, MOST = 8, 16  # cells a side
@@ -33,6 +34,12 @@ class MapPlace:
     level: int
     channels: int
     cells: int
+
+    @classmethod
+    def of(cls, matcher: MatcherSpec) -> MapPlace:
+        """Where a matcher that is described takes its maps."""
+        channels, cells, _ = matcher.maps
+        return cls(matcher.level, channels, cells)
 
 
 def find_map(network: PreTrainedModel, size: int) -> MapPlace:

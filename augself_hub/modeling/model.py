@@ -197,9 +197,7 @@ class AugSelfModel(nn.Module):
     def features_and_maps(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, H, W) normalised images -> (N, D) features and the matcher's (N, C, S, S) maps."""
         assert self.spec.matcher is not None, "only a matcher needs maps"
-        channels, cells, _ = self.spec.matcher.maps
-        place = MapPlace(self.spec.matcher.level, channels, cells)
-        return features_and_map(self.encoder, pixel_values, place)
+        return features_and_map(self.encoder, pixel_values, MapPlace.of(self.spec.matcher))
 
     def with_matcher(self, matcher: Matcher, level: int) -> AugSelfModel:
         """The same encoder and heads, and a matcher that nothing has been measured of yet.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 import tempfile
@@ -11,7 +10,6 @@ from pathlib import Path
 import click
 import torch
 
-from augself_hub.errors import AugSelfError
 from research.corpora.building import PRETRAIN
 from research.embedded.making import (
     CANDIDATES,
@@ -22,6 +20,7 @@ from research.embedded.making import (
     make,
     seconds_of_an_image,
 )
+from research.program import run_program
 from research.study.plan import Run, read_plan
 from research.study.runs import settings_of
 from training.data.sources import open_images
@@ -77,16 +76,7 @@ def run(output: Path, corpus: Path, photographs: Path, records: Path, jobs: int)
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        embedded.main(prog_name="python -m research.embedded", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit("error: interrupted")
-    except (AugSelfError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_program(embedded, "research.embedded")
 
 
 if __name__ == "__main__":

@@ -174,13 +174,12 @@ def make(
         output / "quantised",
         lambda folder: export(folder, quantize="int8", calibration=str(corpus / PRETRAIN)),
     )
-    work = output / "work"
-    embedded = step(
-        quantised,
-        output / "embedded",
-        lambda folder: put_beside(folder, twin.output / MODEL, model, corpus, work),
-    )
-    card.write(embedded, NAME)
+
+    def measure(folder: Path) -> None:
+        put_beside(folder, twin.output / MODEL, model, corpus, output / "work")
+        card.write(folder, NAME)
+
+    embedded = step(quantised, output / "embedded", measure)
     size = sum((embedded / name).stat().st_size for name in files_of(embedded)) / 1e6
     if size > final.megabytes:
         raise AugSelfError(f"{embedded} has {size:.1f} MB, more than {final.megabytes:g}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from pathlib import Path
 
 import click
 
-from augself_hub.errors import AugSelfError
+from research.program import run_program
 from research.study.plan import Run, read_plan
 
 _PATH = click.Path(path_type=Path)
@@ -106,16 +105,7 @@ def beside(model: Path, twin: Path, work: Path, corpus: Path, recipe: str) -> No
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        study.main(prog_name="python -m research.study", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit("error: interrupted")
-    except (AugSelfError, OSError) as error:
-        sys.exit(f"error: {error}")
+    run_program(study, "research.study")
 
 
 if __name__ == "__main__":

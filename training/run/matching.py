@@ -132,8 +132,7 @@ def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
     )
     each = -(-MatcherSettings().spared // len(one))
     keys = [(epoch, index) for index in range(len(one)) for epoch in range(each)]
-    (channels, cells, _), spec = model.spec.matcher.maps, model.spec
-    place = MapPlace(model.spec.matcher.level, channels, cells)
+    spec, place = model.spec, MapPlace.of(model.spec.matcher)
     with stage(f"calibrating the matcher on {len(keys)} pairs of {len(one)} held-out images"):
         model.eval()
         views = encoded(model.encoder, one, spec, model.preprocessing, place, keys)
@@ -223,10 +222,8 @@ def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsData
         evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
         others = [r for r in evaluation["results"] if r["task"] != TASK]
         write_json(new / EVALUATION, {**evaluation, "results": [*others, *results]}, nan=True)
-        parity = _new_graphs(model, new, kept)
-        write_manifest(new, parity)
+        write_manifest(new, _new_graphs(model, new, kept))
         card.write(new)
-        write_manifest(new)
     return model.spec
 
 

@@ -8,6 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import nn
 
+from training.data.batches import ViewsDataset, collate
+from training.data.sources import open_images
+
 
 class LinearEncoder(nn.Module):
     """(N, 3, 4, 4) views -> (N, dim) features by one matrix."""
@@ -32,6 +35,19 @@ def views():
     """Two views of five images."""
     torch.manual_seed(1)
     return torch.randn(5, 3, 4, 4), torch.randn(5, 3, 4, 4)
+
+
+@pytest.fixture(scope="session")
+def eight(photo_folder):
+    """policy -> the two views of eight photographs, a batch as the loader makes it."""
+
+    def made(policy):
+        images = ViewsDataset(open_images(photo_folder), policy, seed=0)
+        batch = collate([images[0, i] for i in (0, 1, 2, 3, 36, 37, 38, 39)])
+        batch.pop("skipped")
+        return batch
+
+    return made
 
 
 @pytest.fixture(scope="session")

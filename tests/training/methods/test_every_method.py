@@ -11,20 +11,14 @@ from augself_hub import AugSelfLoss
 from augself_hub.augmentations.spec import KINDS, Policy
 from augself_hub.modeling.encoders import build_encoder
 from augself_hub.preprocess import Preprocessing
-from training.data.batches import ViewsDataset, collate
-from training.data.sources import open_images
 from training.methods import METHODS
 from training.run.objective import Pretraining
 
 
 @pytest.fixture(scope="module")
-def batch(photo_folder):
+def batch(eight):
     """Eight photographs, all augmentations on."""
-    policy = Policy(size=32).with_kinds(KINDS)
-    images = ViewsDataset(open_images(photo_folder), policy, seed=0)
-    batch = collate([images[0, i] for i in (0, 1, 2, 3, 36, 37, 38, 39)])
-    batch.pop("skipped")
-    return batch
+    return eight(Policy(size=32).with_kinds(KINDS))
 
 
 @pytest.fixture

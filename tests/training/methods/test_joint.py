@@ -14,8 +14,6 @@ from augself_hub.modeling import maps
 from augself_hub.modeling.encoders import Encoder, build_encoder
 from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
-from training.data.batches import ViewsDataset, collate
-from training.data.sources import open_images
 from training.methods import METHODS
 from training.methods.joint import JointMatcher, JointSettings
 from training.monitoring.matching import TASK
@@ -28,11 +26,8 @@ PREPROCESSING = Preprocessing(32, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @pytest.fixture(scope="module")
-def batch(photo_folder):
-    images = ViewsDataset(open_images(photo_folder), POLICY, seed=0)
-    batch = collate([images[0, i] for i in (0, 1, 2, 3, 36, 37, 38, 39)])
-    batch.pop("skipped")
-    return batch
+def batch(eight):
+    return eight(POLICY)
 
 
 @pytest.fixture
