@@ -45,7 +45,8 @@ from research.corpora.building import HELD_OUT, JPEG_QUALITY, MANIFEST, PRETRAIN
 from research.corpora.pictures import file_name, find
 from training.data.batches import ViewsDataset
 from training.data.sources import Images, open_images
-from training.methods.matcher import EncodedViews, calibrate, encoded, fit_matcher, overlap
+from training.methods.matcher import calibrate, fit_matcher, overlap
+from training.methods.pairs import EncodedViews, encoded
 from training.run.matching import matcher_settings, save_matcher
 
 SHORT_SIDE = 480  # of whole photographs as they are kept; 40% of it is three times a view
@@ -151,7 +152,7 @@ class Pairs:
     """Encoded pairs, what is true of them and what a matcher says."""
 
     def __init__(self, views: EncodedViews, spec: Spec, photographs: Sequence[str]) -> None:
-        self.a, self.b = views.maps.chunk(2)
+        self.a, self.b = views.encodings.chunk(2)
         self.wa, self.wb = (
             {n: v.chunk(2)[side] for n, v in views.parameters.items()} for side in (0, 1)
         )
@@ -377,7 +378,7 @@ def calibrated(
         kinds.append(encoded(model.encoder, views, spec, model.preprocessing, place, keys))
     tiles, boxes = kinds
     both = EncodedViews(
-        torch.cat([tiles.maps, boxes.maps]),
+        torch.cat([tiles.encodings, boxes.encodings]),
         {n: torch.cat([v, boxes.parameters[n]]) for n, v in tiles.parameters.items()},
         torch.cat([tiles.picture, boxes.picture + len(few)]),
     )

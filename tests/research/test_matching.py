@@ -33,7 +33,8 @@ from research.matching import (
 )
 from training.data.batches import ViewsDataset, collate
 from training.data.sources import open_images
-from training.methods.matcher import EncodedViews, overlap
+from training.methods.matcher import overlap
+from training.methods.pairs import EncodedViews
 
 POLICY = Policy(size=8)
 SPEC = Spec("relative", POLICY, heads_for(("crop", "flip"), POLICY), features=4)

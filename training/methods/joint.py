@@ -23,8 +23,9 @@ from augself_hub.modeling.maps import MapPlace, find_map
 from augself_hub.modeling.matcher import Matcher
 from augself_hub.preprocess import Preprocessing
 from training.methods.layers import all_reduce, world_size
-from training.methods.matcher import Pairs, blank_maps, matcher_for, matcher_loss
+from training.methods.matcher import blank_maps, matcher_for, matcher_loss
 from training.methods.method import Method
+from training.methods.pairs import Pairs
 
 FOLLOWS = 0.05  # share of a step's statistics in those of the maps, once there are enough steps
 

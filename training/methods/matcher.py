@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +30,9 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError
 from augself_hub.modeling.maps import MapPlace, features_and_map, find_map
 from augself_hub.modeling.matcher import Match, Matcher, MatcherShape, gaussian_loss
-from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
-from training.data.batches import ViewsDataset, collate
+from training.data.batches import ViewsDataset
+from training.methods.pairs import EncodedViews, Pairs, encoded
 
 log = logging.getLogger(__name__)
 BLANKS = 16  # pictures of one colour
@@ -68,53 +68,6 @@ class MatcherSettings:
     memory: int = 1 << 30
     spared: int = 2000
     bf16: bool = False
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Encoded pairs: maps of a and b, their parameters, and which picture each is of."""
-
-    a: Tensor  # (N, C, S, S)
-    b: Tensor
-    wa: Parameters
-    wb: Parameters
-    picture: Tensor  # (N,)
-
-    def __len__(self) -> int:
-        return len(self.picture)
-
-    def both_orders(self) -> Pairs:
-        wa, wb = self.wa, self.wb
-        ab, ba = ({n: torch.cat([u[n], v[n]]) for n in u} for u, v in ((wa, wb), (wb, wa)))
-        a, b = torch.cat([self.a, self.b]), torch.cat([self.b, self.a])
-        return Pairs(a, b, ab, ba, torch.cat([self.picture, self.picture]))
-
-
-@dataclass(frozen=True)
-class EncodedViews:
-    """Maps of views in half precision, their parameters, and the picture of each.
-
-    Of every picture there is an even number.
-    """
-
-    maps: Tensor  # (V, C, S, S)
-    parameters: Parameters
-    picture: Tensor  # (V,)
-
-    def __len__(self) -> int:
-        return len(self.picture)
-
-    def paired(self) -> Tensor:
-        """(V / 2, 2) rows of views that show one picture: each once, in other pairs every time."""
-        order = (self.picture + torch.rand(len(self), dtype=torch.float64)).argsort()
-        pairs = order.view(-1, 2)
-        return pairs[torch.randperm(len(pairs))]
-
-    def at(self, pairs: Tensor, device: torch.device) -> Pairs:
-        """The pairs of these rows (N, 2), in single precision."""
-        a, b = (self.maps[rows].to(device).float() for rows in pairs.T)
-        wa, wb = ({n: v[rows].to(device) for n, v in self.parameters.items()} for rows in pairs.T)
-        return Pairs(a, b, wa, wb, self.picture[pairs[:, 0]].to(device))
 
 
 def fit_matcher(
@@ -188,7 +141,7 @@ def _train(
         keys = [(number * each + e, index) for index in chosen for e in range(each)]
         views = encoded(network, images, spec, preprocessing, place, keys)
         if number == 0:
-            matcher.standardise(views.maps[: 4000 * each : each].float())
+            matcher.standardise(views.encodings[: 4000 * each : each].float())
         matcher.train()
         for step, rows in enumerate(_batches(views, settings)):
             pairs = views.at(rows, network.device)
@@ -319,43 +272,6 @@ def blank_maps(network: PreTrainedModel, preprocessing: Preprocessing, place: Ma
     size = preprocessing.size
     x = colors[:, :, None, None].expand(-1, -1, size, size).to(network.device)
     return features_and_map(network, x, place)[1]
-
-
-@torch.no_grad()
-def encoded(
-    network: PreTrainedModel,
-    images: ViewsDataset,
-    spec: Spec,
-    preprocessing: Preprocessing,
-    place: MapPlace,
-    keys: Sequence[tuple[int, int]],
-    chunk: int = 64,
-) -> EncodedViews:
-    """Both views of each key (epoch, index), as maps of the encoder, in evaluation mode."""
-    shape = (2, len(keys), place.channels, place.cells, place.cells)
-    maps = torch.empty(shape, dtype=torch.float16)
-    parameters: list[Parameters] = []
-    for start in range(0, len(keys), chunk):
-        wanted = keys[start : start + chunk]
-        batch = collate(images.__getitems__(wanted))
-        both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]) for n in batch["w1"]}
-        views = finish_views(
-            batch["crops"].to(network.device),
-            {n: value.to(network.device) for n, value in both.items()},
-            spec.policy,
-            preprocessing.mean,
-            preprocessing.std,
-        )
-        m = features_and_map(network, views, place)[1].half().cpu()
-        maps[0, start : start + chunk], maps[1, start : start + chunk] = m.chunk(2)
-        parameters += [batch["w1"], batch["w2"]]
-    wa, wb = (
-        {name: torch.cat([w[name] for w in parameters[side::2]]) for name in parameters[0]}
-        for side in (0, 1)
-    )
-    joined = {name: torch.cat([wa[name], wb[name]]) for name in wa}
-    picture = torch.tensor([index for _, index in keys])
-    return EncodedViews(maps.flatten(0, 1), joined, torch.cat([picture, picture]))
 
 
 def _target(kind: str, pairs: Pairs, spec: Spec) -> Tensor:

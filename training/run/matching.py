@@ -32,8 +32,9 @@ from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.data.streams import StreamViews, first_images
 from training.methods.joint import JointSettings
-from training.methods.matcher import KEPT_OUT, MatcherSettings, calibrate, encoded, fit_matcher
+from training.methods.matcher import KEPT_OUT, MatcherSettings, calibrate, fit_matcher
 from training.methods.options import checked_options
+from training.methods.pairs import encoded
 from training.monitoring.awareness import PAIRS
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run.images import split

@@ -16,15 +16,8 @@ from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
-from training.methods.matcher import (
-    EncodedViews,
-    MatcherSettings,
-    Pairs,
-    calibrate,
-    encoded,
-    fit_matcher,
-    strangers,
-)
+from training.methods.matcher import MatcherSettings, calibrate, fit_matcher, strangers
+from training.methods.pairs import EncodedViews, Pairs, encoded
 
 SIZE = 64
 PREPROCESSING = Preprocessing(SIZE, IMAGENET_MEAN, IMAGENET_STD)
