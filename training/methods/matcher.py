@@ -126,7 +126,8 @@ def _train(
     settings: MatcherSettings,
 ) -> None:
     spared = range(0, len(images), KEPT_OUT) if len(images) >= KEPT_OUT else range(0)
-    used = [i for i in range(len(images)) if i not in spared]
+    # In any order but theirs: the first pictures of a folder may all be of one class.
+    used = [i for i in torch.randperm(len(images)).tolist() if i not in spared]
     kept = min(settings.pairs, settings.memory // (4 * place.channels * place.cells**2))
     together = min(len(used), max(2, 2 * kept // settings.views))  # pictures of a round
     each = max(1, kept // together)  # pairs of a picture

@@ -16,7 +16,13 @@ from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
-from training.methods.matcher import MatcherSettings, calibrate, fit_matcher, strangers
+from training.methods.matcher import (
+    KEPT_OUT,
+    MatcherSettings,
+    calibrate,
+    fit_matcher,
+    strangers,
+)
 from training.methods.pairs import EncodedViews, Pairs, encoded
 
 SIZE = 64
@@ -109,6 +115,23 @@ def views_of(*pictures):
     count = len(pictures)
     maps = torch.arange(count, dtype=torch.float16)[:, None, None, None].expand(count, 1, 1, 1)
     return EncodedViews(maps, {"flip": torch.zeros(count)}, torch.tensor(pictures))
+
+
+def test_a_short_fit_sees_pictures_from_the_whole_folder(tmp_path, painted, monkeypatch):
+    """Eight of 120 in order of their names, which is that of their classes, would be one class."""
+    torch.manual_seed(0)
+    network = build_encoder("resnet18-w16", SIZE).network.eval()
+    images = ViewsDataset(open_images(str(painted(tmp_path / "a", 120, 0))), POLICY, 0)
+    seen, of_keys = set(), ViewsDataset.__getitems__
+    monkeypatch.setattr(
+        ViewsDataset,
+        "__getitems__",
+        lambda self, keys: seen.update(index for _, index in keys) or of_keys(self, keys),
+    )
+    few = MatcherSettings(pairs=32, passes=1, batch=8, spared=2)
+    fit_matcher(network, images, spec_of(POLICY), PREPROCESSING, few)
+    used = {index for index in seen if index % KEPT_OUT}
+    assert len(used) == 8 and max(used) > 60 and not used & set(range(0, 120, KEPT_OUT))
 
 
 def test_views_are_paired_within_their_picture_and_anew_every_time():
