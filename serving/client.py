@@ -11,6 +11,7 @@ client.models()                          # what is served
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ import httpx
 import numpy as np
 
 from augself_hub.answer import Difference
+from augself_hub.images.files import one_line
 from augself_hub.images.given import GivenImage
 from serving.client_steps import Call, ClientSteps, Result, ServerError, Steps, Wait
 
@@ -29,6 +31,10 @@ class Client(ClientSteps):
     """A server, asked by blocking calls. Close it, or use it in a `with`."""
 
     _transport = httpx.Client
+
+    def _place(self) -> Any:
+        """After a fork, two processes would read the answers of one connection."""
+        return os.getpid()
 
     def features(
         self,
@@ -90,6 +96,13 @@ class AsyncClient(ClientSteps):
     """The same for asyncio. Images are read and packed on a thread, not on the event loop."""
 
     _transport = httpx.AsyncClient
+
+    def _place(self) -> Any:
+        """A connection belongs to the event loop it was opened in, and ends with it."""
+        try:
+            return os.getpid(), asyncio.get_running_loop()
+        except RuntimeError:  # none runs yet
+            return os.getpid(), None
 
     async def features(
         self,
@@ -156,6 +169,13 @@ def _reached(url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if "SSL" in str(error) or "CERTIFICATE" in str(error):
+            raise ServerError(
+                f"{url} cannot be trusted, or speaks no TLS ({one_line(error)}): SSL_CERT_FILE "
+                "names the certificates that count",
+                0,
+                "tls",
+            ) from error
         raise ServerError(
             f"no server answers at {url}: start one with augself serve", 0, "unreachable"
         ) from error
@@ -163,5 +183,15 @@ def _reached(url: str) -> Iterator[None]:
         raise ServerError(
             f"{url} did not answer in time: give Client a longer timeout=", 0, "timeout"
         ) from error
+    except httpx.ProxyError as error:
+        raise ServerError(
+            f"the proxy before {url} refuses ({one_line(error)}): NO_PROXY leaves it out",
+            0,
+            "proxy",
+        ) from error
     except httpx.TransportError:
         return
+    except httpx.RequestError as error:  # it answered, and what it answered cannot be decoded
+        raise ServerError(
+            f"the answer of {url} cannot be read: {one_line(error)}", 0, "foreign"
+        ) from error

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import base64
 import email.utils
+import math
 import random
 import re
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import httpx
@@ -89,7 +92,8 @@ Steps = Generator[Call | Wait, httpx.Response | None, Result]
 
 
 class ClientSteps:
-    """What is asked of a server, without how it is sent.
+    """What is asked of a server, without how it is sent. Pickled, it connects again where it is
+    unpickled, as in a worker process.
 
     Args:
         url: of the server; a path behind a proxy belongs to it.
@@ -101,7 +105,7 @@ class ClientSteps:
         longest_wait: seconds; a server that asks for more is taken for one that does not answer.
 
     Raises:
-        UsageError: no http:// or https:// URL.
+        UsageError: no http:// or https:// URL of a server, or an option that cannot be.
     """
 
     _transport: ClassVar[Callable[..., Any]]
@@ -116,13 +120,50 @@ class ClientSteps:
         retries: int = 5,
         longest_wait: float = 60.0,
     ) -> None:
-        if not path_text("url", url).startswith(URLS):
-            raise UsageError(f"{url} is no address of a server: give one like http://host:7860")
-        self.url, self.model = url.rstrip("/"), model
-        self.retries, self.longest_wait = retries, longest_wait
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = self._transport(base_url=self.url, timeout=timeout, headers=headers)
+        self.url = _address(path_text("url", url))
+        self.model, self.retries, self.longest_wait = model, retries, longest_wait
+        self._given: dict[str, Any] = {
+            "model": model,
+            "api_key": api_key,
+            "timeout": timeout,
+            "retries": retries,
+            "longest_wait": longest_wait,
+        }
+        for name in ("model", "api_key"):
+            if not isinstance(value := self._given[name], str | None):
+                raise UsageError(f"{name} is of type {type(value).__name__}: give text, or none")
+        if api_key is not None and re.fullmatch("[!-~]+", api_key) is None:  # not shown: secret
+            raise UsageError("api_key is no token: give one without blanks, line ends and accents")
+        if type(retries) is not int or retries < 0:
+            raise UsageError(f"retries {retries!r}: give a whole number, 0 for none")
+        for name, least in (("timeout", 1e-3), ("longest_wait", 0)):
+            value = self._given[name]
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            known = number and least <= value < math.inf
+            if not known and not (name == "timeout" and value is None):
+                raise UsageError(f"{name} {value!r}: give seconds, {least:g} or more")
         self._models: list[dict[str, Any]] = []
+        self._pool, self._owner = self._connections(), self._place()
+
+    def __reduce__(self) -> Any:
+        return partial(type(self), self.url, **self._given), ()
+
+    def _place(self) -> Any:
+        """What the connections belong to."""
+        raise NotImplementedError
+
+    @property
+    def _http(self) -> Any:
+        """The pool of connections; another one where another place asks."""
+        here = self._place()
+        if here != self._owner:
+            self._pool, self._owner = self._connections(), here
+        return self._pool
+
+    def _connections(self) -> Any:
+        key = self._given["api_key"]
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        return self._transport(base_url=self.url, timeout=self._given["timeout"], headers=headers)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url})"
@@ -142,9 +183,10 @@ class ClientSteps:
                 yield Wait(self._wait(response, attempt))
         if response is None:
             raise ServerError(f"{self.url} closes its connections: try again later", 0, "broken")
-        if response.is_success:
+        if not response.is_success:
+            raise _error(response, self.url, path)
+        with _understood(self.url, path):
             return response.json()
-        raise _error(response, self.url)
 
     def _wait(self, response: httpx.Response | None, attempt: int) -> float:
         asked = None if response is None else _seconds(response.headers.get("retry-after"))
@@ -160,7 +202,14 @@ class ClientSteps:
         return asked
 
     def _listed(self) -> Steps[list[dict[str, Any]]]:
-        self._models = (yield from self._asked("/v1/models"))["data"]
+        answer = yield from self._asked("/v1/models")
+        with _understood(self.url, "/v1/models"):
+            for one in answer["data"]:
+                numbers = (one["dimension"], one["limits"]["items"], one["limits"]["body_bytes"])
+                whole = all(type(number) is int and number > 0 for number in numbers)
+                if not (whole and isinstance(one["id"], str) and len(one["augmentations"]) >= 0):
+                    raise ValueError("a field that is not ours")
+            self._models = list(answer["data"])
         return self._models
 
     def _record(self, model: str | None) -> Steps[dict[str, Any]]:
@@ -173,7 +222,7 @@ class ClientSteps:
         name = model or self.model
         found = [one for one in records if name in (None, one["id"])]
         if not found:
-            known = ", ".join(one["id"] for one in records)
+            known = ", ".join(one["id"] for one in records) or "none"
             raise UsageError(f"{self.url} serves no model {name!r}: it has {known}")
         return found[0]
 
@@ -220,15 +269,17 @@ class ClientSteps:
                 answer = yield from self._asked("/v1/embeddings", body)
             except ServerError as error:
                 found = re.fullmatch(r"input\[(\d+)\]", error.param or "")
-                if found is None:
+                if found is None or int(found[1]) >= len(left):
                     raise
                 one = packed[left.pop(int(found[1]))]
                 if skipped is None:
                     raise _of_image(error, one.name) from error
                 skipped[one.number] = f"{one.name}: {error}"
                 continue
-            for at, row in zip(left, answer["data"], strict=True):
-                rows[at] = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
+            with _understood(self.url, "/v1/embeddings"):
+                for at, row in zip(left, answer["data"], strict=True):
+                    found_row = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
+                    rows[at] = found_row.reshape(record["dimension"])  # one number would fill it
             break
         return rows
 
@@ -246,13 +297,16 @@ class ClientSteps:
             if side not in given:
                 raise
             raise _of_image(error, name_of(side, given[side])) from error
-        (said,) = answer["data"]
-        return Difference(
-            answer["model"],
-            record.get("convention", "relative"),
-            said["differences"],
-            said["match"],
-        )
+        with _understood(self.url, "/v1/augmentations"):
+            (said,) = answer["data"]
+            found = Difference(
+                answer["model"],
+                record.get("convention", "relative"),
+                said["differences"],
+                said["match"],
+            )
+            list(found.rows())  # each is read once, here
+        return found
 
 
 @dataclass(frozen=True)
@@ -303,11 +357,45 @@ def _of_image(error: ServerError, name: str) -> AugSelfError:
     return ServerError(f"{name}: {error}", error.status, error.code, error.param)
 
 
+def _address(url: str) -> str:
+    """A server's address, without the slash at its end.
+
+    Raises:
+        UsageError: it is none.
+    """
+    advice = "give one like http://host:7860"
+    try:
+        parts = httpx.URL(url.strip())
+    except httpx.InvalidURL as error:
+        raise UsageError(f"{url} is no address of a server ({error}): {advice}") from None
+    if parts.scheme not in ("http", "https") or not parts.host:
+        raise UsageError(f"{url} is no address of a server: {advice}")
+    if parts.port is not None and not 0 < parts.port < 2**16:
+        raise UsageError(f"{url}: no port has the number {parts.port}")
+    if parts.query or parts.fragment:
+        raise UsageError(f"{url}: an address ends before its ? and #, {advice}")
+    return str(parts).rstrip("/")
+
+
+@contextmanager
+def _understood(url: str, path: str) -> Iterator[None]:
+    """Around what reads an answer: whatever web server may be at the address."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise ServerError(
+            f"{url} does not answer {path} as augself serve does: is it another server, or another "
+            "version?",
+            200,
+            "foreign",
+        ) from error
+
+
 def _seconds(retry_after: str | None) -> float | None:
     """Retry-After in seconds: a number, or a date; None where it is neither."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdigit():
+    if re.fullmatch(r"\s*[0-9]+\s*", retry_after):
         return float(retry_after)
     try:
         until = email.utils.parsedate_to_datetime(retry_after)
@@ -316,14 +404,20 @@ def _seconds(retry_after: str | None) -> float | None:
     return max(0.0, until.timestamp() - time.time())
 
 
-def _error(response: httpx.Response, url: str) -> ServerError:
+def _error(response: httpx.Response, url: str, path: str) -> ServerError:
     """A refusal in one line; what is no server of ours need not answer in JSON."""
     status = response.status_code
+    message, code, param = f"HTTP status {status} from {url}", "unknown", None
+    if response.is_redirect:
+        place = response.headers.get("location", "").removesuffix(path)
+        message, code = f"{url} sends on to {place}: give Client that address", "redirected"
     try:
         error = response.json()["error"]
-        message, code, param = error["message"], error["code"], error["param"]
+        texts = (error["message"], error["code"], error["param"] or "")
+        if all(isinstance(text, str) for text in texts):
+            message, code, param = texts[0], texts[1], texts[2] or None
     except (ValueError, KeyError, TypeError):
-        message, code, param = f"HTTP status {status}", "unknown", None
+        pass
     if status == 401:
         message = f"{message}: give one of the server's tokens, Client({url!r}, api_key=...)"
     return ServerError(message, status, code, param)
