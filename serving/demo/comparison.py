@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
@@ -11,6 +11,7 @@ import numpy as np
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Dimension, Head, Spec
+from serving.demo.answer import Described
 
 HIDDEN = "not visible in a gray picture"
 UNTOLD = "not learned by this model"
@@ -106,6 +107,20 @@ def _told(dimension: Dimension, value: float) -> float | None:
 
 
 _ROWS = {"regression": _regression, "binary": _binary, "classes": _classes}
+
+
+def truth(rows: Sequence[Row]) -> Described:
+    """The true differences in the form of the model's answer."""
+    found: Described = {}
+    for row in rows:
+        if row.unit != "probability":
+            record = {"name": row.name, "value": row.true, "standard_error": row.span / 50}
+            found.setdefault(row.kind, []).append(record | {"reason": "not observable"})
+        elif row.kind == "rot":
+            found.setdefault("rot", {"quarter_turns": []})["quarter_turns"].append(row.true)
+        else:
+            found[row.kind] = {row.name: row.true}
+    return found
 
 
 def table(rows: list[Row]) -> str:

@@ -5,11 +5,14 @@ A frame is a view's own square, 1 wide and 1 high; a box in it may reach outside
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.preprocess import Box
+from serving.demo.comparison import Row
 from serving.demo.visitors import data_url
 
 LONGEST_SIDE = 640  # of the photograph as it is shown with the boxes
@@ -72,6 +75,22 @@ def overlay(image: Image.Image, a: Box, true: Box, predicted: Box) -> str:
         f'boxes of a and b"><image href="{data_url(image, LONGEST_SIDE)}" width="1000" '
         f'height="{height:.0f}"/>{drawn}</svg>'
     )
+
+
+def boxes(image: Image.Image, a: Parameters, rows: Sequence[Row]) -> str:
+    """The photograph, a's box, and where b is in truth and by the model."""
+    crop = [(row.true, row.predicted or 0.0) for row in rows if row.kind == "crop"]
+    if not crop:
+        return ""
+    true, predicted = (
+        box_in_photograph(box_in_frame(np.array(numbers)), a) for numbers in zip(*crop, strict=True)
+    )
+    caption = (
+        '<figcaption>The photograph: the white box is a, <i class="true"></i>where b really is, '
+        '<i class="predicted"></i>where the model puts it.</figcaption>'
+    )
+    whole = box_in_photograph((0.0, 0.0, 1.0, 1.0), a)
+    return f'<figure class="boxes">{overlay(image, whole, true, predicted)}{caption}</figure>'
 
 
 def placed(view: np.ndarray, box: Box, side: int) -> np.ndarray:

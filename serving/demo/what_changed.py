@@ -7,7 +7,6 @@ and shows those of the model that is picked.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from functools import partial
@@ -19,27 +18,20 @@ import numpy as np
 from gradio.events import Dependency
 from PIL import Image
 
-from augself_hub.augmentations.functional import augment
-from augself_hub.augmentations.sampling import Parameters, draw
-from augself_hub.augmentations.spec import Policy, Spec
+from augself_hub.augmentations.sampling import draw
+from augself_hub.augmentations.spec import Spec
 from augself_hub.differences import is_gray
 from augself_hub.errors import AugSelfError
-from augself_hub.preprocess import crop_resized
 from serving.demo import answer
 from serving.demo.comparison import STYLE as NUMBERS
-from serving.demo.comparison import TITLES, Row, compare, table
+from serving.demo.comparison import TITLES, compare, table, truth
 from serving.demo.controls import Control, Value, controls, labels, parameters, values
 from serving.demo.files import Files
-from serving.demo.frames import (
-    LONGEST_SIDE,
-    box_in_frame,
-    box_in_photograph,
-    box_in_pixels,
-    overlay,
-)
+from serving.demo.frames import LONGEST_SIDE, boxes
 from serving.demo.picks import picked, picks
 from serving.demo.stage import SLIDE_JS, STYLE, pictures
 from serving.demo.undo import can_undo, learned, undone
+from serving.demo.views import two_views
 from serving.demo.visitors import (
     EXAMPLES,
     PRIVATE,
@@ -280,56 +272,10 @@ def pair(
         for drawn, view in zip((a, b), views, strict=True)
     )
     compared = compare(asked.spec, seen_a, seen_b, asked.predicted, asked.errors)
-    back, boxes = None, ""
+    back, outlines = None, ""
     if can_undo(asked.spec):
         one = learned(asked.spec, {kind: numbers[0] for kind, numbers in asked.predicted.items()})
         back = undone(shown[1], one, asked.gray, spec.policy, SHOWN)
-        boxes = _overlay(whole, a, compared)
-    told = answer.told_html(asked, _truth(compared), table(compared))
-    return pictures(shown, views, back), told + boxes
-
-
-def two_views(
-    image: Image.Image, a: Parameters, b: Parameters, policy: Policy, side: int
-) -> np.ndarray:
-    """The two augmented views of an image, (2, side, side, 3) uint8, made as in training.
-
-    At another side than the model's the blur is as wide as there, in shares of the view.
-    """
-    boxes = (box_in_pixels(view["crop"][0], image) for view in (a, b))
-    crops = np.stack([crop_resized(image, box, side) for box in boxes])
-    both = {name: np.concatenate([a[name], b[name]]) for name in a}
-    both["blur"] = both["blur"] * side / policy.size
-    policy = dataclasses.replace(policy, size=side)
-    views: np.ndarray = augment(crops.transpose(0, 3, 1, 2).astype(np.float32) / 255, both, policy)
-    return np.round(views.transpose(0, 2, 3, 1) * 255).astype(np.uint8)
-
-
-def _truth(rows: Sequence[Row]) -> answer.Described:
-    """The true differences in the form of the model's answer."""
-    found: answer.Described = {}
-    for row in rows:
-        if row.unit != "probability":
-            record = {"name": row.name, "value": row.true, "standard_error": row.span / 50}
-            found.setdefault(row.kind, []).append(record | {"reason": "not observable"})
-        elif row.kind == "rot":
-            found.setdefault("rot", {"quarter_turns": []})["quarter_turns"].append(row.true)
-        else:
-            found[row.kind] = {row.name: row.true}
-    return found
-
-
-def _overlay(image: Image.Image, a: Parameters, rows: Sequence[Row]) -> str:
-    """The photograph, a's box, and where b is in truth and by the model."""
-    crop = [(row.true, row.predicted or 0.0) for row in rows if row.kind == "crop"]
-    if not crop:
-        return ""
-    true, predicted = (
-        box_in_photograph(box_in_frame(np.array(numbers)), a) for numbers in zip(*crop, strict=True)
-    )
-    caption = (
-        '<figcaption>The photograph: the white box is a, <i class="true"></i>where b really is, '
-        '<i class="predicted"></i>where the model puts it.</figcaption>'
-    )
-    whole = box_in_photograph((0.0, 0.0, 1.0, 1.0), a)
-    return f'<figure class="boxes">{overlay(image, whole, true, predicted)}{caption}</figure>'
+        outlines = boxes(whole, a, compared)
+    told = answer.told_html(asked, truth(compared), table(compared))
+    return pictures(shown, views, back), told + outlines

@@ -22,7 +22,8 @@ from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from serving.demo.comparison import HIDDEN, compare, table
 from serving.demo.controls import box, controls, labels, parameters, place, values
 from serving.demo.frames import box_in_photograph
-from serving.demo.what_changed import EXAMPLES, SHOWN, WAITING, _of_model, two_views
+from serving.demo.views import two_views
+from serving.demo.what_changed import EXAMPLES, SHOWN, WAITING, _of_model
 from serving.inference.client import ModelClient
 from serving.limits import Limits
 
