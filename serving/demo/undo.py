@@ -27,10 +27,10 @@ def learned(spec: Spec, difference: Differences) -> Differences:
     """The difference, and none in what the model has not learned."""
     known = {}
     for kind, values in difference.items():
-        marks = [d.learned is not False for d in spec.heads[kind].dimensions]
-        if len(marks) == len(values):
-            known[kind] = np.where(marks, values, 0.0)
-        elif marks[0]:  # of a head with classes one mark holds for all
+        is_learned = [d.learned is not False for d in spec.heads[kind].dimensions]
+        if len(is_learned) == len(values):
+            known[kind] = np.where(is_learned, values, 0.0)
+        elif is_learned[0]:  # a head with classes has one dimension, for all of them
             known[kind] = values
     return known
 

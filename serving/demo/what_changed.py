@@ -1,34 +1,42 @@
 """The tab "What changed?": cut and colour a photograph twice; the model says what takes a to b.
 
+A change of any slider or tick box calls `show` (see `tab`), and `pictures_and_answer` does the
+rest, one call after the other:
+
+    sliders.py     labelled             the call's values -> {label: value} of view a and of view b
+    controls.py    parameters           -> augmentation parameters of each view
+    views.py       two_views            photograph, parameters -> views, large and as the model sees
+    answer.py      ask                  views -> what the model predicts
+    comparison.py  compare, table       predicted beside true -> rows -> numbers and bars
+    undo.py        undone               view b, the prediction taken back
+    frames.py      boxes                where b lies in the photograph, in truth and by the model
+    stage.py       pictures             a, b, b taken back -> HTML
+
 Views are drawn from the full picture; what the model sees of them is small, as shown in their
-corners. Every served model may know other augmentations, so the tab has the controls of all of them
-and shows those of the model that is picked.
+corners.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
-from gradio.events import Dependency
 from PIL import Image
 
-from augself_hub.augmentations.sampling import draw
+from augself_hub.augmentations.sampling import Parameters, draw
 from augself_hub.augmentations.spec import Spec
 from augself_hub.differences import is_gray
 from augself_hub.errors import AugSelfError
 from serving.demo import answer
 from serving.demo.comparison import STYLE as NUMBERS
-from serving.demo.comparison import TITLES, compare, table, truth
-from serving.demo.controls import Control, Value, controls, labels, parameters, values
+from serving.demo.comparison import compare, table, truth
+from serving.demo.controls import Value, controls, parameters, values
 from serving.demo.files import Files
 from serving.demo.frames import LONGEST_SIDE, boxes
 from serving.demo.picks import picked, picks
+from serving.demo.sliders import Sliders, Updates, Values, neutral
 from serving.demo.stage import SLIDE_JS, STYLE, pictures
 from serving.demo.undo import can_undo, learned, undone
 from serving.demo.views import two_views
@@ -42,6 +50,7 @@ from serving.demo.visitors import (
     small,
     upload,
 )
+from serving.inference.client import ModelClient
 
 SENTENCE = (
     "Cut and recolour a photograph: that makes b. The model sees a and b as small as in their "
@@ -51,9 +60,8 @@ WAITING = "<p>Pick a photograph, or upload one.</p>"
 SHOWN = 448  # pixels, sides of the views on the page
 FIRST = 157  # the draw that b starts with: one that the embedded model tells well
 
-TICKS = ("Mirrored", "Gray")
 
-Kinds = Sequence[tuple[str, str]]  # (kind, label) of every control of one view
+# -- The page --------------------------------------------------------------------------------------
 
 
 class _Parts(NamedTuple):
@@ -65,60 +73,68 @@ class _Parts(NamedTuple):
     told: gr.HTML
     surprise_me: gr.Button
     reset: gr.Button
-    clicks: gr.State  # a draw's number
-    settings: list[gr.Slider | gr.Checkbox]
-    headings: list[tuple[str, gr.Markdown]]
+    sliders: Sliders
+    clicks: gr.State  # the number of the next draw
 
 
 def tab(models: Models, files: Files, picker: gr.Dropdown) -> None:
     """Build the tab inside the page, which is open, and wire it."""
-    kinds = labels(model.spec for model in models.values())
     with gr.Tab("What changed?") as place:
-        parts = _layout(kinds, files, next(iter(models.values())).spec)
-    changes = _changes(parts, models, files, kinds, picker)
-    asked = {
-        "fn": partial(pair, models, kinds),
-        "inputs": [picker, parts.photograph, *parts.settings],
+        parts = _layout([model.spec for model in models.values()], files)
+    sliders, quiet = parts.sliders, {**PRIVATE, **QUIET}
+
+    # What is called. `name` is that of the model which is picked.
+    def show(name: str, photograph: bytes | None, *values: Value) -> tuple[str, str]:
+        """The two views of a photograph and what the model says of them, as HTML."""
+        return pictures_and_answer(models[name], photograph, *sliders.labelled(values))
+
+    def surprise(name: str, photograph: bytes | None, click: int) -> Updates:
+        """Random values of both views' sliders: the same click draws the same for everybody."""
+        try:
+            a, b = drawn(models[name], photograph, click)
+        except AugSelfError:  # the pictures' place says it
+            return {parts.clicks: click}
+        return {parts.clicks: click + 1} | sliders.a.set_to(a) | sliders.b.set_to(b)
+
+    def reset(name: str) -> Updates | None:
+        start = neutral(models[name].spec)
+        return sliders.a.set_to(start) | sliders.b.set_to(start) or None  # None: there are none
+
+    def pick_model(name: str) -> Updates | None:
+        spec = models[name].spec
+        return sliders.a.show_those_of(spec) | sliders.b.show_those_of(spec) or None
+
+    def pick_example(event: gr.EventData) -> str:
+        return files.shipped(Path(EXAMPLES[picked(event, len(EXAMPLES))]))
+
+    # When. What changes the photograph or the sliders by program shows new pictures after it.
+    asked: dict[str, Any] = {
+        "fn": show,
+        "inputs": [picker, parts.photograph, *sliders.components],
         "outputs": [parts.stage, parts.told],
         **QUIET,
     }
-    gr.on([place.select, parts.photograph.upload], api_name="what_changed", **asked)
-    for change in changes:
-        change.success(**PRIVATE, **asked)
-    gr.on([setting.input for setting in parts.settings], **PRIVATE, **asked)
-    parts.photograph.clear(lambda: (WAITING, ""), None, asked["outputs"], **PRIVATE, **QUIET)
-
-
-def _changes(
-    parts: _Parts, models: Models, files: Files, kinds: Kinds, picker: gr.Dropdown
-) -> list[Dependency]:
-    """What changes the photograph or the controls from elsewhere: new pictures are due after it."""
-    quiet = {**PRIVATE, **QUIET}
-
-    def example(event: gr.EventData) -> str:
-        return files.shipped(Path(EXAMPLES[picked(event, len(EXAMPLES))]))
-
-    return [
+    changes = (
         parts.surprise_me.click(
-            partial(surprise, models, kinds),
+            surprise,
             [picker, parts.photograph, parts.clicks],
-            [parts.clicks, *parts.settings],
+            [parts.clicks, *sliders.components],
             api_name="surprise",
             **QUIET,
         ),
-        parts.examples.click(example, None, parts.photograph, **quiet),
-        parts.reset.click(partial(_neutral, models, kinds), picker, parts.settings, **quiet),
-        picker.input(
-            partial(_of_model, models, kinds, [kind for kind, _ in parts.headings]),
-            picker,
-            [*(heading for _, heading in parts.headings), *parts.settings],
-            **quiet,
-        ),
-    ]
+        parts.examples.click(pick_example, None, parts.photograph, **quiet),
+        parts.reset.click(reset, picker, sliders.components, **quiet),
+        picker.input(pick_model, picker, [*sliders.headings, *sliders.components], **quiet),
+    )
+    gr.on([place.select, parts.photograph.upload], api_name="what_changed", **asked)
+    for change in changes:
+        change.success(**PRIVATE, **asked)
+    gr.on([component.input for component in sliders.components], **PRIVATE, **asked)
+    parts.photograph.clear(lambda: (WAITING, ""), None, asked["outputs"], **quiet)
 
 
-def _layout(kinds: Kinds, files: Files, spec: Spec) -> _Parts:
-    """Pictures above; the answer beside the controls, on a phone above them."""
+def _layout(specs: list[Spec], files: Files) -> _Parts:
+    """Pictures above; the answer beside the sliders, on a phone above them."""
     gr.Markdown(SENTENCE)
     with gr.Row():
         with gr.Column(scale=3, min_width=300):
@@ -133,149 +149,67 @@ def _layout(kinds: Kinds, files: Files, spec: Spec) -> _Parts:
             with gr.Row():
                 surprise_me = gr.Button("Surprise me", variant="primary", min_width=120)
                 reset = gr.Button("Reset", min_width=100)
-            headings, settings = _settings(kinds, spec)
-    return _Parts(
-        examples,
-        photograph,
-        stage,
-        told,
-        surprise_me,
-        reset,
-        gr.State(1),
-        settings,
-        headings,
-    )
+            first = _values_of_draw(specs[0], *named[0][1].size, draw_number=FIRST, view=1)
+            sliders = Sliders(specs, a=neutral(specs[0]), b=first)
+    clicks = gr.State(1)
+    return _Parts(examples, photograph, stage, told, surprise_me, reset, sliders, clicks)
 
 
-def _settings(
-    kinds: Kinds, spec: Spec
-) -> tuple[list[tuple[str, gr.Markdown]], list[gr.Slider | gr.Checkbox]]:
-    """The controls of view a and of view b, in this order, whatever their place on the page."""
-    rows = controls(spec)
-    width, height = Image.open(EXAMPLES[0]).size
-    drawn = values(rows, draw(spec.policy, (0, 0, FIRST, 1), height, width), height, width)
-    first = {row.label: value for row, value in zip(rows, drawn, strict=True)}
-    neutral = {row.label: row.neutral for row in rows}
-    with gr.Accordion("What is done to b"):
-        headings_b, b = _controls(kinds, rows, first)
-    with gr.Accordion("What is done to a", open=False):
-        headings_a, a = _controls(kinds, rows, neutral)
-    return headings_a + headings_b, a + b
+# -- What its events compute -----------------------------------------------------------------------
 
 
-def _controls(
-    kinds: Kinds, rows: Sequence[Control], start: dict[str, Value]
-) -> tuple[list[tuple[str, gr.Markdown]], list[gr.Slider | gr.Checkbox]]:
-    """Sliders under a heading for their kind; tick boxes speak for themselves."""
-    by_label = {row.label: row for row in rows}
-    headings, components = [], []
-    for (kind, tick), group in itertools.groupby(kinds, lambda pair: (pair[0], pair[1] in TICKS)):
-        if not tick:
-            shown = any(row.kind == kind for row in rows)
-            headings.append((kind, gr.Markdown(f"**{TITLES[kind]}**", visible=shown)))
-        with gr.Row():
-            for _, label in group:
-                components.append(_control(label, by_label.get(label), start.get(label)))
-    return headings, components
-
-
-def _control(label: str, row: Control | None, value: Value | None) -> gr.Slider | gr.Checkbox:
-    """A control the picked model does not have is hidden, with any range."""
-    if label in TICKS:
-        return gr.Checkbox(bool(value), label=label, visible=row is not None)
-    ranges = {"minimum": 0, "maximum": 1} if row is None else _range(row)
-    return gr.Slider(**ranges, value=value, label=label, min_width=180, visible=row is not None)
-
-
-def _range(row: Control) -> dict[str, float]:
-    return {"minimum": row.low, "maximum": row.high, "step": row.step}
-
-
-def _of_model(models: Models, kinds: Kinds, headings: Sequence[str], name: str) -> list[Any]:
-    """What picking a model changes: the controls."""
-    spec = models[name].spec
-    rows = {row.label: row for row in controls(spec)}
-    return [
-        *(gr.update(visible=kind in spec.heads) for kind in headings),
-        *2 * [_updated(rows.get(label)) for _, label in kinds],
-    ]
-
-
-def _updated(row: Control | None) -> Any:
-    if row is None:
-        return gr.update(visible=False)
-    ranges: Any = {} if row.tick else _range(row)
-    return gr.update(visible=True, value=row.neutral, **ranges)
-
-
-def _neutral(models: Models, kinds: Kinds, name: str) -> list[Any]:
-    rows = controls(models[name].spec)
-    return _shown(kinds, rows, [row.neutral for row in rows]) * 2
-
-
-def _shown(kinds: Kinds, rows: Sequence[Control], some: Sequence[Value]) -> list[Any]:
-    """Values of a model's controls -> of all controls; those it does not have stay as they are."""
-    known = {row.label: value for row, value in zip(rows, some, strict=True)}
-    return [known.get(label, gr.skip()) for _, label in kinds]
-
-
-def _chosen(kinds: Kinds, rows: Sequence[Control], some: Sequence[Value]) -> list[Value]:
-    """The inverse of `_shown`."""
-    by_label = {label: value for (_, label), value in zip(kinds, some, strict=True)}
-    return [by_label[row.label] for row in rows]
-
-
-def surprise(
-    models: Models, kinds: Kinds, name: str, photograph: bytes | None, click: int
-) -> list[Any]:
-    """Keyed random parameters of two views: the same click draws the same for everybody.
-
-    Returns:
-        The next click's number, then the values of view a's and view b's controls.
-    """
-    spec = models[name].spec
-    try:
-        with models[name].picture(given(photograph)) as image:
-            width, height = image.size
-    except AugSelfError:  # the pictures' place says it
-        return [click, *2 * [gr.skip() for _ in kinds]]
-    rows = controls(spec)
-    drawn = (draw(spec.policy, (0, 0, click, view), height, width) for view in (0, 1))
-    a, b = (_shown(kinds, rows, values(rows, view, height, width)) for view in drawn)
-    return [click + 1, *a, *b]
-
-
-def pair(
-    models: Models, kinds: Kinds, name: str, photograph: bytes | None, *settings: Value
+def pictures_and_answer(
+    model: ModelClient, photograph: bytes | None, of_a: Values, of_b: Values
 ) -> tuple[str, str]:
-    """A photograph and the values of both views' controls -> the pictures and the answer, as HTML.
+    """A photograph and the values of both views' sliders -> the pictures and the answer, as HTML.
 
     What is no image, or a full server, is said where the pictures would be.
     """
-    model, half = models[name], len(settings) // 2
-    spec, rows = model.spec, controls(model.spec)
+    rows, policy = controls(model.spec), model.spec.policy
     try:
         with model.picture(given(photograph)) as image:
             a, b = (
-                parameters(rows, _chosen(kinds, rows, some), image.height, image.width)
-                for some in (settings[:half], settings[half:])
+                parameters(rows, [chosen[row.label] for row in rows], image.height, image.width)
+                for chosen in (of_a, of_b)
             )
-            views = two_views(image, a, b, spec.policy, spec.policy.size)
-            shown = two_views(image, a, b, spec.policy, SHOWN)
+            seen = two_views(image, a, b, policy, policy.size)
+            shown = two_views(image, a, b, policy, SHOWN)
             whole = small(image, LONGEST_SIDE)
-        asked = answer.ask(model, views, one=True)
+        asked = answer.ask(model, seen, one=True)
     except AugSelfError as error:
         return problem(str(error)), ""
-    # What counts is what a picture looks like: a photograph may be gray from the start.
-    seen_a, seen_b = (
-        {**drawn, "gray": np.array([is_gray(view)])}
-        for drawn, view in zip((a, b), views, strict=True)
+    compared = compare(
+        asked.spec, _as_seen(a, seen[0]), _as_seen(b, seen[1]), asked.predicted, asked.errors
     )
-    compared = compare(asked.spec, seen_a, seen_b, asked.predicted, asked.errors)
-    back, outlines = None, ""
-    if can_undo(asked.spec):
-        one = learned(asked.spec, {kind: numbers[0] for kind, numbers in asked.predicted.items()})
-        back = undone(shown[1], one, asked.gray, spec.policy, SHOWN)
-        outlines = boxes(whole, a, compared)
     told = answer.told_html(asked, truth(compared), table(compared))
-    return pictures(shown, views, back), told + outlines
+    if not can_undo(asked.spec):
+        return pictures(shown, seen, None), told
+    predicted = {kind: numbers[0] for kind, numbers in asked.predicted.items()}
+    back = undone(shown[1], learned(asked.spec, predicted), asked.gray, policy, SHOWN)
+    return pictures(shown, seen, back), told + boxes(whole, a, compared)
+
+
+def _as_seen(view: Parameters, pixels: np.ndarray) -> Parameters:
+    """A view is gray if it looks so: a photograph may be gray from the start."""
+    return {**view, "gray": np.array([is_gray(pixels)])}
+
+
+def drawn(model: ModelClient, photograph: bytes | None, number: int) -> tuple[Values, Values]:
+    """Where the sliders of view a and of view b show a random draw, keyed by its number.
+
+    Raises:
+        AugSelfError: there is no photograph, it is no image, or the server is full.
+    """
+    with model.picture(given(photograph)) as image:
+        width, height = image.size
+    a, b = (
+        _values_of_draw(model.spec, width, height, draw_number=number, view=view) for view in (0, 1)
+    )
+    return a, b
+
+
+def _values_of_draw(spec: Spec, width: int, height: int, draw_number: int, view: int) -> Values:
+    """Where the sliders show one view of a draw, for a photograph of width x height pixels."""
+    rows, key = controls(spec), (0, 0, draw_number, view)
+    shown = values(rows, draw(spec.policy, key, height, width), height, width)
+    return {row.label: value for row, value in zip(rows, shown, strict=True)}

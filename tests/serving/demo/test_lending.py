@@ -14,9 +14,9 @@ from PIL import Image
 
 from augself_hub.images.budget import DECODED
 from serving.demo import what_changed, your_pictures
-from serving.demo.controls import controls, labels
 from serving.demo.files import Files
 from serving.demo.gallery import shipped
+from serving.demo.sliders import neutral
 from serving.inference.client import ModelClient
 from serving.inference.engine import Engine
 from serving.limits import Limits
@@ -54,9 +54,7 @@ def model(tiny_model: Path) -> Watched:
 
 
 def test_a_picture_is_lent_until_its_views_are_taken(model, monkeypatch):
-    models, kinds = {"tiny": model}, labels([model.spec])
-    rows = controls(model.spec)
-    drawn = [row.neutral for row in rows]
+    values = neutral(model.spec)
     made = []
     two_views = what_changed.two_views
     monkeypatch.setattr(
@@ -64,7 +62,7 @@ def test_a_picture_is_lent_until_its_views_are_taken(model, monkeypatch):
         "two_views",
         lambda image, *of: made.append((image.size, DECODED.lent)) or two_views(image, *of),
     )
-    what_changed.pair(models, kinds, "tiny", PICTURE, *drawn, *drawn)
+    what_changed.pictures_and_answer(model, PICTURE, values, values)
     assert [size for size, _ in made] == [SIZE] * 2
     assert min(lent for _, lent in made) >= 3 * PIXELS
     assert model.waiting == [0] and DECODED.lent == 0

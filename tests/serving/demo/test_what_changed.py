@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import math
@@ -15,15 +16,19 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
+import gradio as gr
+from gradio.state_holder import SessionState
 from gradio_client import Client, handle_file
 
 from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from serving.demo.comparison import HIDDEN, compare, table
 from serving.demo.controls import box, controls, labels, parameters, place, values
+from serving.demo.files import Files
 from serving.demo.frames import box_in_photograph
+from serving.demo.sliders import Sliders
 from serving.demo.views import two_views
-from serving.demo.what_changed import EXAMPLES, SHOWN, WAITING, _of_model
+from serving.demo.what_changed import EXAMPLES, SHOWN, WAITING, tab
 from serving.inference.client import ModelClient
 from serving.limits import Limits
 
@@ -188,17 +193,49 @@ def test_a_box_goes_back_through_turning_mirroring_and_the_crop():
 
 
 def test_several_models_share_the_controls_and_hide_what_one_does_not_have():
-    specs = {"one": SPEC, "two": spec_of("color", "blur")}
-    models = {name: ModelClient(SimpleNamespace(spec=spec), Limits(), None, None) for name, spec in
-              specs.items()}  # fmt: skip
-    kinds = labels(specs.values())
-    assert [label for _, label in kinds] == [
+    one, two = SPEC, spec_of("color", "blur")
+    assert [label for _, label in labels([one, two])] == [
         *("Across", "Down", "Size", "Aspect", "Mirrored", "Brightness", "Contrast", "Saturation"),
         *("Hue (turns)", "Gray", "Blur (sigma, pixels)"),
     ]
-    crop, blur, *controls_of_two = _of_model(models, kinds, ["crop", "blur"], "two")
-    assert (crop["visible"], blur["visible"]) == (False, True)
-    assert [c["visible"] for c in controls_of_two] == 2 * [*5 * [False], *6 * [True]]
+    with gr.Blocks():
+        sliders = Sliders([one, two], {}, {})
+    for view in (sliders.a, sliders.b):
+        updates = view.show_those_of(two)
+        assert list(view.headings) == ["crop", "color", "blur"]
+        assert [updates[h]["visible"] for h in view.headings.values()] == [False, True, True]
+        visible = [updates[c]["visible"] for c in view.components.values()]
+        assert visible == [*5 * [False], *6 * [True]]
+
+
+def test_a_call_has_view_a_s_values_before_view_b_s():
+    with gr.Blocks():
+        sliders = Sliders([SPEC], {}, {})
+    a, b = sliders.labelled([*NEUTRAL, *CHANGED])
+    assert (a["Across"], a["Size"], a["Brightness"], a["Gray"]) == (0.5, 1.0, 1.0, False)
+    assert (b["Across"], b["Size"], b["Brightness"], b["Hue (turns)"]) == (0.0, 0.5, 1.2, 0.05)
+    assert [c.label for c in sliders.components] == 2 * list(a)
+    moved = sliders.b.set_to({"Size": 0.5})
+    assert moved.pop(sliders.b.components["Size"]) == 0.5
+    assert len(moved) == 9 and all(update == gr.skip() for update in moved.values())
+
+
+def test_a_model_without_heads_has_no_sliders_and_counts_clicks_all_the_same(tmp_path):
+    """A call with one output, the click's number, and calls with none."""
+    described = SimpleNamespace(spec=spec_of(), name="none")
+    models = {"none": ModelClient(described, Limits(), None, None)}
+    with gr.Blocks() as page:
+        tab(models, Files(tmp_path, 10**9), gr.Dropdown(["none"]))
+    surprise, reset = (
+        next(f for f in page.fns.values() if f.name == name) for name in ("surprise", "reset")
+    )
+    state = SessionState(page)
+    clicks = surprise.outputs[0]
+    for click in (1, 2):
+        said = surprise.fn("none", Path(EXAMPLES[0]).read_bytes(), click)
+        asyncio.run(page.postprocess_data(surprise, said, state))
+        assert state[clicks._id] == click + 1
+    assert asyncio.run(page.postprocess_data(reset, reset.fn("none"), state)) == []
 
 
 def ask(page: Client, photograph: str | Path, b: list = CHANGED, model: str = "tiny") -> tuple:
