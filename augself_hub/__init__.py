@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from augself_hub.answer import Difference
     from augself_hub.augmentations.spec import Policy
     from augself_hub.features import DifferenceTable, FeatureTable
-    from augself_hub.hub import pull, push
+    from augself_hub.hub import pull
     from augself_hub.modeling.api import export
     from augself_hub.modeling.convert import convert
     from augself_hub.modeling.model import AugSelfModel, AugSelfOutput
     from augself_hub.modeling.objective import AugSelfLoss
     from augself_hub.modeling.views import TwoViews
+    from augself_hub.pushing import push
     from serving.client import AsyncClient, Client
     from serving.encoder import Encoder
     from serving.extraction.api import extract
@@ -61,7 +62,7 @@ _EXPORTS = {
     "evaluate": "training.evaluation.api",
     "convert": "augself_hub.modeling.convert",
     "export": "augself_hub.modeling.api",
-    "push": "augself_hub.hub",
+    "push": "augself_hub.pushing",
     "pull": "augself_hub.hub",
 }
 _EXTRAS = {  # the others come with `model`
