@@ -1,4 +1,9 @@
-"""Publish a model folder on the Hub, in one commit."""
+"""Publish a model folder on the Hub, in one commit.
+
+reserve   the repository is there, and is ours to change
+plan      folder and repository -> which files are uploaded, deleted, left as they are
+push      reserve, plan, commit
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,27 @@ from augself_hub.folder import (
 from augself_hub.hub_calls import patiently, plain_errors
 from augself_hub.paths import path_text
 
+README = CARD.as_posix()
+RESULTS = {path.as_posix() for path in (EVALUATION, TRAINING_LOG, CURVES)}
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a push does.
+
+    Args:
+        uploads: path -> a local file or its content.
+        deletes: weights, graphs, configurations and results of an earlier push that this one has
+            not: they would be read as a part of this model.
+        keeps: what stays on the Hub as it is, though another file of that name may be here: cards
+            that were edited, licences, pictures, whatever their owner added.
+    """
+
+    uploads: dict[str, Path | bytes]
+    deletes: list[str]
+    keeps: list[str]
 
 
 def push(
@@ -55,9 +80,8 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     folder = verify(Path(path_text("folder", folder)))
-    there = reserve(repo_id, private=private, token=token)
-    api, name = HfApi(token=token), there.id
-    planned = _plan(folder, there, token)
+    repository = reserve(repo_id, private=private, token=token)
+    planned = _plan(folder, repository, token)
     for path in planned.deletes:
         log.info("deleting %s, of an earlier push", path)
     for path in planned.keeps:
@@ -66,67 +90,16 @@ def push(
         # With its parent named, a commit that is sent again because its answer was lost cannot
         # be made twice, nor can it undo somebody else's.
         commit = patiently(
-            api.create_commit,
-            name,
+            HfApi(token=token).create_commit,
+            repository.id,
             [
                 *(CommitOperationAdd(path, value) for path, value in planned.uploads.items()),
                 *map(CommitOperationDelete, planned.deletes),
             ],
             commit_message=commit_message or "Upload AugSelf model",
-            parent_commit=there.sha,
+            parent_commit=repository.sha,
         )
     return str(commit.commit_url)
-
-
-def reserve(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> Any:
-    """Make sure that `push` may publish as `repo_id`, which is created if it is not there.
-
-    Returns:
-        What the Hub says of the repository.
-
-    Raises:
-        HubError: the name or the token will not do, or the repository holds something else.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    with plain_errors(repo_id):
-        name = patiently(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
-        there = patiently(api.model_info, name)
-        _refuse_surprise(name, there, private)
-    return there
-
-
-def _refuse_surprise(name: str, there: Any, private: bool | None) -> None:
-    """Refuse to publish what was meant to be private, and to replace what is no model of ours."""
-    if private is not None and there.private != private:
-        kind = "private" if there.private else "public"
-        raise HubError(f"{name} exists and is {kind}: change that in its settings first")
-    files = {path for path in _visible(there) if computes(path)}
-    if files and MANIFEST.as_posix() not in files:
-        raise HubError(f"{name} holds something else ({min(files)}): choose another name")
-
-
-def _visible(there: Any) -> set[str]:
-    """A repository's files, but for those of git and the Hub (.gitattributes)."""
-    return {s.rfilename for s in there.siblings or () if not s.rfilename.startswith(".")}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a push does.
-
-    Args:
-        uploads: path -> a local file or its content.
-        deletes: weights, graphs, configurations and results of an earlier push that this one has
-            not: they would be read as a part of this model.
-        keeps: what stays on the Hub as it is, though another file of that name may be here: cards
-            that were edited, licences, pictures, whatever their owner added.
-    """
-
-    uploads: dict[str, Path | bytes]
-    deletes: list[str]
-    keeps: list[str]
 
 
 def plan(folder: str | os.PathLike[str], repo_id: str, *, token: str | bool | None = None) -> Plan:
@@ -145,54 +118,97 @@ def plan(folder: str | os.PathLike[str], repo_id: str, *, token: str | bool | No
     folder = verify(Path(path_text("folder", folder)))
     with plain_errors(repo_id):
         try:
-            there = patiently(HfApi(token=token).model_info, repo_id)
+            repository = patiently(HfApi(token=token).model_info, repo_id)
         except RepositoryNotFoundError:
-            there = ModelInfo(id=repo_id, siblings=[])
-        _refuse_surprise(repo_id, there, None)
-    return _plan(folder, there, token)
+            repository = ModelInfo(id=repo_id, siblings=[])
+        _refuse_foreign(repository, repo_id, private=None)
+    return _plan(folder, repository, token)
 
 
-def _plan(folder: Path, there: Any, token: str | bool | None) -> Plan:
+def reserve(repo_id: str, *, private: bool | None = None, token: str | bool | None = None) -> Any:
+    """Make sure that `push` may publish as `repo_id`, which is created if it is not there.
+
+    Returns:
+        What the Hub says of the repository, a huggingface_hub.ModelInfo.
+
+    Raises:
+        HubError: the name or the token will not do, or the repository holds something else.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with plain_errors(repo_id):
+        name = patiently(api.create_repo, repo_id, private=private, exist_ok=True).repo_id
+        repository = patiently(api.model_info, name)
+        _refuse_foreign(repository, name, private)
+    return repository
+
+
+def _refuse_foreign(repository: Any, name: str, private: bool | None) -> None:
+    """Refuse to publish what was meant to be private, and to replace what is no model of ours."""
+    if private is not None and repository.private != private:
+        kind = "private" if repository.private else "public"
+        raise HubError(f"{name} exists and is {kind}: change that in its settings first")
+    files = {path for path in _files_of(repository) if computes(path)}
+    if files and MANIFEST.as_posix() not in files:
+        raise HubError(f"{name} holds something else ({min(files)}): choose another name")
+
+
+def _files_of(repository: Any) -> set[str]:
+    """Its files, but for those of git and the Hub (.gitattributes)."""
+    return {s.rfilename for s in repository.siblings or () if not s.rfilename.startswith(".")}
+
+
+def _plan(folder: Path, repository: Any, token: str | bool | None) -> Plan:
+    """Three kinds of files: what is the model's is replaced, the card is whose it is, the rest of
+    the repository is its owner's, who may have changed what once came from a folder."""
     from augself_hub import card
 
-    here, visible, manifest = files_of(folder), _visible(there), read_manifest(folder)
-    ours = {path.as_posix() for path in (EVALUATION, TRAINING_LOG, CURVES)}
-    mine = [path for path in here if computes(path) or path in ours or path not in visible]
-    uploads: dict[str, Path | bytes] = {path: folder / path for path in mine}
-    readme = CARD.as_posix()
-    if _card_on_the_hub_is_edited(there, visible, token):
-        uploads.pop(readme, None)
+    there, manifest = _files_of(repository), read_manifest(folder)
+    uploads: dict[str, Path | bytes] = {
+        path: folder / path
+        for path in files_of(folder)
+        if _is_of_the_model(path) or path not in there
+    }
+    if _card_is_edited_on_the_hub(repository, token):
+        uploads.pop(README, None)
     elif card_is_edited(folder):
-        uploads[readme] = folder / CARD
-    else:
-        uploads[readme] = text = card.render(folder, there.id).encode()
-        manifest["card"] = {"generated": hashlib.sha256(text).hexdigest()}
-    if content := uploads.get(readme):
-        data = content if isinstance(content, bytes) else content.read_bytes()
-        published = hashlib.sha256(data).hexdigest()
+        uploads[README] = folder / CARD
+        published = file_sha256(folder / CARD)
         manifest["card"] = {"generated": generated_card(manifest), "published": published}
+    else:
+        uploads[README] = text = card.render(folder, repository.id).encode()
+        published = hashlib.sha256(text).hexdigest()
+        manifest["card"] = {"generated": published, "published": published}
     uploads[MANIFEST.as_posix()] = (json.dumps(manifest, indent=2) + "\n").encode()
-    deletes = {path for path in visible - set(uploads) if computes(path) or path in ours}
-    return Plan(uploads, sorted(deletes), sorted(visible - set(uploads) - deletes))
+    left = there - set(uploads)
+    deletes = {path for path in left if _is_of_the_model(path)}
+    return Plan(uploads, sorted(deletes), sorted(left - deletes))
 
 
-def _card_on_the_hub_is_edited(there: Any, visible: set[str], token: str | bool | None) -> bool:
+def _is_of_the_model(path: str) -> bool:
+    """Weights, graphs, configurations and results."""
+    return computes(path) or path in RESULTS
+
+
+def _card_is_edited_on_the_hub(repository: Any, token: str | bool | None) -> bool:
     """Whether the repository's card is other than the one an earlier push left there."""
     from huggingface_hub import hf_hub_download
 
-    if CARD.as_posix() not in visible:
+    there = _files_of(repository)
+    if README not in there:
         return False
-    if MANIFEST.as_posix() not in visible:
+    if MANIFEST.as_posix() not in there:
         return True
-    with plain_errors(there.id):
+    with plain_errors(repository.id):
         readme, manifest = (
-            Path(patiently(hf_hub_download, there.id, name, revision=there.sha, token=token))
-            for name in (CARD.as_posix(), MANIFEST.as_posix())
-        )
+            Path(patiently(hf_hub_download, repository.id, name, revision=repository.sha,
+                           token=token))
+            for name in (README, MANIFEST.as_posix())
+        )  # fmt: skip
     before = read_json(manifest)
-    noted = before.get("card")
-    files = before.get("files")
+    noted, files = before.get("card"), before.get("files")
     published = noted.get("published") if isinstance(noted, dict) else None
     if published is None and isinstance(files, dict):  # by 0.1
-        published = files.get(CARD.as_posix())
+        published = files.get(README)
     return file_sha256(readme) != published
