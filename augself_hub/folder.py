@@ -12,6 +12,7 @@ import ctypes
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -46,6 +47,12 @@ EVALUATION = Path("evaluation.json")
 TRAINING_LOG = Path("training_log.json")
 CURVES = Path("curves.png")
 
+try:
+    import fcntl
+except ModuleNotFoundError:  # of Windows, where folders have no locks
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 _DEEPEST, _LONGEST = 16, 255  # folders on the way to a file; bytes of a name
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
@@ -258,7 +265,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Build a new folder beside its place; it appears by one rename, whole or not at all.
 
     Raises:
-        AugSelfError: something is already there.
+        AugSelfError: something is already there, or another process is making it.
     """
     if folder.exists():
         raise AugSelfError(f"{folder} exists: choose another output or remove it")
@@ -270,14 +277,22 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def changed_folder(folder: Path) -> Iterator[Path]:
-    """Change a copy of a folder beside it; at the end the two are exchanged in one step."""
+    """Change a copy of a folder beside it; at the end the two are exchanged in one step.
+
+    Raises:
+        AugSelfError: another process changes it, too.
+    """
     folder = folder.resolve()  # of a link the folder is changed, not the link
     finish_exchange(folder)
-    with _stage(folder) as stage:
-        shutil.copytree(folder, stage, dirs_exist_ok=True)
-        yield stage
-        _share(stage)
-        _exchange(stage, folder)
+    lock = _lock(folder, folder)  # it takes the stage's place until it is removed
+    try:
+        with _stage(folder) as stage:
+            shutil.copytree(folder, stage, dirs_exist_ok=True)
+            yield stage
+            _share(stage)
+            _exchange(stage, folder)
+    finally:
+        os.close(lock)
 
 
 def finish_exchange(folder: Path) -> None:
@@ -290,12 +305,49 @@ def finish_exchange(folder: Path) -> None:
 def _stage(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     stage = folder.parent / f".{folder.name}.new"
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.mkdir()
+    lock = _lock(stage, folder, make=True)
     try:
+        for path in stage.iterdir():  # of a run that was killed
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(place: Path, folder: Path, make: bool = False) -> int:
+    """A descriptor of a folder, by which no other process holds it; closed, it is given back.
+
+    Args:
+        make: the folder, if it is not there. folder: what is made or changed, for the message.
+
+    Raises:
+        AugSelfError: another process makes or changes it.
+    """
+    while True:
+        if make:
+            place.mkdir(exist_ok=True)
+        if fcntl is None:
+            return os.open(os.devnull, os.O_RDONLY)
+        try:
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            if not make:
+                raise
+            continue  # the other one has just ended
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise AugSelfError(
+                f"another process is writing {folder}: wait for it, or choose another output"
+            ) from None
+        except OSError as error:  # a file system without locks
+            log.debug("%s cannot be locked: %s", place, error)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), place.lstat()):
+                return lock
+        os.close(lock)  # it was renamed or removed between the two steps: look again
 
 
 def _share(folder: Path) -> None:

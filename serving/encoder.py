@@ -10,20 +10,22 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from augself_hub.answer import Difference
 from augself_hub.augmentations.spec import Spec
 from augself_hub.cores import usable_cores
-from augself_hub.errors import NoHeads
+from augself_hub.errors import AugSelfError, NoHeads
 from augself_hub.images.given import GivenImage, features_of, named, prepared
 from augself_hub.paths import path_text
 from serving.inference.engine import MAX_BATCH, load
 
 
 class Encoder:
-    """A model on ONNX Runtime.
+    """A model on ONNX Runtime. Pickled, it is opened again where it is unpickled, as in a worker.
 
     Args:
         model: a model folder or a Hub id (`org/name@revision`); None: the embedded model.
@@ -54,12 +56,27 @@ class Encoder:
     ) -> None:
         name = None if model is None else path_text("model", model)
         self._engine = load(name, device, threads, precision, decode)
+        self._options = {
+            "device": device,
+            "threads": threads,
+            "precision": precision,
+            "decode": decode,
+        }
+        self._model = str(Path(name).resolve()) if name and Path(name).is_dir() else name
         self._threads = threads or usable_cores()
         self._prepare = partial(prepared, preprocessing=self._engine.preprocessing)
         self.name: str = self._engine.name
         self.spec: Spec = self._engine.spec
         self.size: int = self._engine.preprocessing.size
         self.dim: int = self.spec.features
+
+    def __reduce__(self) -> Any:
+        return _again, (self._model, self._options, self._graphs)
+
+    @property
+    def _graphs(self) -> tuple[str | None, ...]:
+        engine = self._engine
+        return engine.sha256, engine.heads_sha256, engine.matcher_sha256
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.spec.answering()) or "none"
@@ -114,3 +131,13 @@ class Encoder:
             raise NoHeads(self.name)
         images = [named(which, one, self._prepare) for which, one in (("a", a), ("b", b))]
         return Difference.of(self.name, self.spec, self._engine.predict(images))
+
+
+def _again(model: str | None, options: dict[str, Any], graphs: tuple[str | None, ...]) -> Encoder:
+    """The encoder that was pickled. Raises AugSelfError: the model there is another one by now."""
+    encoder = Encoder(model, **options)
+    if encoder._graphs != graphs:
+        raise AugSelfError(
+            f"{model or encoder.name} is not the model that was pickled: pickle again"
+        )
+    return encoder

@@ -206,7 +206,7 @@ def metadata_labels(folder: Path, places: Sequence[str]) -> tuple[str, dict[str,
 
 def _json_lines(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     try:
-        records = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+        records = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         header = list(dict.fromkeys(key for record in records for key in dict(record)))
     except (ValueError, TypeError, RecursionError) as error:
         raise AugSelfError(f"{path} is no JSON lines of objects: {error}") from error

@@ -119,6 +119,8 @@ def refuse_other_than_list(images: Any) -> None:
     single = isinstance(images, np.ndarray) and (
         images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (3, 4))
     )
+    if isinstance(images, np.ndarray) and images.ndim == 1:  # of paths, as pandas has a column
+        single = images.size > 0 and images.dtype.kind not in "OUS"
     if single or isinstance(images, str | bytes | os.PathLike | Image.Image):
         raise UsageError("features takes a list of images: put the one into a list, [image]")
     if not isinstance(images, Iterable):

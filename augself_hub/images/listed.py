@@ -12,7 +12,7 @@ from augself_hub.errors import AugSelfError
 from augself_hub.images.file_source import FileSource
 from augself_hub.images.files import name_of
 from augself_hub.images.inventory import Tally
-from augself_hub.images.words import Columns, Labels
+from augself_hub.images.words import Columns, Labels, refuse_twice
 
 MAX_LIST = 2**29  # bytes: five million paths; it is in memory several times over
 
@@ -67,7 +67,7 @@ def _list(
 
 def text_source(path: Path) -> FileSource:
     """A text file: one path a line, absolute or below the file's folder."""
-    lines = (line.strip() for line in read_text(path).splitlines())
+    lines = (line.strip() for line in read_text(path).split("\n"))  # names may hold other ends
     return path_source([line for line in lines if line], str(path), path.parent)
 
 
@@ -111,6 +111,7 @@ def pair_source(path: Path) -> FileSource:
     header, lines = read_csv(path)
     if not {"a", "b"} <= set(header):
         raise AugSelfError(f"{path} has the columns {', '.join(header)}: pairs need a and b")
+    refuse_twice("ab", header, str(path))
     a, b = header.index("a"), header.index("b")
     pairs: list[str | tuple[str, str]] = [(line[a], line[b]) for line in lines]
     if not pairs:
@@ -126,7 +127,9 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[list[str]]]:
     text = read_text(path)
     first = text.lstrip().partition("\n")[0]
     most = max(",;\t|", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=most, skipinitialspace=True)
+    reader = csv.reader(
+        io.StringIO(text, newline=""), delimiter=most, skipinitialspace=True, strict=True
+    )
 
     header: list[str] = []
 
@@ -142,10 +145,15 @@ def read_csv(path: Path) -> tuple[list[str], Iterator[list[str]]]:
                 if any(row):
                     yield row + [""] * (len(header) - len(row))
         except csv.Error as error:
-            raise AugSelfError(f"{path}, line {reader.line_num}: {error}") from error
+            raise AugSelfError(
+                f"{path}, line {reader.line_num}: {error}; a field that begins with a quote ends "
+                "with one"
+            ) from error
 
     coming = rows()
     header.extend(next(coming, []))
+    if not header:
+        raise AugSelfError(f"{path} is empty: its first line has to name the columns")
     return header, coming
 
 

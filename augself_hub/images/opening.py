@@ -99,22 +99,41 @@ def open_source(
     """
     options = replace(options, **given)
     if options.pairs:
+        _refuse_beside_pairs(options)
         if not isinstance(source, (str, Path)) or suffix_of(str(source)) not in CSV:
             raise UsageError("--pairs needs a CSV with columns a and b as its source")
         return listed.pair_source(_existing(Path(source)))
     if isinstance(source, (str, Path)):
-        opened, options = _open(path_text("source", source), options)
+        opened, options = _open(path_text("source", source, any_name=True), options)
     elif isinstance(source, Sequence):
         opened = listed.path_source([str(path) for path in source], f"{len(source)} paths")
     else:
         opened = source
-    tables = opened.inventory.kind in ("parquet", "dataset")
+    kind = opened.inventory.kind
+    if options.kind is not None and kind != _WHAT_IS_READ.get(options.kind, "folder"):
+        raise UsageError(f"--read-as {options.kind} has no effect: {opened.location} is a {kind}")
+    tables = kind in ("parquet", "dataset")
     of_columns = tables or str(opened.location).casefold().endswith(CSV)
     if options.columns != USUAL and not of_columns:
         raise UsageError(f"--column has no effect: {opened.location} has no columns")
     if options.image_root is not None and not tables:
         raise UsageError(f"--image-root has no effect: {opened.location} is no table of paths")
     return opened if options.split is None else opened.chosen(options.split)
+
+
+_WHAT_IS_READ = {"tars": "tars", "parquet": "parquet", "dataset": "dataset"}
+
+
+def _refuse_beside_pairs(options: Options) -> None:
+    """Raises UsageError where an option chooses among what a list of pairs does not have."""
+    given = {
+        "--column": options.columns != USUAL,
+        "--split": options.split is not None,
+        "--read-as": options.kind is not None,
+        "--image-root": options.image_root is not None,
+    }
+    if names := [name for name, said in given.items() if said]:
+        raise UsageError(f"{names[0]} has no effect on --pairs, a CSV with columns a and b")
 
 
 def open_recorded(record: dict[str, Any]) -> Source:

@@ -100,19 +100,26 @@ class Columns:
         usual = _first(_IMAGE, there)
         image = self.image or (usual if usual in images or not images else images[0])
         if image is None:
+            pairs = ", or read a and b with --pairs" if {"a", "b"} <= set(there) else ""
             raise AugSelfError(
                 f"{location} has the columns {', '.join(there)}: name the images' with "
-                "--column image=NAME"
+                f"--column image=NAME{pairs}"
             )
         rest = [name for name in there if name != image]
-        return Columns(
-            image,
-            self.label or _first(_LABEL, rest) or label or None,
-            self.split or _first(_SPLIT, rest),
-        )
+        label = self.label or _first(_LABEL, rest) or label or ""
+        found = Columns(image, label or None, self.split or _first(_SPLIT, rest))
+        refuse_twice((found.image, found.label, found.split), there, location)
+        return found
 
 
 USUAL = Columns()
+
+
+def refuse_twice(wanted: Iterable[str | None], there: Sequence[str], location: str) -> None:
+    """Raises AugSelfError where two columns have the name of one that is to be read."""
+    for name in wanted:
+        if name is not None and there.count(name) > 1:
+            raise AugSelfError(f"{location} has {there.count(name)} columns {name}: rename one")
 
 
 def _first(usual: Iterable[str], there: Sequence[str]) -> str | None:

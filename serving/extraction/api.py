@@ -47,7 +47,7 @@ def extract(
     """Write the features of the images of a source as a table, and read it.
 
     The same call goes on with what an interrupted one has left; what is complete is only read.
-    Images that cannot be read are no rows: `table.errors` names them.
+    Images that cannot be read are no rows: `table.errors` names them, of pairs errors.jsonl does.
 
     Example:
         table = extract("PHOTOS", "features")
@@ -134,6 +134,14 @@ class Extraction:
         for name, count in (("shard_rows", self.shard_rows), ("threads", threads)):
             if type(count) is not int or count < 1:
                 raise UsageError(f"{name} {count!r}: give a whole number of at least 1")
+        if self.settings.pairs:
+            for name, given in (
+                ("--format", self.layout != "parquet"),
+                ("--dtype", self.settings.dtype != "float32"),
+                ("--normalize", self.settings.normalize),
+            ):
+                if given:
+                    raise UsageError(f"{name} is for features: --pairs writes differences")
 
     def write(
         self, source: Given, output: str | os.PathLike[str], progress: bool | None = None

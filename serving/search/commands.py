@@ -57,6 +57,7 @@ def search(
 ) -> None:
     """Find the images of INDEX most like IMAGE: a list, and a contact sheet of the pictures."""
     with needs("search"):
+        from augself_hub.images.given import encoded, named
         from augself_hub.preprocess import decode
         from serving.search import sheet
         from serving.search.index import FeatureIndex
@@ -65,7 +66,7 @@ def search(
     if output is None and source is not None:
         raise UsageError("--source is where the contact sheet's pictures are: give --output too")
     opened = FeatureIndex(index)
-    data = image.read_bytes()
+    data = named(0, image, encoded)
     matches = _matches(opened, image, data, count, model, device)
     if output is None:
         click.echo(_listing(matches, as_json))

@@ -28,6 +28,7 @@ from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.features import MANIFEST, PARTS, TABLE, read_manifest, read_part
 from augself_hub.folder import new_folder
+from augself_hub.paths import path_text
 
 FORMAT = 1
 GRAPH = "index.usearch"
@@ -66,6 +67,7 @@ def build(table: Path, output: Path) -> dict[str, Any]:
         UsageError: the table cannot be indexed.
         AugSelfError: it is not finished or is damaged, the output exists, the disk is full.
     """
+    table, output = Path(path_text("table", table)), Path(path_text("output", output))
     manifest = read_manifest(table)
     if manifest["table"] != TABLE:
         raise UsageError(f"{table} holds {manifest['table']}: give a table of features")

@@ -462,3 +462,72 @@ def test_heads_have_a_few_dimensions(folder, count):
     (folder / "augself/config.json").write_text(json.dumps(content))
     with pytest.raises(ModelFolderError, match=rf"a head of {count} dimensions"):
         model_folder.read_spec(folder)
+
+
+# -- Two at once -----------------------------------------------------------------------------------
+
+HOLDER = """
+    import sys
+    from pathlib import Path
+    from augself_hub import folder as model_folder
+    made = getattr(model_folder, sys.argv[1])
+    with made(Path(sys.argv[2])) as stage:
+        (stage / "ours").write_text("1")
+        print("inside", flush=True)
+        sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("how", ["new_folder", "changed_folder"])
+def test_two_processes_do_not_make_one_folder(tmp_path, how):
+    """The second would empty the folder that the first one fills, and both would fill one."""
+    place = tmp_path / "model"
+    if how == "changed_folder":
+        fill(place)
+    other = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), how, str(place)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    made = getattr(model_folder, how)
+    assert other.stdout.readline() == "inside\n"
+    with (
+        pytest.raises(AugSelfError, match=r"another process is writing .*/model: wait for it"),
+        made(place),
+    ):
+        pytest.fail("it is the other one's")
+    other.communicate("\n")
+    assert other.returncode == 0
+    assert (place / "ours").read_text() == "1"
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_folder_cannot_be_changed_before_the_last_change_is_at_its_end(folder, monkeypatch):
+    """After the exchange the old folder has the stage's name until it is removed."""
+    seen = []
+
+    def looked_at(stage, target):
+        exchange(stage, target)
+        with (
+            pytest.raises(AugSelfError, match="another process"),
+            model_folder.changed_folder(target),
+        ):
+            pytest.fail("the first has not ended")
+        seen.append(version(target))
+
+    exchange = model_folder._exchange
+    monkeypatch.setattr(model_folder, "_exchange", looked_at)
+    with model_folder.changed_folder(folder) as stage:
+        fill(stage, "2")
+    assert seen == ["2"] and names(folder.parent) == ["model"]
+
+
+def test_what_a_killed_one_has_left_is_no_part_of_the_next(tmp_path):
+    left = tmp_path / ".model.new"
+    (left / "deep").mkdir(parents=True)
+    (left / "deep/old").write_text("x")
+    (left / "old").write_text("x")
+    (left / "link").symlink_to(tmp_path)
+    with model_folder.new_folder(tmp_path / "model") as stage:
+        assert names(stage) == []
+        fill(stage)
+    assert names(tmp_path) == ["model"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import json
+import multiprocessing
 import os
+import pickle
+import shutil
 import weakref
 from pathlib import Path
 
@@ -229,3 +233,53 @@ def test_a_model_without_heads_gives_no_difference(tiny_model, tmp_path):
     export_folder(tmp_path / "bare")
     with pytest.raises(AugSelfError, match="has no AugSelf heads"):
         Encoder(tmp_path / "bare", device="cpu").difference(b"", b"")
+
+
+def _asked(encoder: Encoder, images: list[Path], answers: multiprocessing.SimpleQueue) -> None:
+    answers.put(encoder.features(images))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_an_encoder_goes_to_a_worker(encoder, pngs, method):
+    """As PyTorch's DataLoader, joblib and multiprocessing hand it over."""
+    context = multiprocessing.get_context(method)
+    answers = context.SimpleQueue()
+    worker = context.Process(target=_asked, args=(encoder, pngs, answers))
+    worker.start()
+    assert np.array_equal(answers.get(), encoder.features(pngs))
+    worker.join()
+
+
+def test_an_encoder_is_pickled_as_what_it_was_opened_with(tiny_model, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(Encoder("model", device="cpu", threads=1, decode="fast"))
+    assert len(pickled) < 2000
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickled)
+    assert (again._options["decode"], again._threads, again.name) == ("fast", 1, "model")
+    assert copy.copy(again).dim == again.dim
+    shutil.rmtree(folder)
+    with pytest.raises(AugSelfError, match="no model at"):
+        pickle.loads(pickled)
+
+
+def test_another_model_at_the_place_is_not_the_one_that_was_pickled(
+    tiny_model, other_tiny_model, tmp_path
+):
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    pickled = pickle.dumps(Encoder(folder, device="cpu", threads=1))
+    shutil.rmtree(folder)
+    shutil.copytree(other_tiny_model, folder)
+    with pytest.raises(AugSelfError, match="is not the model that was pickled"):
+        pickle.loads(pickled)
+
+
+def test_a_column_of_paths(encoder, pngs):
+    """As pandas' `frame["path"].to_numpy()` gives it."""
+    expected = encoder.features(pngs)
+    for kind in (np.array([str(p) for p in pngs]), np.array(pngs, dtype=object)):
+        assert np.array_equal(encoder.features(kind), expected)
+    assert encoder.features(np.array([])).shape == (0, encoder.dim)
+    with pytest.raises(UsageError, match="put the one into a list"):
+        encoder.features(np.zeros(5, np.uint8))

@@ -25,6 +25,7 @@ from PIL import Image
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.images import AS_FOUND, Inventory, Options, Source, open_source, split_of
 from augself_hub.images.inventory import Tally
+from augself_hub.images.listed import read_text
 from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
 from augself_hub.images.structure import structure
@@ -65,8 +66,12 @@ class Images:
         """The images of these classes, in their order in the list.
 
         Raises:
-            UsageError: a class this source does not have.
+            UsageError: a class this source does not have, or one that is named twice; none.
         """
+        if not classes:
+            raise UsageError("the class list is empty: name a class a line")
+        if twice := [name for name, count in Counter(classes).items() if count > 1]:
+            raise UsageError(f"class {twice[0]!r} is in the class list twice: name it once")
         if unknown := sorted(set(classes) - set(self.classes)):
             raise UsageError(f"no class {unknown[0]!r} in the data: mend the class list")
         new = {self.classes.index(name): label for label, name in enumerate(classes)}
@@ -234,5 +239,8 @@ class _First:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a text that are not blank, without the space around them."""
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    """The lines of a text that are not blank, without the space around them.
+
+    Raises AugSelfError: it is no UTF-8.
+    """
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]

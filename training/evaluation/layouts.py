@@ -6,7 +6,6 @@ that extraction sees the original bytes.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import logging
@@ -18,7 +17,9 @@ import numpy as np
 
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.images import open_source, split_of
+from augself_hub.images.listed import read_csv
 from augself_hub.images.source import class_name
+from augself_hub.images.words import refuse_twice
 from training.data.sources import lines_of
 from training.evaluation.listing import (
     TEST,
@@ -259,13 +260,42 @@ def of_source(text: str) -> LabelledImages:
     images, path = completed(images), root / BOXES
     if not path.is_file():
         return images
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = {row["path"]: row for row in csv.DictReader(file)}
-    if missing := [i for i in images.ids if i not in rows]:
+    boxes = boxes_of(path)
+    if missing := [i for i in images.ids if i not in boxes]:
         raise AugSelfError(f"{path} has no box for {missing[0]}: give one for every image")
-    names = ("left", "top", "width", "height")
-    boxes = np.array([[float(rows[i][name]) for name in names] for i in images.ids])
-    return dataclasses.replace(images, boxes=boxes, files=[*images.files, path])
+    if others := len(boxes) - len(images):
+        log.info("%s: %d boxes of images that are not evaluated are left out", path, others)
+    found = np.array([boxes[i] for i in images.ids])
+    return dataclasses.replace(images, boxes=found, files=[*images.files, path])
+
+
+def boxes_of(path: Path) -> dict[str, list[float]]:
+    """boxes.csv -> path -> left, top, width, height in pixels.
+
+    Raises:
+        AugSelfError: a column is missing, an image is there twice, a number is none; says which.
+    """
+    header, rows = read_csv(path)
+    columns = ("path", "left", "top", "width", "height")
+    if lacking := [name for name in columns if name not in header]:
+        raise AugSelfError(f"{path} has no column {lacking[0]}, only {', '.join(header)}")
+    refuse_twice(columns, header, str(path))
+    place = [header.index(name) for name in columns]
+    boxes: dict[str, list[float]] = {}
+    for row in rows:
+        name, *texts = (row[column] for column in place)
+        if name in boxes:
+            raise AugSelfError(f"{path} has two boxes of {name}: leave one out")
+        try:
+            boxes[name] = [float(text) for text in texts]
+        except ValueError:
+            boxes[name] = [np.nan]
+        if not np.isfinite(boxes[name]).all() or min(boxes[name][2:]) <= 0:
+            raise AugSelfError(
+                f"{path}: {name} has the box {', '.join(texts)}: give left, top, width and height "
+                "in pixels"
+            )
+    return boxes
 
 
 def completed(images: LabelledImages) -> LabelledImages:

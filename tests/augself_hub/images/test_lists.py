@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -182,3 +183,71 @@ def test_a_list_that_no_memory_holds_is_refused(name, tmp_path, monkeypatch):
         file.truncate(2**40)
     with pytest.raises(AugSelfError, match=r"has 1099511627776 bytes, a list at most"):
         open_source("folder" if "/" in name else name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        # The first row would end at the end of the file, or where the next quote stands.
+        ('path,label\n"a.png,cat\nb.png,dog\n', "t.csv, line 3: unexpected end of data"),
+        ('path,label\n"a.png,cat\n"b.png",dog\n', "t.csv, line 3: ',' expected after '\"'"),
+        ("path,path,label\na.png,b.png,cat\n", "2 columns path: rename one"),
+        ("path,label,label\na.png,cat,dog\n", "2 columns label: rename one"),
+        ("path,label,split,split\na.png,cat,train,test\n", "2 columns split: rename one"),
+        ("", "is empty: its first line has to name the columns"),
+        ("\n\n", "is empty"),
+        ("a,b\na.png,b.png\n", "read a and b with --pairs"),
+    ],
+)
+def test_tables_of_which_rows_or_columns_would_be_lost(text, words):
+    places.write(Path("t.csv"), text)
+    with pytest.raises(AugSelfError, match=words):
+        open_source("t.csv")
+
+
+def test_columns_that_nobody_reads_may_have_one_name():
+    places.write(Path("t.csv"), "path,note,note\na.png,1,2\n")
+    assert rows(open_source("t.csv")) == [("a.png", None, None)]
+
+
+def test_pairs_with_two_columns_of_a_name():
+    places.write(Path("t.csv"), "a,b,b\na.png,b.png,c.png\n")
+    with pytest.raises(AugSelfError, match="2 columns b"):
+        open_source("t.csv", pairs=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"columns": Columns(label="b")}, "--column has no effect on --pairs"),
+        ({"split": "train"}, "--split has no effect on --pairs"),
+        ({"kind": "classes"}, "--read-as has no effect on --pairs"),
+        ({"image_root": Path()}, "--image-root has no effect on --pairs"),
+    ],
+)
+def test_pairs_leave_nothing_to_choose(given, words):
+    places.write(Path("t.csv"), "a,b\na.png,b.png\n")
+    with pytest.raises(UsageError, match=words):
+        open_source("t.csv", pairs=True, **given)
+
+
+@pytest.mark.parametrize("kind", ["images", "splits", "classes", "dataset"])
+@pytest.mark.parametrize("source", ["t.csv", "t.txt", "*.png", ["a.png"]])
+def test_what_is_no_folder_is_read_in_one_way(source, kind):
+    places.write(Path("t.csv"), "path,label\na.png,cat\n")
+    places.write(Path("t.txt"), "a.png\n")
+    assert rows(open_source(source))
+    with pytest.raises(UsageError, match=f"--read-as {kind} has no effect: .* is a (list|glob)"):
+        open_source(source, kind=kind)
+
+
+@pytest.mark.parametrize("letter", ["\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_names_may_hold_what_only_python_takes_for_a_line_s_end(letter):
+    name = f"a{letter}b.png"
+    places.write(Path(name), PNG)
+    places.write(Path("t.txt"), f"{name}\r\nc.png\n")
+    assert rows(open_source("t.txt")) == [(name, None, None), ("c.png", None, None)]
+    places.write(Path("f/c.png"), PNG)
+    record = {"file_name": "c.png", "label": f"cat{letter}"}
+    places.write(Path("f/metadata.jsonl"), json.dumps(record, ensure_ascii=False) + "\n")
+    assert open_source("f").inventory.classes == {f"cat{letter}".strip(): 1}

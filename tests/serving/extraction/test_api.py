@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -45,10 +46,8 @@ def test_a_list_of_paths_with_a_broken_one(tiny_model, photo_folder, tmp_path):
 
 def test_pairs_become_differences(tiny_model, photographs, tmp_path):
     (tmp_path / "pairs.csv").write_text(f"a,b\n{photographs[0]},{photographs[1]}\n")
-    source, place = tmp_path / "pairs.csv", photographs[0].parent
-    table = extract(
-        source, tmp_path / "out", model=tiny_model, device="cpu", pairs=True, image_root=place
-    )
+    source = tmp_path / "pairs.csv"
+    table = extract(source, tmp_path / "out", model=tiny_model, device="cpu", pairs=True)
     assert isinstance(table, DifferenceTable) and len(table) == 1
     expected = Encoder(tiny_model, device="cpu").difference(*photographs[:2]).to_dict()
     brightness = expected["differences"]["color"][0]["value"]
@@ -109,3 +108,31 @@ def test_the_summary_of_the_command_is_the_same_work(augself, tiny_model, photo_
     done = augself("extract", photo_folder, "--output", tmp_path / "out", "--model", tiny_model,
                    "--device", "cpu", "--json")  # fmt: skip
     assert json.loads(done.out)["rows"] == len(table) and json.loads(done.out)["computed"] == 0
+
+
+@pytest.mark.parametrize(
+    "given", [{"layout": "npy"}, {"dtype": "float16"}, {"normalize": True}, {"split": "train"},
+              {"columns": ["image=a"]}, {"read_as": "classes"}],
+)  # fmt: skip
+def test_what_pairs_do_not_have_is_refused_before_anything_is_written(given, tmp_path):
+    (tmp_path / "pairs.csv").write_text("a,b\na.png,b.png\n")
+    with pytest.raises(UsageError, match=r"--\S+ (is for features|has no effect on --pairs)"):
+        extract(tmp_path / "pairs.csv", tmp_path / "out", pairs=True, **given)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["output", "model"])
+def test_a_name_that_is_no_text_is_refused_before_any_work(what, tmp_path):
+    """pyarrow and ONNX Runtime open no such file: the table was there, and the end a traceback."""
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff")
+    given = {"output": tmp_path / "out", what: place}
+    with pytest.raises(UsageError, match=f"{what} .* is no UTF-8 text: give another name"):
+        extract(tmp_path, **given)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_may_have_any_name(tiny_model, photo_folder, tmp_path):
+    place = Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.txt"))
+    place.write_text("\n".join(str(p) for p in sorted(photo_folder.rglob("*.jpg"))[:2]))
+    table = extract(place, tmp_path / "out", model=tiny_model, device="cpu", threads=1)
+    assert len(table) == 2

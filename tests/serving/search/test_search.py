@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -346,3 +347,9 @@ def test_searching_needs_no_torch(index, source, tiny_model, tmp_path):
     command += [tiny_model, "--output", tmp_path / "s.png"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
+def test_a_pipe_is_not_waited_for(index, tiny_model, tmp_path, augself):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    told = augself("search", index, tmp_path / "pipe.jpg", "--model", tiny_model)
+    refused(told, 1, f"{tmp_path}/pipe.jpg: it is no regular file")

@@ -241,3 +241,32 @@ def test_a_hugging_face_set_without_labels_is_refused(tmp_path):
     Image.new("RGB", (4, 4)).save(tmp_path / "0.png")
     with pytest.raises(AugSelfError, match=r"1 images have no label.*--column label=NAME"):
         open_dataset(f"hf:{tmp_path}", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("file,left,top,width,height\na/0.png,1,2,3,4\n", "has no column path, only file, left"),
+        ("path,left,top,width\na/0.png,1,2,3\n", "has no column height"),
+        ("path,left,left,top,width,height\na/0.png,1,1,2,3,4\n", "2 columns left"),
+        ("path,left,top,width,height\na/0.png,1,2,3,4\na/0.png,1,2,3,5\n", "two boxes of a/0.png"),
+        ("path,left,top,width,height\na/0.png,1,2,3,tall\n", "a/0.png has the box 1, 2, 3, tall: "),
+        ("path,left,top,width,height\na/0.png,1,2,3\n", "a/0.png has the box 1, 2, 3, : give left"),
+        ("path,left,top,width,height\na/0.png,nan,2,3,4\n", "has the box nan, "),
+        ("path,left,top,width,height\na/0.png,1,2,0,4\n", "has the box 1, 2, 0, 4"),
+    ],
+)
+def test_boxes_that_are_none_are_named(tmp_path, paint, text, words):
+    paint(tmp_path / "a/0.png")
+    (tmp_path / "boxes.csv").write_text(text)
+    with pytest.raises(AugSelfError, match=words):
+        open_dataset(f"folder:{tmp_path}", None)
+
+
+def test_boxes_as_a_spreadsheet_writes_them_and_too_many(tmp_path, paint, caplog):
+    paint(tmp_path / "a/0.png")
+    rows = "\ufeffpath;left;top;width;height\r\na/0.png;1;2;3;4\r\na/9.png;1;2;3;4\r\n"
+    (tmp_path / "boxes.csv").write_text(rows)
+    with caplog.at_level("INFO"):
+        assert open_dataset(f"folder:{tmp_path}", None).boxes.tolist() == [[1, 2, 3, 4]]
+    assert "1 boxes of images that are not evaluated are left out" in caplog.text
