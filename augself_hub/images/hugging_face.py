@@ -168,7 +168,8 @@ def dataset_source(
             found[name] = data if data.features else data._resolve_features()
     else:
         found = _load(location, None)
-    chosen, names, notes = _columns(location, found, columns)
+    asked = {name: data for name, data in found.items() if split and same_split(name, split)}
+    chosen, names, notes = _columns(location, found, columns, list(asked or found))
     roots = (*([root] if root else []), *_own_folders(location))
     if stream:
         if names is None:
@@ -224,21 +225,39 @@ def _load(location: str, split: str | None, streaming: bool = False) -> dict[str
 
 
 def _columns(
-    location: str, found: dict[str, Any], columns: Columns
+    location: str, found: dict[str, Any], columns: Columns, asked: Sequence[str]
 ) -> tuple[Columns, list[str] | None, list[str]]:
     """The columns; the classes' names, or None where the values have to tell; notes.
 
+    Args:
+        asked: the splits that are wanted.
+
     Raises:
-        AugSelfError: no column holds images, or the one that was named does not hold labels.
+        AugSelfError: no column holds images, the one that was named does not hold labels, or the
+            splits do not fit together.
     """
     from datasets import ClassLabel, Image, Value
 
     features: dict[str, Any] = {}
-    for data in found.values():
+    for data in [found[split] for split in asked] + list(found.values()):
         features = {**data.features, **features}
+    for split in asked:
+        for name, feature in found[split].features.items():
+            names = getattr(feature, "names", None)
+            if names is not None and names != getattr(features[name], "names", names):
+                raise AugSelfError(
+                    f"split {split} of {location} names the classes of {name} otherwise than "
+                    "another: make them one ClassLabel (cast_column), or name other labels with "
+                    "--column label=NAME"
+                )
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     chosen = columns.found(list(features), location, images, next(iter(classes), ""))
+    if lacking := [name for name, data in found.items() if chosen.image not in data.features]:
+        raise AugSelfError(
+            f"split {lacking[0]} of {location} has no column {chosen.image}: name one of all with "
+            "--column image=NAME"
+        )
     image = features[chosen.image or ""]
     plain = isinstance(image, Value) and image.dtype.removeprefix("large_") in ("binary", "string")
     if not (plain or isinstance(image, (Image, dict))):

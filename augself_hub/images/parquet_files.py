@@ -36,6 +36,7 @@ class ParquetFile:
 
     Args:
         groups: rows of each row group; None: the file cannot be read, and `reason` says why.
+        schema: its columns, as Arrow has them.
     """
 
     url: str
@@ -47,6 +48,7 @@ class ParquetFile:
     splits: Any = None
     root: Path | None = None
     image: str = ""
+    schema: Any = None
 
     @property
     def size(self) -> int | None:
@@ -79,10 +81,11 @@ class ParquetFile:
             with open_file(url) as file:
                 size, footer = file.seek(0, os.SEEK_END), parquet.read_metadata(file)
                 refuse_bomb(footer, size)
+                schema = footer.schema.to_arrow_schema()
         except DAMAGE as error:
             return cls._damaged(url, name, split, error)
         sizes = tuple(footer.row_group(g).num_rows for g in range(footer.num_row_groups))
-        return cls(url, name, split, sizes, root=root)
+        return cls(url, name, split, sizes, root=root, schema=schema)
 
     @classmethod
     def _damaged(cls, url: str, name: str, split: str | None, error: Exception) -> ParquetFile:
@@ -97,8 +100,7 @@ class ParquetFile:
             return replace(self, image=found.image or "")
         try:
             with open_file(self.url) as file:
-                there = set(parquet.read_schema(file).names)
-                read = _read(file, [name for name in names if name in there])
+                read = _read(file, [name for name in names if name in self.schema.names])
         except DAMAGE as error:
             return self._damaged(self.url, self.name, self.split, error)
         columns = {name: read[name] for name in read.column_names}
@@ -133,7 +135,8 @@ def parquet_source(
         root: a folder, other than a file's own, that paths in it may lead into.
 
     Raises:
-        AugSelfError: no file can be read, or a column is missing or holds no images.
+        AugSelfError: no file can be read, a column is missing or holds no images, or the files do
+            not fit together. Labels and splits may be missing in some: their rows have none.
     """
     names, remarks = shard_names(urls), list(notes)
     named = zip(urls, names, splits_in_names(names), strict=True)
@@ -141,17 +144,26 @@ def parquet_source(
     first = next((file for file in files if file.groups is not None), None)
     if first is None:
         raise AugSelfError(f"{location}: not one parquet file can be read: {files[0].reason}")
-    with open_file(first.url) as opened:
-        schema = parquet.read_schema(opened)
-    noted, images = _noted(schema), [field.name for field in schema if _images(field.type)]
-    found = columns.found(schema.names, location, images, next(iter(noted), ""))
-    kind = schema.field(found.image).type
+    readable = [file for file in files if file.groups is not None]
+    fields = {f.name: f for file in reversed(readable) for f in file.schema}  # the first one's win
+    names = list(dict.fromkeys(name for file in readable for name in file.schema.names))
+    repeated = [n for file in readable for n in set(file.schema.names) if _twice(file.schema, n)]
+    noted, images = _noted(readable, location), [n for n in names if _images(fields[n].type)]
+    found = columns.found([*names, *repeated], location, images, next(iter(noted), ""))
+    for file in readable:
+        if found.image not in file.schema.names:
+            raise AugSelfError(
+                f"{file.url} has no column {found.image}, as other files of {location} have: "
+                "extract it apart, or name a column of all with --column image=NAME"
+            )
+    kind = fields[found.image or ""].type
     if not (_images(kind) or _is_text(kind)):
         raise AugSelfError(
             f"column {found.image} of {location} holds {kind} and no images: bytes, paths below "
             "the table's folder and base64 are read; --column image=NAME names another"
         )
-    if found.label is not None and (wrong := _no_class(schema.field(found.label).type)):
+    kinds = [f.schema.field(found.label).type for f in readable if found.label in f.schema.names]
+    if wrong := next(filter(None, map(_no_class, kinds)), ""):
         if columns.label is not None:
             raise AugSelfError(
                 f"column {found.label} of {location} holds {wrong}: labels are class numbers or "
@@ -160,7 +172,7 @@ def parquet_source(
         remarks.append(f"column {found.label} holds {wrong} and is not read as labels")
         found = replace(found, label=None)
     files = [file.with_columns(found) for file in files]
-    if found.label in noted and pa.types.is_integer(schema.field(found.label).type):
+    if found.label in noted and all(map(pa.types.is_integer, kinds)):
         rule = Labels(noted[found.label])
     else:
         written = [file.labels for file in files if file.labels is not None]
@@ -210,6 +222,8 @@ class ParquetShard:
         try:
             with open_file(self.url) as file:
                 image, *names = self.rows.wanted
+                there = parquet.read_schema(file).names
+                names = [name for name in names if name in there]
                 read = _read(file, names, self.groups)
                 others = {name: list(values_of(read[name], _short)) for name in names}
                 with parquet.ParquetFile(file) as table:
@@ -306,8 +320,28 @@ def _no_class(kind: pa.DataType) -> str:
     return "" if _is_text(kind) or any(test(kind) for test in numbers) else str(kind)
 
 
-def _noted(schema: pa.Schema) -> dict[str, list[str]]:
-    """Column -> the names of its classes, of the ClassLabel columns that datasets has noted."""
+def _twice(schema: pa.Schema, name: str) -> bool:
+    return len(schema.get_all_field_indices(name)) > 1
+
+
+def _noted(files: Sequence[ParquetFile], location: str) -> dict[str, list[str]]:
+    """Column -> the names of its classes, of the ClassLabel columns that datasets has noted.
+
+    Raises:
+        AugSelfError: two files name the classes otherwise, so that a number means two things.
+    """
+    found: dict[str, list[str]] = {}
+    for file in files:
+        for column, names in _noted_in(file.schema).items():
+            if found.setdefault(column, names) != names:
+                raise AugSelfError(
+                    f"{file.url} names the classes of {column} otherwise than another file of "
+                    f"{location}: extract it apart, or name other labels with --column label=NAME"
+                )
+    return found
+
+
+def _noted_in(schema: pa.Schema) -> dict[str, list[str]]:
     try:
         noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         features = noted["info"]["features"].items()

@@ -201,7 +201,10 @@ def _sample(
             if found := _too_much(header, _SIDECARS[suffix]):
                 problem = problem or f"its {suffix}: {found}"
             elif suffix == ".cls" or label is None:
-                label = _SIDECAR_LABEL[suffix](_content(tar, header)) or label
+                try:
+                    label = _SIDECAR_LABEL[suffix](_content(tar, header)) or label
+                except ValueError as error:
+                    problem = problem or str(error)
         elif last in FOREIGN:
             foreign = last
     if image is not None:

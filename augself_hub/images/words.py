@@ -204,10 +204,13 @@ def written_label(value: Any) -> str | None:
     """A label as text: whole numbers without a point, None for null, NaN, blank and -1.
 
     Raises:
-        ValueError: what is no text and no whole number, or text that is too long.
+        ValueError: what is no text and no whole number, bytes that are none, or what is too long.
     """
     if isinstance(value, bytes):
-        value = value.decode(errors="replace")
+        try:
+            value = value.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise ValueError(f"its label {value[:50]!r} is no UTF-8 text") from None
     if isinstance(value, str):
         value = value.strip()
         if len(value) > MAX_NAME:

@@ -294,6 +294,10 @@ def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Co
     left_out = there.write_errors()
     if not counts.rows:
         there.clean(keep_parts=False)  # so that nothing stands in the next run's way
+        if not counts.images:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in left_out.items())
+            rest = f"; left out: {reasons}" if reasons else ""
+            raise AugSelfError(f"{source.location} holds no image{rest}")
         raise AugSelfError(
             f"none of the {counts.images} images in {source.location} can be read: "
             f"{there.errors} says why"

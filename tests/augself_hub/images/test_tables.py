@@ -272,3 +272,65 @@ def test_a_stream_of_a_data_set(here):
     ]  # fmt: skip
     with pytest.raises(UsageError, match="only be read in order"):
         source.listing()
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_labels_and_splits_may_be_missing_in_some_files(first):
+    """Whichever comes first: its columns alone decided, and the others' labels were lost."""
+    other = "b" if first == "a" else "a"
+    table(f"t/{first}.parquet", image=[PNG, PNG], label=["cat", "dog"], split=["train", "test"])
+    table(f"t/{other}.parquet", image=[PNG])
+    source = open_source("t")
+    read = {item.id: (item.label, item.split) for item in agree(source)}
+    assert source.classes == ["cat", "dog"]
+    assert read == {
+        f"{first}.parquet/0": (0, "train"),
+        f"{first}.parquet/1": (1, "test"),
+        f"{other}.parquet/0": (None, None),
+    }
+    assert [item.id for item in items(source.chosen("test"))] == [f"{first}.parquet/1"]
+
+
+def test_files_that_do_not_fit_together_are_refused():
+    table("t/a.parquet", image=[PNG])
+    table("t/b.parquet", photo=[PNG])
+    with pytest.raises(AugSelfError, match=r"t/b\.parquet has no column image, as other files of t"):
+        open_source("t")
+    table("u/a.parquet", image=[PNG], label=["cat"])
+    table("u/b.parquet", image=[PNG], label=[["cat", "dog"]])
+    notes = open_source("u").inventory.notes
+    assert notes == ("column label holds list<element: string> and is not read as labels",)
+    write(Path("v.parquet"), b"")
+    parquet.write_table(pa.table([[PNG], [PNG]], names=["image", "image"]), "v.parquet")
+    with pytest.raises(AugSelfError, match="2 columns image: rename one"):
+        open_source("v.parquet")
+
+
+def labelled(names: list[str]) -> datasets.Dataset:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    rows = {"image": [{"bytes": PNG, "path": None}], "label": [0]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def test_a_class_number_means_one_class(here):
+    """Two data sets that were put together: 0 is a cat in one, and a dog in the other."""
+    one, other = labelled(["cat", "dog"]), labelled(["dog", "cat"])
+    Path("t").mkdir()
+    one.to_parquet("t/a.parquet")
+    other.to_parquet("t/b.parquet")
+    with pytest.raises(AugSelfError, match="names the classes of label otherwise"):
+        open_source("t")
+    datasets.DatasetDict(train=one, test=other).save_to_disk("both")
+    with pytest.raises(AugSelfError, match="split test of both names the classes of label other"):
+        open_source("both")
+    assert names(open_source("both", split="test")) == ["dog"]
+    assert names(open_source("both", split="train")) == ["cat"]
+
+
+def test_every_split_has_the_column_of_images(here):
+    one = labelled(["cat"])
+    datasets.DatasetDict(train=one, test=one.rename_column("image", "photo")).save_to_disk("d")
+    with pytest.raises(AugSelfError, match="split test of d has no column image"):
+        open_source("d")

@@ -297,3 +297,17 @@ def test_a_global_header_as_git_archive_writes_it_is_read(tmp_path):
         tar.addfile(header, io.BytesIO(b"png"))
     (sample,) = tar_samples(str(tmp_path / "a.tar"), "a", lambda *_: None, False, load=True)
     assert (sample.name, sample.data) == ("a/a", b"png")
+
+
+def test_a_label_that_is_no_text_is_an_error_of_its_image(tmp_path):
+    """Two of them became one class, of replacement characters."""
+    members = [
+        ("a.png", PNG),
+        ("a.cls", b"\xff\xfe"),
+        ("b.png", PNG),
+        ("b.cls", b"\xef\xbb\xbfcat"),
+    ]
+    path = places.tar(tmp_path / "x.tar", members)
+    a, b = items(path)
+    assert a.problem == r"its label b'\xff\xfe' is no UTF-8 text"
+    assert (b.problem, open_source(path).classes, b.label) == (None, ["cat"], 0)

@@ -373,3 +373,13 @@ def test_pairs_give_differences(files, tmp_path, engine, pixels, expected, encod
     assert error["id"] == "images/3.png -> images/gone.png"
     with pytest.raises(AugSelfError, match=r"read it with DifferenceTable.read"):
         FeatureTable.read(tmp_path / "out")
+
+
+def test_a_source_without_images_says_what_was_there(tmp_path, engine):
+    """It said that errors.jsonl says why, and that was empty."""
+    parquet.write_table(pa.table({"image": pa.array([], pa.binary())}), tmp_path / "t.parquet")
+    with pytest.raises(AugSelfError, match=r"t.parquet holds no image$"):
+        extract(tmp_path / "t.parquet", tmp_path / "out", engine)
+    tarred(tmp_path / "t.tar", {".a.png": b"x", "b.txt": b"x"})
+    with pytest.raises(AugSelfError, match=r"t.tar holds no image; left out: hidden 1$"):
+        extract(tmp_path / "t.tar", tmp_path / "again", engine)
