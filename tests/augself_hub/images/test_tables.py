@@ -294,7 +294,9 @@ def test_labels_and_splits_may_be_missing_in_some_files(first):
 def test_files_that_do_not_fit_together_are_refused():
     table("t/a.parquet", image=[PNG])
     table("t/b.parquet", photo=[PNG])
-    with pytest.raises(AugSelfError, match=r"t/b\.parquet has no column image, as other files of t"):
+    with pytest.raises(
+        AugSelfError, match=r"t/b\.parquet has no column image, as other files of t"
+    ):
         open_source("t")
     table("u/a.parquet", image=[PNG], label=["cat"])
     table("u/b.parquet", image=[PNG], label=[["cat", "dog"]])
