@@ -23,7 +23,7 @@ from serving.options import running
 
 if TYPE_CHECKING:
     from serving.extraction.pipeline import Summary
-    from serving.settings import Settings
+    from serving.settings import ServerSettings
 
 _DEVICE, _PRECISION, _DECODE = running(click.option)
 _WORKERS = click.option(
@@ -128,8 +128,8 @@ def extract(
     """
     with needs("serve"):
         from serving.extraction import api
-        from serving.extraction.tables import Settings
-    settings = Settings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
+        from serving.extraction.tables import TableSettings
+    settings = TableSettings(*(options.pop(name) for name in ("dtype", "normalize", "pairs")))
     reading = {name: options.pop(name) for name in ("split", "kind", "image_root")}
     asked = api.Extraction(
         settings=settings, reading=Options(Columns.parse(columns), **reading), **options
@@ -282,14 +282,14 @@ def settings_of(
     demo: bool,
     table: str | None,
     **options: Any,
-) -> tuple[RunAs, Settings]:
+) -> tuple[RunAs, ServerSettings]:
     """The options of `augself serve` -> how models are run, see `Source.find`, and the settings.
 
     The options of an address are left out where somebody else listens.
     """
     from serving.http.keys import read_tokens
     from serving.limits import Limits
-    from serving.settings import Settings
+    from serving.settings import ServerSettings
 
     for variable in _TOKENS:
         if not os.environ.get(variable, "set").strip():
@@ -297,11 +297,12 @@ def settings_of(
     old = options.pop("max_batch")
     if old is not None:
         logger.warning("--max-batch is called --max-batch-size now")
-        if options["max_batch_size"] == Settings.max_batch_size:  # its default: nobody gave it
+        default = ServerSettings.max_batch_size
+        if options["max_batch_size"] == default:  # nobody gave it
             options["max_batch_size"] = old
     device, threads = options.pop("device"), options.pop("threads")
     run_as = (device, threads, options.pop("precision"), options.pop("decode"))
-    settings = Settings(
+    settings = ServerSettings(
         Limits.parse(limits),
         demo=demo or table is not None,
         table=table,

@@ -15,7 +15,7 @@ _TAKEN = ("v1", "v2", "health", "version", "metrics", "docs", "gradio_api", "ass
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """How a server answers.
 
     Args:

@@ -11,7 +11,7 @@ import augself_hub
 from augself_hub.cli import augself
 from serving.http.api import create_app
 from serving.inference.source import Source
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 Schema = dict[str, Any]
 
@@ -38,7 +38,7 @@ def python() -> str:
 def http() -> str:
     """The routes and their bodies, as the server's own OpenAPI document has them."""
     source = Source.find(None, "cpu", None, "fp32", "exact")
-    document = create_app([source], Settings(lazy=True)).app.openapi()
+    document = create_app([source], ServerSettings(lazy=True)).app.openapi()
     pages = ["# HTTP", "The same as a running server shows at `/docs`. [The server](../server.md)."]
     for path, methods in document["paths"].items():
         for method, route in methods.items():

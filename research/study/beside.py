@@ -18,7 +18,7 @@ from research.study.references import Histograms, untrained
 from training.evaluation.cache import Tables
 from training.evaluation.compare import bootstrap, compare
 from training.evaluation.results import Record, Result, write_into
-from training.evaluation.tasks import Settings as TaskSettings
+from training.evaluation.tasks import TaskSettings
 from training.run.settings import Settings
 
 MEASURES = (

@@ -9,7 +9,7 @@ from research.study.plan import Measure
 from training.evaluation.cache import Model, Tables
 from training.evaluation.evaluate import Plan, evaluate, short_name
 from training.evaluation.results import Result
-from training.evaluation.tasks import Settings
+from training.evaluation.tasks import TaskSettings
 
 
 def tables_of(model: Path, features: Path, device: str = "cpu") -> Tables:
@@ -32,7 +32,9 @@ def measured(
         places = measure.places(corpus)
         if measure.chosen:
             places = {place: given for place, given in places.items() if place in chosen}
-        plan = Plan(measure.tasks, list(places.values()), corpus, Settings(queries=measure.queries))
+        plan = Plan(
+            measure.tasks, list(places.values()), corpus, TaskSettings(queries=measure.queries)
+        )
         names = {short_name(given): place for place, given in places.items()}
         for result in evaluate(tables, plan, plan.open()):
             yield names[result.dataset], result

@@ -146,7 +146,7 @@ def mounted(
 
     Args:
         folder: for its files; empty, of mode 0700, and GRADIO_TEMP_DIR.
-        root_path: what stands before its paths, see `Settings`.
+        root_path: what stands before its paths, see `ServerSettings`.
     """
     files = Files(folder, FOLDER_BODIES * limits.body_bytes)
     page = build(models, files, table)

@@ -15,7 +15,7 @@ from augself_hub.lazy import needs
 from augself_hub.paths import path_text
 from serving.extraction.pipeline import SHARD_ROWS, Summary, fill_here
 from serving.extraction.pipeline import extract as write_table
-from serving.extraction.tables import Settings
+from serving.extraction.tables import TableSettings
 from serving.inference.engine import load
 
 LAYOUTS, DTYPES, ENGINES = ("parquet", "npy"), ("float32", "float16"), ("local", "ray")
@@ -84,7 +84,7 @@ def extract(
             read_as,
             image_root=None if image_root is None else Path(path_text("image_root", image_root)),
         ),
-        settings=Settings(dtype, normalize, pairs),
+        settings=TableSettings(dtype, normalize, pairs),
         layout=layout,
         shard_rows=shard_rows,
         max_errors=max_errors,
@@ -113,7 +113,7 @@ class Extraction:
     precision: str
     decode: str
     reading: Options
-    settings: Settings
+    settings: TableSettings
     layout: str
     shard_rows: int
     max_errors: int | float | str | None

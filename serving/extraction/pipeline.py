@@ -43,7 +43,7 @@ from serving.extraction.destination import Destination
 from serving.extraction.parts import Counts, Part, Parts
 from serving.extraction.plan import plan_of
 from serving.extraction.progress import Progress
-from serving.extraction.tables import PLAIN, Settings, difference_table, feature_table
+from serving.extraction.tables import PLAIN, TableSettings, difference_table, feature_table
 from serving.inference.engine import Engine, load
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Work:
     parts: Parts
     shards: Sequence[Shard]
     engine: Engine
-    settings: Settings
+    settings: TableSettings
     progress: Progress
     workers: int | None
 
@@ -94,7 +94,7 @@ class PartMaker:
     Leaving it drops what waits: a run that has failed does not finish.
     """
 
-    def __init__(self, parts: Parts, engine: Engine, settings: Settings, workers: int) -> None:
+    def __init__(self, parts: Parts, engine: Engine, settings: TableSettings, workers: int) -> None:
         self.parts, self.engine, self.settings, self.workers = parts, engine, settings, workers
         self._pool = ThreadPoolExecutor(workers)
 
@@ -141,7 +141,7 @@ def extract(
     source: str | Path | Sequence[str | Path] | Source,
     destination: str | Path,
     engine: Engine,
-    settings: Settings = PLAIN,
+    settings: TableSettings = PLAIN,
     *,
     options: Options = AS_FOUND,
     layout: str = "parquet",
@@ -191,7 +191,7 @@ def extract(
 def extract_shards(
     shards: Iterable[Shard],
     engine: Engine,
-    settings: Settings,
+    settings: TableSettings,
     pool: Executor,
     workers: int,
     done: Callable[[int, int], None] = lambda images, errors: None,
@@ -227,7 +227,7 @@ def extract_shards(
 
 
 def extract_batch(
-    items: Sequence[Item], engine: Engine, settings: Settings
+    items: Sequence[Item], engine: Engine, settings: TableSettings
 ) -> tuple[pa.Table, list[dict[str, str]]]:
     """Items -> the rows of those that can be read, and {id, reason} of those that cannot."""
     good, errors = [], []

@@ -18,7 +18,7 @@ from augself_hub.errors import UsageError
 from augself_hub.features import DIFFERENCES, DIFFERENCES_FORMAT, FORMAT, TABLE
 from augself_hub.folder import versions
 from augself_hub.images import Options, Shard, Source
-from serving.extraction.tables import Settings
+from serving.extraction.tables import TableSettings
 from serving.inference.engine import Engine
 
 MOST_PARTS = 100_000  # part-00000 to part-99999: names that sort as their numbers do
@@ -38,7 +38,7 @@ def plan_of(
     source: Source,
     shards: Sequence[Shard],
     engine: Engine,
-    settings: Settings,
+    settings: TableSettings,
     options: Options,
     layout: str,
     shard_rows: int,

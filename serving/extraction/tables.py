@@ -20,7 +20,7 @@ from augself_hub.images import Item
 
 
 @dataclass(frozen=True)
-class Settings:
+class TableSettings:
     """What is computed and how it is kept.
 
     Args:
@@ -34,10 +34,10 @@ class Settings:
     pairs: bool = False
 
 
-PLAIN = Settings()
+PLAIN = TableSettings()
 
 
-def feature_table(items: Sequence[Item], features: np.ndarray, settings: Settings) -> pa.Table:
+def feature_table(items: Sequence[Item], features: np.ndarray, settings: TableSettings) -> pa.Table:
     """N items and their features (N, D) float32 -> N rows.
 
     Raises:

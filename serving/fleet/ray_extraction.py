@@ -30,7 +30,7 @@ from augself_hub.errors import AugSelfError
 from augself_hub.images import Shard
 from serving.extraction.parts import Counts, Parts
 from serving.extraction.pipeline import PartMaker, Work
-from serving.extraction.tables import Settings
+from serving.extraction.tables import TableSettings
 from serving.inference.engine import EMBEDDED_NAME, Engine, load
 from serving.inference.providers import ON_CPUS
 
@@ -132,7 +132,7 @@ class Worker:
         folder: of the table. threads: batches at once.
     """
 
-    def __init__(self, folder: Path, model: Model, settings: Settings, threads: int) -> None:
+    def __init__(self, folder: Path, model: Model, settings: TableSettings, threads: int) -> None:
         self.parts = Parts(folder)
         self.model, self.settings, self.threads = model, settings, threads
 

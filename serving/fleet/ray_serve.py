@@ -29,7 +29,7 @@ from serving.http.problems import RETRY_SECONDS
 from serving.inference.names import named
 from serving.inference.service import Service
 from serving.inference.source import Source
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 _START_SECONDS = 60.0
 _RAYS = ("host", "port", "uds", "certificate", "key", "log_format", "log_level", "print_config")
@@ -84,7 +84,7 @@ def build(arguments: dict[str, Any]) -> Application:
     return deployment.bind()
 
 
-def _read_options(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Settings]:
+def _read_options(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, ServerSettings]:
     """Models, how they are run, and the settings, as `augself serve` reads them."""
     serve_command = augself.get_command(click.Context(augself), "serve")
     assert serve_command is not None
@@ -107,7 +107,7 @@ def _read_options(asked: Arguments) -> tuple[tuple[str, ...], commands.RunAs, Se
     return models, run_as, dataclasses.replace(settings, **own)
 
 
-def _net(asked: Arguments, settings: Settings) -> dict[str, Any]:
+def _net(asked: Arguments, settings: ServerSettings) -> dict[str, Any]:
     """Ray's limits, wide enough that a replica's own come first."""
     requests = settings.limits.max_concurrent_requests
     seconds = settings.limits.deadline_seconds

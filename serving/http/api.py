@@ -62,13 +62,13 @@ from serving.inference.service import Service
 from serving.inference.source import Source
 from serving.limits import Limits
 from serving.metrics import Metrics
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 _MOST_IGNORED = 8  # fields are named in the answer
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def create_app(sources: Sequence[Source], settings: Settings | None = None) -> Gate:
+def create_app(sources: Sequence[Source], settings: ServerSettings | None = None) -> Gate:
     """The whole server as one ASGI application, its gate outside; its models loaded unless lazy.
 
     Args:
@@ -79,7 +79,7 @@ def create_app(sources: Sequence[Source], settings: Settings | None = None) -> G
         UsageError: two models of one name, there or under /v2, or settings that cannot be.
         AugSelfError: a model cannot be loaded, the access log cannot be written.
     """
-    settings = settings or Settings()
+    settings = settings or ServerSettings()
     limits, metrics, keys = settings.limits, Metrics(), Keys(settings.tokens)
     callers = Callers(settings.host, settings.allow_hosts, settings.allow_origins)
     models = Models(

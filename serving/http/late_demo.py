@@ -49,7 +49,7 @@ class LateDemo:
     """An ASGI application that becomes the demo.
 
     Args:
-        table, root_path: see `Settings`.
+        table, root_path: see `ServerSettings`.
         keys: one of them opens it; a browser asks its user, and sends it of itself from then on.
 
     Raises:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from augself_hub.cli import augself
 from serving.commands import serve
 from serving.inference.engine import MAX_BATCH
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 GROUPS = ("Models", "Address", "Limits", "Performance", "Security", "Logs")
 
@@ -93,7 +93,9 @@ def test_every_setting_is_read_by_the_server():
     from serving.http import api
 
     source = getsource(api.create_app)
-    unread = [name for name in vars(Settings()) if not re.search(rf"settings\.{name}\b", source)]
+    unread = [
+        name for name in vars(ServerSettings()) if not re.search(rf"settings\.{name}\b", source)
+    ]
     assert unread == []
 
 
@@ -125,7 +127,7 @@ def test_names_of_0_1_are_taken_with_a_notice(monkeypatch, caplog):
 
 def test_the_default_batch_is_the_largest():
     (option,) = (option for option in serve.params if option.name == "max_batch_size")
-    assert option.default == option.type.max == MAX_BATCH == Settings().max_batch_size
+    assert option.default == option.type.max == MAX_BATCH == ServerSettings().max_batch_size
 
 
 def test_decoders_and_batches_have_the_size_asked_for(start_server, pixels, encoded):

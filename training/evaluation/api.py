@@ -16,7 +16,7 @@ from training.evaluation.evaluate import Plan, Unmeasured
 from training.evaluation.evaluate import evaluate as measure
 from training.evaluation.report import tradeoff_chart
 from training.evaluation.results import Result, merged, write_into
-from training.evaluation.tasks import Settings
+from training.evaluation.tasks import TaskSettings
 
 CACHE = Path("~/.cache/augself")
 
@@ -65,7 +65,7 @@ def evaluate(
     for name, names in (("tasks", tasks), ("datasets", datasets)):
         if isinstance(names, str | os.PathLike) or not names:
             raise UsageError(f"--{name} {names}: give at least one name")
-    settings = Settings(seed, ways, tuple(shots), queries, epochs=epochs)
+    settings = TaskSettings(seed, ways, tuple(shots), queries, epochs=epochs)
     place = None if data is None else Path(path_text("data", data))
     plan = Plan(
         tuple(tasks),

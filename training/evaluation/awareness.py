@@ -23,7 +23,7 @@ from training.evaluation.invariance import invariance
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, keyed_share
 from training.evaluation.probes import Views, class_probe, regression_probe
 from training.evaluation.results import Result
-from training.evaluation.tasks import Settings, Subject
+from training.evaluation.tasks import Subject, TaskSettings
 from training.evaluation.views import CHANGES, changed, pairs
 
 FITTED, HELD_OUT, COMPARED = 1000, 500, 300  # images: of the probes, of invariance
@@ -45,7 +45,7 @@ _PROTOCOLS = {
 }
 
 
-def awareness(subject: Subject, tables: Tables, settings: Settings) -> list[Result]:
+def awareness(subject: Subject, tables: Tables, settings: TaskSettings) -> list[Result]:
     """All of the above for one data set.
 
     Raises:

@@ -129,10 +129,10 @@ def evaluate(
         raise UsageError("--compare takes no --model and needs --output, a folder for its charts")
     from training.evaluation.cache import Model, Tables
     from training.evaluation.evaluate import Plan
-    from training.evaluation.tasks import Settings
+    from training.evaluation.tasks import TaskSettings
 
     chosen = {name: options.pop(name) for name in ("seed", "ways", "shots", "queries", "epochs")}
-    plan = Plan(settings=Settings(**chosen), **options)
+    plan = Plan(settings=TaskSettings(**chosen), **options)
     sides = [
         [Tables(Model.resolve(name), cache.expanduser(), device) for name in side.split(",")]
         for side in compare

@@ -14,7 +14,7 @@ from training.evaluation.datasets import check_name, metric_of, open_dataset
 from training.evaluation.finetune import finetune
 from training.evaluation.listing import LabelledImages
 from training.evaluation.results import Result
-from training.evaluation.tasks import TASKS, Settings, Subject, unsuited
+from training.evaluation.tasks import TASKS, Subject, TaskSettings, unsuited
 from training.run.settings import source_name
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class Plan:
     tasks: Sequence[str]
     datasets: Sequence[str]
     data: Path | None
-    settings: Settings
+    settings: TaskSettings
     download: bool = False
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from training.evaluation.cache import Model
 from training.evaluation.examples import METRICS, classes_of, majority_class
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, LabelledImages
 from training.evaluation.results import Result
-from training.evaluation.tasks import METRIC_NAMES, Settings, Subject
+from training.evaluation.tasks import METRIC_NAMES, Subject, TaskSettings
 
 BATCH, RATE, DECAY = 64, 0.01, 1e-4
 
@@ -74,7 +74,7 @@ class _Pictures(Dataset[dict[str, Any]]):
         return {"pixel_values": normalise(x, mean, std)[0], "labels": int(self.labels[index])}
 
 
-def finetune(subject: Subject, model: Model, settings: Settings) -> list[Result]:
+def finetune(subject: Subject, model: Model, settings: TaskSettings) -> list[Result]:
     """Train all weights on one data set, and test them.
 
     Raises:

@@ -24,7 +24,7 @@ METRIC_NAMES = {"top-1": "accuracy", "mean per class": "mean_per_class_accuracy"
 
 
 @dataclass(frozen=True)
-class Settings:
+class TaskSettings:
     """What may be chosen.
 
     Args:
@@ -64,7 +64,7 @@ class Subject:
         return Examples(self.table.features[rows], self.table.labels[rows], title, names)
 
 
-def linear(subject: Subject, settings: Settings) -> list[Result]:
+def linear(subject: Subject, settings: TaskSettings) -> list[Result]:
     train, validation, test = (subject.examples(s) for s in (TRAIN, VALIDATION, TEST))
     probe = linear_probe(train, validation, test, subject.metric)
     protocol = (
@@ -77,7 +77,7 @@ def linear(subject: Subject, settings: Settings) -> list[Result]:
     return [_classified("linear probe", subject, test, probe.accuracy, protocol, details, probe)]
 
 
-def nearest(subject: Subject, settings: Settings) -> list[Result]:
+def nearest(subject: Subject, settings: TaskSettings) -> list[Result]:
     train, test = subject.examples(TRAIN, VALIDATION), subject.examples(TEST)
     found = knn(train, test, metric=subject.metric)
     protocol = "20 nearest training images by cosine, votes weighted by exp(cosine / 0.07)."
@@ -110,7 +110,7 @@ def _classified(
     )
 
 
-def fewshot(subject: Subject, settings: Settings) -> list[Result]:
+def fewshot(subject: Subject, settings: TaskSettings) -> list[Result]:
     examples, ways = subject.examples(TRAIN, VALIDATION, TEST), settings.ways
     protocol = (
         f"{settings.queries} queries a class, {settings.episodes} tasks drawn from all images of "
@@ -137,7 +137,7 @@ def fewshot(subject: Subject, settings: Settings) -> list[Result]:
     return results
 
 
-def localization(subject: Subject, settings: Settings) -> list[Result]:
+def localization(subject: Subject, settings: TaskSettings) -> list[Result]:
     boxes = boxes_in_view(subject.images)
     train, test = (subject.images.rows(*s) for s in ((TRAIN, VALIDATION), (TEST,)))
     features = subject.table.features
@@ -160,7 +160,7 @@ def localization(subject: Subject, settings: Settings) -> list[Result]:
     ]
 
 
-def retrieval(subject: Subject, settings: Settings) -> list[Result]:
+def retrieval(subject: Subject, settings: TaskSettings) -> list[Result]:
     test = subject.examples(TEST)
     found = retrieve(test)
     depths = [f"precision at {k} {value:.1f}" for k, value in found.precision.items()]
@@ -179,7 +179,7 @@ def retrieval(subject: Subject, settings: Settings) -> list[Result]:
     ]
 
 
-TASKS: dict[str, Callable[[Subject, Settings], list[Result]]] = {
+TASKS: dict[str, Callable[[Subject, TaskSettings], list[Result]]] = {
     "linear": linear,
     "fewshot": fewshot,
     "knn": nearest,

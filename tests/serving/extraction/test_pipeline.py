@@ -19,7 +19,7 @@ from pyarrow import parquet
 from augself_hub import FeatureTable
 from augself_hub.errors import AugSelfError
 from augself_hub.images import Inventory, open_source
-from serving.extraction.pipeline import Settings, extract
+from serving.extraction.pipeline import TableSettings, extract
 from serving.inference.engine import Engine, load
 
 
@@ -76,7 +76,7 @@ def test_the_parts_are_parquet_with_a_fixed_width(source, tmp_path, engine):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_others_read_the_table(source, tmp_path, engine, dtype):
     """pandas, polars, duckdb and datasets see the rows that FeatureTable sees."""
-    extract(source, tmp_path / "out", engine, Settings(dtype), shard_rows=4)
+    extract(source, tmp_path / "out", engine, TableSettings(dtype), shard_rows=4)
     table, data = FeatureTable.read(tmp_path / "out"), str(tmp_path / "out/data")
     frame = pandas.read_parquet(data)
     lazy = polars.read_parquet(f"{data}/*.parquet")
@@ -96,8 +96,8 @@ def test_others_read_the_table(source, tmp_path, engine, dtype):
 def test_float16_and_normalised(source, tmp_path, engine):
     plain, short, unit = (tmp_path / name for name in ("plain", "short", "unit"))
     extract(source, plain, engine)
-    extract(source, short, engine, Settings(dtype="float16"))
-    extract(source, unit, engine, Settings(normalize=True))
+    extract(source, short, engine, TableSettings(dtype="float16"))
+    extract(source, unit, engine, TableSettings(normalize=True))
     wanted = FeatureTable.read(plain).features
     lengths = np.linalg.norm(wanted, axis=1, keepdims=True)
     np.testing.assert_array_equal(FeatureTable.read(short).features, wanted.astype(np.float16))
@@ -109,7 +109,7 @@ def test_what_float16_cannot_hold_is_refused(source, tmp_path, engine, monkeypat
     large = np.full((10, engine.spec.features), 1e5, np.float32)
     monkeypatch.setattr(engine, "features", lambda images: large[: len(images)])
     with pytest.raises(AugSelfError, match="not all finite numbers in float16"):
-        extract(source, tmp_path / "out", engine, Settings(dtype="float16"))
+        extract(source, tmp_path / "out", engine, TableSettings(dtype="float16"))
 
 
 def test_an_npy_holds_the_same_table(source, tmp_path, engine):

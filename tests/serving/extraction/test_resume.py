@@ -22,7 +22,7 @@ from augself_hub.features import FeatureTable
 from augself_hub.images import Columns, Options
 from serving.extraction.destination import Destination
 from serving.extraction.parts import Parts
-from serving.extraction.pipeline import Settings, extract
+from serving.extraction.pipeline import TableSettings, extract
 from serving.inference.engine import Engine, load
 
 IMAGES, SHARD = 120, 4
@@ -194,7 +194,7 @@ def test_a_file_of_somebody_else_s_is_no_part(source, tmp_path, engine):
 def test_a_changed_run_is_refused(change, told, finished, source, tmp_path, engine, monkeypatch):
     """Saying what changed; and the table is left as it was."""
     source = shutil.copytree(source, tmp_path / "source")
-    output, options, settings = tmp_path / "out", {"shard_rows": SHARD}, Settings()
+    output, options, settings = tmp_path / "out", {"shard_rows": SHARD}, TableSettings()
     if finished:
         extract(source, output, engine, settings, **options)
     else:
@@ -215,7 +215,9 @@ def test_a_changed_run_is_refused(change, told, finished, source, tmp_path, engi
     elif change == "rows":
         options["shard_rows"] = 5
     else:
-        settings = Settings(**({"dtype": "float16"} if change == "dtype" else {"normalize": True}))
+        settings = TableSettings(
+            **({"dtype": "float16"} if change == "dtype" else {"normalize": True})
+        )
     with pytest.raises(AugSelfError, match=f"was begun with something else: {told}"):
         extract(source, output, engine, settings, **options)
     assert contents(output) == before

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from augself_hub.errors import AugSelfError, MissingExtra, UsageError
 from augself_hub.features import DifferenceTable, FeatureTable, read_manifest
 from augself_hub.images import Columns, Options, open_source
-from serving.extraction.pipeline import Settings, extract, extract_shards
+from serving.extraction.pipeline import TableSettings, extract, extract_shards
 from serving.inference.engine import Engine, load
 
 IMAGES = 6
@@ -164,7 +164,7 @@ def test_a_pickled_shard_gives_the_same_part(make, files, tmp_path, engine):
     with ThreadPoolExecutor(1) as pool:
         for shard in shards:
             copy = pickle.loads(pickle.dumps(shard))
-            here, there = extract_shards([shard, copy], engine, Settings(), pool, workers=1)
+            here, there = extract_shards([shard, copy], engine, TableSettings(), pool, workers=1)
             assert here.table.num_rows and here.table.equals(there.table)
             assert here.errors == there.errors and copy.digest == shard.digest
 
@@ -355,7 +355,9 @@ def test_pairs_give_differences(files, tmp_path, engine, pixels, expected, encod
     names = [("0.png", "1.png"), ("2.png", "gray.png"), ("3.png", "gone.png"), ("1.png", "0.png")]
     lines = [f"images/{a},images/{b}" for a, b in names]
     (tmp_path / "pairs.csv").write_text("\n".join(["a,b", *lines]))
-    counts = extract(tmp_path / "pairs.csv", tmp_path / "out", engine, Settings(pairs=True)).counts
+    counts = extract(
+        tmp_path / "pairs.csv", tmp_path / "out", engine, TableSettings(pairs=True)
+    ).counts
     table = DifferenceTable.read(tmp_path / "out")
     assert (counts.images, counts.rows, counts.errors) == (4, 3, 1)
     assert (table.a[1], table.b[1]) == ("images/2.png", "images/gray.png")

@@ -17,7 +17,7 @@ import pytest
 
 from augself_hub.errors import AugSelfError, UsageError
 from serving.http.server import Address
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 has_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
 
@@ -193,7 +193,7 @@ def test_a_prefix_stands_before_every_path(start_server, pixels, encoded, vector
 )
 def test_what_is_no_prefix_is_refused(root):
     with pytest.raises(UsageError, match="--root-path"):
-        Settings(root_path=root)
+        ServerSettings(root_path=root)
 
 
 # -- What it says ----------------------------------------------------------------------------------

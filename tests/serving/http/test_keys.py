@@ -12,7 +12,7 @@ from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.keys import MAX_LENGTH, Keys, read_tokens
 from serving.inference.source import Source
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 
 def basic(text: str) -> str:
@@ -108,7 +108,7 @@ def test_the_environment_holds_several_tokens(start_server):
 
 def test_a_key_is_wanted_wherever_the_application_is_mounted(tiny_model):
     """Another server may put all of it below a path of its own."""
-    gate = create_app([Source("tiny", tiny_model, "cpu")], Settings(tokens=("one",)))
+    gate = create_app([Source("tiny", tiny_model, "cpu")], ServerSettings(tokens=("one",)))
 
     async def ask(root: str, path: str, **headers: str) -> int:
         transport = httpx.ASGITransport(gate, root_path=root)

@@ -16,7 +16,7 @@ from serving.http.api import create_app
 from serving.http.gate import Gate
 from serving.inference.source import Source
 from serving.limits import Limits
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 
 class Held:
@@ -28,7 +28,7 @@ class Held:
     def __init__(self, model: Path, **limits: float) -> None:
         self.gate, self.asked = threading.Event(), threading.Event()
         self.fate = lambda: None
-        settings = Settings(
+        settings = ServerSettings(
             Limits(**limits), max_batch_size=min(32, limits.get("max_queue_size", 32))
         )
         self.app: Gate = create_app([Source("tiny", model, "cpu", 1)], settings)
@@ -259,7 +259,7 @@ def test_limits_are_set_by_name():
 )
 def test_settings_are_checked_against_each_other(settings, message):
     with pytest.raises(UsageError, match=message):
-        Settings(**settings)
+        ServerSettings(**settings)
 
 
 def test_bodies_that_fill_the_memory_are_429(held, image):

@@ -16,7 +16,7 @@ from augself_hub.differences import records
 from augself_hub.errors import ModelFolderError, UsageError
 from augself_hub.folder import read_manifest
 from serving.extraction.pipeline import extract
-from serving.extraction.tables import Settings
+from serving.extraction.tables import TableSettings
 from serving.http.api import create_app
 from serving.inference.batcher import Batcher
 from serving.inference.engine import Encoded, Engine
@@ -250,7 +250,7 @@ def pairs_file(place, files, *pairs):
 def test_a_table_of_pairs_says_what_http_says(engine, client, files, tmp_path):
     pairs = [(0, 1), (2, 3), (1, 2)]
     source = pairs_file(tmp_path, files, *pairs)
-    extract(source, tmp_path / "out", engine, Settings(pairs=True))
+    extract(source, tmp_path / "out", engine, TableSettings(pairs=True))
     table = DifferenceTable.read(tmp_path / "out")
     answers = [asked(client, files[a], files[b]) for a, b in pairs]
     for row, answer in enumerate(answers):
@@ -286,7 +286,7 @@ def test_a_table_of_the_embedded_model_flags_strangers_and_what_is_beyond(photog
         image.save(tmp_path / f"{name}.png")
     lines = ["a.png,a.png", "a.png,dark.png", "a.png,stranger.png"]
     (tmp_path / "pairs.csv").write_text("\n".join(["a,b", *lines]))
-    extract(tmp_path / "pairs.csv", tmp_path / "out", encoder._engine, Settings(pairs=True))
+    extract(tmp_path / "pairs.csv", tmp_path / "out", encoder._engine, TableSettings(pairs=True))
     table = DifferenceTable.read(tmp_path / "out")
     reasons = table.reasons["color_brightness"]
     assert reasons[0] is None and abs(table.values["color_brightness"][0]) < 0.01

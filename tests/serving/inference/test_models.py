@@ -19,7 +19,7 @@ from serving.inference import models as registry
 from serving.inference.engine import Engine
 from serving.inference.source import Source
 from serving.limits import Limits
-from serving.settings import Settings
+from serving.settings import ServerSettings
 
 
 class SlowSource(Source):
@@ -90,7 +90,7 @@ def code(response: httpx.Response) -> tuple[int, str]:
 def test_a_storm_over_two_models_with_room_for_one(ask, sources, room_for_one, pixels):
     """Every request is answered once, by the model it named, though they evict each other."""
     limits = Limits(max_concurrent_requests=200)
-    app = create_app(sources, Settings(limits, lazy=True, memory_limit=room_for_one))
+    app = create_app(sources, ServerSettings(limits, lazy=True, memory_limit=room_for_one))
     sessions = {
         s.name: onnxruntime.InferenceSession(str(s.folder / "onnx/features.onnx")) for s in sources
     }
@@ -115,7 +115,7 @@ def test_a_storm_over_two_models_with_room_for_one(ask, sources, room_for_one, p
 
 
 def test_a_model_in_use_is_not_evicted(ask, sources, room_for_one):
-    app = create_app(sources, Settings(lazy=True, memory_limit=room_for_one))
+    app = create_app(sources, ServerSettings(lazy=True, memory_limit=room_for_one))
     gate, asked = threading.Event(), threading.Event()
 
     async def scenario(client):
@@ -148,7 +148,7 @@ def test_loading_stops_neither_health_nor_other_models(ask, sources, slow, other
     """Who asks for it waits for it, up to the deadline; then 503 says to come back."""
     late = slow("other", other_tiny_model, "cpu", 1)
     limits = Limits(deadline_seconds=3)
-    app = create_app([sources[0], late], Settings(limits, lazy=True))
+    app = create_app([sources[0], late], ServerSettings(limits, lazy=True))
 
     async def scenario(client):
         waiting = asyncio.create_task(ask.post(client, 1, "other"))
@@ -169,7 +169,7 @@ def test_a_client_that_leaves_while_a_model_loads_does_not_hold_it(
     ask, sources, slow, room_for_one, other_tiny_model
 ):
     late = slow("other", other_tiny_model, "cpu", 1)
-    app = create_app([sources[0], late], Settings(lazy=True, memory_limit=room_for_one))
+    app = create_app([sources[0], late], ServerSettings(lazy=True, memory_limit=room_for_one))
     models = app.app.state.service.models
 
     async def scenario(client):
@@ -196,7 +196,7 @@ def test_a_model_that_cannot_be_loaded_is_503_and_tried_again(
     ask, sources, tmp_path, other_tiny_model, monkeypatch
 ):
     folder = shutil.copytree(other_tiny_model, tmp_path / "other")
-    app = create_app([sources[0], Source("other", folder, "cpu", 1)], Settings(lazy=True))
+    app = create_app([sources[0], Source("other", folder, "cpu", 1)], ServerSettings(lazy=True))
     graph = folder / "onnx/features.onnx"
 
     async def scenario(client):
@@ -221,7 +221,7 @@ def test_a_model_that_changed_since_the_start_is_not_served(
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "tiny")
     source = Source.find(str(folder), "cpu", 1, "fp32", "exact")
-    app = create_app([source], Settings(lazy=True))
+    app = create_app([source], ServerSettings(lazy=True))
     shutil.rmtree(folder)
     shutil.copytree(other_tiny_model, folder)
     answer = ask(app, lambda client: ask.post(client, 1, "tiny"))
@@ -230,13 +230,13 @@ def test_a_model_that_changed_since_the_start_is_not_served(
 
 
 def test_at_start_as_many_are_loaded_as_fit(ask, sources, room_for_one):
-    app = create_app(sources, Settings(memory_limit=room_for_one))
+    app = create_app(sources, ServerSettings(memory_limit=room_for_one))
     assert ask(app, states) == {"tiny": "loaded", "other": "unloaded"}
 
 
 def test_a_limit_below_a_model_is_refused_at_start(sources):
     with pytest.raises(UsageError, match=r"tiny takes \d+ bytes, more than --memory-limit 1000"):
-        create_app(sources, Settings(memory_limit=1000))
+        create_app(sources, ServerSettings(memory_limit=1000))
 
 
 def test_memory_is_measured(start_server, other_tiny_model, pixels, encoded):

@@ -20,7 +20,7 @@ from pyarrow import parquet
 from augself_hub import FeatureTable
 from augself_hub.errors import AugSelfError
 from augself_hub.features import MODEL_KEY
-from serving.extraction.pipeline import Settings, extract
+from serving.extraction.pipeline import TableSettings, extract
 from serving.inference.engine import load
 
 usearch = pytest.importorskip("usearch", reason="pip install 'augself-hub[search]'")
@@ -134,7 +134,7 @@ def test_half_precision_and_lost_shards(source, engine, tmp_path):
     hurt = shutil.copytree(source, tmp_path / "hurt")
     for path in sorted(hurt.rglob("*.png"))[ROWS : 2 * ROWS]:
         path.write_bytes(b"")
-    extract(hurt, tmp_path / "t", engine, Settings(dtype="float16"), shard_rows=ROWS)
+    extract(hurt, tmp_path / "t", engine, TableSettings(dtype="float16"), shard_rows=ROWS)
     assert build(tmp_path / "t", tmp_path / "index")["parts"] == [7, 0, 7, 7, 2]
     rows = FeatureTable.read(tmp_path / "t")
     found = FeatureIndex(tmp_path / "index").search(rows.features[12].astype(np.float32), 1)
@@ -284,7 +284,7 @@ def test_tables_that_cannot_be_indexed_are_refused(own, source, engine, tmp_path
     extract(tmp_path / "one", tmp_path / "few", engine)
     pairs = tmp_path / "pairs.csv"
     pairs.write_text(f"a,b\n{source}/a/00.png,{source}/a/02.png\n")
-    extract(pairs, tmp_path / "pairs", engine, Settings(pairs=True))
+    extract(pairs, tmp_path / "pairs", engine, TableSettings(pairs=True))
     output = tmp_path / "index"
     for name, status, message in (
         ("npy", 2, "is of --format npy"),

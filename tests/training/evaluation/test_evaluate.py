@@ -25,7 +25,7 @@ from training.evaluation.datasets import open_dataset
 from training.evaluation.evaluate import Plan, evaluate
 from training.evaluation.examples import majority_class
 from training.evaluation.finetune import finetune
-from training.evaluation.tasks import Settings, Subject
+from training.evaluation.tasks import Subject, TaskSettings
 from training.evaluation.views import CHANGES, changed, pairs
 
 
@@ -138,7 +138,7 @@ def test_an_unreadable_image_is_refused_by_name(tables, paint, tmp_path):
 
 
 def test_a_class_with_too_few_images_is_refused_by_name(tables, drawn):
-    plan = Plan(["fewshot"], [f"folder:{drawn / 'color'}"], None, Settings(shots=(30,)))
+    plan = Plan(["fewshot"], [f"folder:{drawn / 'color'}"], None, TaskSettings(shots=(30,)))
     with pytest.raises(AugSelfError, match="has 40 images, 30 shots and 16"):
         evaluate(tables, plan, plan.open())
 
@@ -162,7 +162,7 @@ def test_what_can_be_measured_is_kept_where_one_set_cannot(
 def test_one_class_only_is_refused_by_name(tables, paint, tmp_path):
     for i in range(12):
         paint(tmp_path / "set/only" / f"{i}.png", i)
-    plan = Plan(["linear"], [f"folder:{tmp_path / 'set'}"], None, Settings())
+    plan = Plan(["linear"], [f"folder:{tmp_path / 'set'}"], None, TaskSettings())
     with pytest.raises(AugSelfError, match="every image is of class 'only'"):
         evaluate(tables, plan, plan.open())
 
@@ -270,7 +270,7 @@ def test_awareness_and_invariance_say_what_features_know(known_features, drawn, 
     """Mean and spread of the pixels know brightness exactly and cannot know a mirror or a turn."""
     monkeypatch.setattr("training.evaluation.awareness.FITTED", 120)
     monkeypatch.setattr("training.evaluation.awareness.COMPARED", 20)
-    results = awareness(subject(known_features, drawn / "shape"), known_features, Settings())
+    results = awareness(subject(known_features, drawn / "shape"), known_features, TaskSettings())
     found = {(r.task, r.details.get("dimension", r.name)): r for r in results}
     assert found["awareness, two views", "color brightness"].value > 0.8
     assert abs(found["awareness, two views", "flip mirrored"].value - 50) < 25
@@ -289,6 +289,6 @@ def test_awareness_and_invariance_say_what_features_know(known_features, drawn, 
 
 def test_finetuning_learns_what_is_easy(tables, plain, monkeypatch):
     monkeypatch.setattr("training.evaluation.finetune.BATCH", 16)
-    (found,) = finetune(subject(tables, plain), tables.model, Settings(epochs=6))
+    (found,) = finetune(subject(tables, plain), tables.model, TaskSettings(epochs=6))
     assert found.value > 90
     assert found.value == pytest.approx(found.scores.mean())
