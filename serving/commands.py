@@ -255,10 +255,10 @@ def serve(
         from serving.http.api import create_app
         from serving.http.server import Address, run
         from serving.inference.names import named
-        from serving.inference.source import Source
+        from serving.inference.source import ModelSource
     host, uds = options.pop("host"), options.pop("uds")
-    source = click.get_current_context().get_parameter_source
-    if uds is not None and not source("host") is source("port") is ParameterSource.DEFAULT:
+    given_by = click.get_current_context().get_parameter_source
+    if uds is not None and not given_by("host") is given_by("port") is ParameterSource.DEFAULT:
         raise UsageError("--uds listens on a file: leave --host and --port out")
     configure(log_format, log_level)
     # Whoever reaches a socket is let in by its mode, whatever they call the server.
@@ -268,7 +268,7 @@ def serve(
         context = click.get_current_context()
         click.echo(printed("serve", context, secret=("token",), meta="print-config"))
         return
-    sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
+    sources = [ModelSource.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), address)
 
 
@@ -283,7 +283,7 @@ def settings_of(
     table: str | None,
     **options: Any,
 ) -> tuple[RunAs, ServerSettings]:
-    """The options of `augself serve` -> how models are run, see `Source.find`, and the settings.
+    """The options of `augself serve` -> how models are run (`ModelSource.find`) and the settings.
 
     The options of an address are left out where somebody else listens.
     """

@@ -98,9 +98,9 @@ def client():
     from fastapi.testclient import TestClient
 
     from serving.http.api import create_app
-    from serving.inference.source import Source
+    from serving.inference.source import ModelSource
 
-    app = create_app([Source("embedded", hub.EMBEDDED, "cpu")])
+    app = create_app([ModelSource("embedded", hub.EMBEDDED, "cpu")])
     with TestClient(app, base_url="http://localhost") as client:
         yield client
 

@@ -10,7 +10,7 @@ import click
 import augself_hub
 from augself_hub.cli import augself
 from serving.http.api import create_app
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.settings import ServerSettings
 
 Schema = dict[str, Any]
@@ -37,7 +37,7 @@ def python() -> str:
 
 def http() -> str:
     """The routes and their bodies, as the server's own OpenAPI document has them."""
-    source = Source.find(None, "cpu", None, "fp32", "exact")
+    source = ModelSource.find(None, "cpu", None, "fp32", "exact")
     document = create_app([source], ServerSettings(lazy=True)).app.openapi()
     pages = ["# HTTP", "The same as a running server shows at `/docs`. [The server](../server.md)."]
     for path, methods in document["paths"].items():

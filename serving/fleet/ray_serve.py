@@ -28,7 +28,7 @@ from serving.http.gate import Gate
 from serving.http.problems import RETRY_SECONDS
 from serving.inference.names import named
 from serving.inference.service import Service
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.settings import ServerSettings
 
 _START_SECONDS = 60.0
@@ -75,7 +75,7 @@ def build(arguments: dict[str, Any]) -> Application:
     models, run_as, settings = _read_options(asked)
 
     def app() -> Gate:
-        sources = [Source.find(model, *run_as, name=name) for name, model in named(models)]
+        sources = [ModelSource.find(model, *run_as, name=name) for name, model in named(models)]
         return _started(create_app(sources, settings))
 
     deployment = serve.deployment(

@@ -59,7 +59,7 @@ from serving.http.schemas import (
 from serving.http.urls import AllowedHosts, Fetcher
 from serving.inference.models import Model, Models
 from serving.inference.service import Service
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.limits import Limits
 from serving.metrics import Metrics
 from serving.settings import ServerSettings
@@ -68,7 +68,7 @@ _MOST_IGNORED = 8  # fields are named in the answer
 _PLAIN = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
-def create_app(sources: Sequence[Source], settings: ServerSettings | None = None) -> Gate:
+def create_app(sources: Sequence[ModelSource], settings: ServerSettings | None = None) -> Gate:
     """The whole server as one ASGI application, its gate outside; its models loaded unless lazy.
 
     Args:

@@ -20,8 +20,8 @@ Features = Callable[[Sequence[np.ndarray]], np.ndarray]
 Predict = Callable[[Sequence[np.ndarray]], Answered]
 
 
-class Described(Protocol):
-    """What is known of a model without running it: an `Engine`, or a server's `Source`."""
+class ModelInfo(Protocol):
+    """What is known of a model without running it: an `Engine`, or a server's `ModelSource`."""
 
     @property
     def name(self) -> str: ...
@@ -51,7 +51,7 @@ class ModelClient:
 
     def __init__(
         self,
-        model: Described,
+        model: ModelInfo,
         limits: Limits,
         features: Features,
         predict: Predict,

@@ -26,7 +26,7 @@ from serving.inference.batcher import Batcher
 from serving.inference.engine import LANE_IMAGES
 from serving.inference.errors import ModelNotLoaded, UnknownModel
 from serving.inference.memory import give_back, resident
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.metrics import Metrics
 
 RETRY_SECONDS = 10.0  # a model that could not be loaded is tried again after so long
@@ -44,7 +44,7 @@ class Model:
         users: requests that hold it. waiting: requests that wait for it to be loaded.
     """
 
-    source: Source
+    source: ModelSource
     bytes: int
     name: str = field(init=False)
     batcher: Batcher | None = None
@@ -84,7 +84,7 @@ class Models:
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[ModelSource],
         metrics: Metrics,
         max_queue_size: int,
         max_batch_size: int,

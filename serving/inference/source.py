@@ -16,7 +16,7 @@ from serving.inference.providers import Graph
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """A model that can be loaded, any number of times: where it lies and how it is run.
 
     Args:
@@ -41,7 +41,7 @@ class Source:
         precision: str,
         decode: str,
         name: str | None = None,
-    ) -> Source:
+    ) -> ModelSource:
         """A folder, a Hub id or None, the embedded model.
 
         Args:

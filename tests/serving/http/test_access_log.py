@@ -191,9 +191,9 @@ def test_a_bug_is_logged_with_the_request_it_belongs_to(tiny_model, caplog, pixe
     import asyncio
 
     from serving.http.api import create_app
-    from serving.inference.source import Source
+    from serving.inference.source import ModelSource
 
-    app = create_app([Source("tiny", tiny_model, "cpu", 1)])
+    app = create_app([ModelSource("tiny", tiny_model, "cpu", 1)])
     engine = app.app.state.service.models.first.batcher.engine
     engine.predict = lambda images, encoded: 1 / 0
 

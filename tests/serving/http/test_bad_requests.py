@@ -21,7 +21,7 @@ from serving.http import bodies
 from serving.http.api import create_app
 from serving.http.problems import Problem
 from serving.http.schemas import AugmentationRequest, EmbeddingRequest, InferInput, InferRequest
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.settings import ServerSettings
 
 BAND = 100  # megabytes
@@ -362,7 +362,7 @@ def test_large_bodies_are_read_on_a_thread(tiny_model, monkeypatch, route, size)
     monkeypatch.setattr(bodies, "from_json", seen)
 
     async def scenario() -> None:
-        app = create_app([Source("tiny", tiny_model, "cpu", 1)], ServerSettings(lazy=True))
+        app = create_app([ModelSource("tiny", tiny_model, "cpu", 1)], ServerSettings(lazy=True))
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
             body = {"input": "x" * size, "pairs": [], "inputs": []}

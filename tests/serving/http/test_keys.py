@@ -11,7 +11,7 @@ import pytest
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.keys import MAX_LENGTH, Keys, read_tokens
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.settings import ServerSettings
 
 
@@ -108,7 +108,7 @@ def test_the_environment_holds_several_tokens(start_server):
 
 def test_a_key_is_wanted_wherever_the_application_is_mounted(tiny_model):
     """Another server may put all of it below a path of its own."""
-    gate = create_app([Source("tiny", tiny_model, "cpu")], ServerSettings(tokens=("one",)))
+    gate = create_app([ModelSource("tiny", tiny_model, "cpu")], ServerSettings(tokens=("one",)))
 
     async def ask(root: str, path: str, **headers: str) -> int:
         transport = httpx.ASGITransport(gate, root_path=root)

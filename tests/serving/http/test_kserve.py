@@ -17,7 +17,7 @@ from inference import INFER, images_json, packed, sentence
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.tensors import HEADER
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 
 triton = pytest.importorskip("tritonclient.http", reason="pip install 'augself-hub[dev]'")
 pytestmark = pytest.mark.usefixtures("infers_after")
@@ -299,7 +299,7 @@ def test_a_lazy_model_is_ready_and_one_that_cannot_be_loaded_is_not(
 
 def test_a_name_with_a_slash_and_one_that_heads_have(tiny_model):
     """A Hub id is a name as any other; a model may not be called as another's heads."""
-    one = Source("org/tiny@main", tiny_model, "cpu")
+    one = ModelSource("org/tiny@main", tiny_model, "cpu")
     gate = create_app([one])
     transport = httpx.ASGITransport(gate)
 
@@ -315,4 +315,4 @@ def test_a_name_with_a_slash_and_one_that_heads_have(tiny_model):
         "org/tiny@main_heads",
     ]
     with pytest.raises(UsageError, match="tiny_heads under /v2"):
-        create_app([Source(name, tiny_model, "cpu") for name in ("tiny", "tiny_heads")])
+        create_app([ModelSource(name, tiny_model, "cpu") for name in ("tiny", "tiny_heads")])

@@ -14,7 +14,7 @@ import pytest
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.http.gate import Gate
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.limits import Limits
 from serving.settings import ServerSettings
 
@@ -31,7 +31,7 @@ class Held:
         settings = ServerSettings(
             Limits(**limits), max_batch_size=min(32, limits.get("max_queue_size", 32))
         )
-        self.app: Gate = create_app([Source("tiny", model, "cpu", 1)], settings)
+        self.app: Gate = create_app([ModelSource("tiny", model, "cpu", 1)], settings)
         self.service = self.app.app.state.service
         engine = self.service.models.first.batcher.engine
         self._run, engine.features = engine.features, self._features

@@ -20,7 +20,7 @@ from serving.extraction.tables import TableSettings
 from serving.http.api import create_app
 from serving.inference.batcher import Batcher
 from serving.inference.engine import Encoded, Engine
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.metrics import Metrics
 
 
@@ -42,7 +42,7 @@ def files(tmp_path_factory, photographs):
 @pytest.fixture(scope="module")
 def client(matched_model):
     with TestClient(
-        create_app([Source("matched", matched_model, "cpu", 1)]), base_url="http://localhost"
+        create_app([ModelSource("matched", matched_model, "cpu", 1)]), base_url="http://localhost"
     ) as client:
         yield client
 
@@ -223,14 +223,17 @@ def test_its_graphs_are_models_under_v2(client, engine, files):
 
 
 def test_models_of_each_other_s_names_are_refused(matched_model, tiny_model):
-    sources = [Source("one", matched_model, "cpu"), Source("one_matcher", tiny_model, "cpu")]
+    sources = [
+        ModelSource("one", matched_model, "cpu"),
+        ModelSource("one_matcher", tiny_model, "cpu"),
+    ]
     with pytest.raises(UsageError, match="the matcher of one are called one_matcher under /v2"):
         create_app(sources)
 
 
 def test_a_model_without_a_matcher_has_no_such_graphs(tiny_model):
     with TestClient(
-        create_app([Source("tiny", tiny_model, "cpu", 1)]), base_url="http://localhost"
+        create_app([ModelSource("tiny", tiny_model, "cpu", 1)]), base_url="http://localhost"
     ) as client:
         for part in ("maps", "matcher"):
             assert client.get(f"/v2/models/tiny_{part}").status_code == 404

@@ -17,12 +17,12 @@ from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.inference import models as registry
 from serving.inference.engine import Engine
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 from serving.limits import Limits
 from serving.settings import ServerSettings
 
 
-class SlowSource(Source):
+class SlowSource(ModelSource):
     """Its loading waits at `gate`, and `loading` says that it does."""
 
     gate = threading.Event()
@@ -40,8 +40,11 @@ def slow() -> type[SlowSource]:
 
 
 @pytest.fixture
-def sources(tiny_model, other_tiny_model) -> list[Source]:
-    return [Source("tiny", tiny_model, "cpu", 1), Source("other", other_tiny_model, "cpu", 1)]
+def sources(tiny_model, other_tiny_model) -> list[ModelSource]:
+    return [
+        ModelSource("tiny", tiny_model, "cpu", 1),
+        ModelSource("other", other_tiny_model, "cpu", 1),
+    ]
 
 
 @pytest.fixture
@@ -196,7 +199,9 @@ def test_a_model_that_cannot_be_loaded_is_503_and_tried_again(
     ask, sources, tmp_path, other_tiny_model, monkeypatch
 ):
     folder = shutil.copytree(other_tiny_model, tmp_path / "other")
-    app = create_app([sources[0], Source("other", folder, "cpu", 1)], ServerSettings(lazy=True))
+    app = create_app(
+        [sources[0], ModelSource("other", folder, "cpu", 1)], ServerSettings(lazy=True)
+    )
     graph = folder / "onnx/features.onnx"
 
     async def scenario(client):
@@ -220,7 +225,7 @@ def test_a_model_that_changed_since_the_start_is_not_served(
     ask, tmp_path, tiny_model, other_tiny_model, caplog
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "tiny")
-    source = Source.find(str(folder), "cpu", 1, "fp32", "exact")
+    source = ModelSource.find(str(folder), "cpu", 1, "fp32", "exact")
     app = create_app([source], ServerSettings(lazy=True))
     shutil.rmtree(folder)
     shutil.copytree(other_tiny_model, folder)
@@ -266,7 +271,7 @@ def test_unknown_names_do_not_become_labels(client):
 
 
 def test_the_source_is_described_without_being_loaded(tiny_model):
-    source = Source.find(str(tiny_model), "cpu", 1, "fp32", "exact")
+    source = ModelSource.find(str(tiny_model), "cpu", 1, "fp32", "exact")
     engine = source.load()
     assert (source.name, source.sha256) == ("tiny", engine.sha256)
     assert source.preprocessing == engine.preprocessing and source.spec == engine.spec

@@ -10,7 +10,7 @@ import pytest
 from augself_hub.errors import UsageError
 from serving.http.api import create_app
 from serving.inference.names import named
-from serving.inference.source import Source
+from serving.inference.source import ModelSource
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_one_name_for_two_is_refused_with_the_mend(given, tiny_model, tmp_path, 
     monkeypatch.chdir(tmp_path)
     for run in "ab":
         shutil.copytree(tiny_model, f"runs/{run}/model")
-    sources = [Source.find(m, "cpu", 1, "fp32", "exact", name=n) for n, m in named(given)]
+    sources = [ModelSource.find(m, "cpu", 1, "fp32", "exact", name=n) for n, m in named(given)]
     with pytest.raises(UsageError, match=r"the same name, \w+: give one another, --model NAME="):
         create_app(sources)
 
