@@ -21,8 +21,8 @@ from augself_hub.terminal import shown
 def list_command(everywhere: bool) -> None:
     """List the models on this machine, or all that can be had."""
     listings = hub.list_models(everywhere)
-    heads = [field.name for field in dataclasses.fields(hub.Listing)]
-    click.echo(table(heads, [dataclasses.astuple(listing) for listing in listings]))
+    header = [field.name for field in dataclasses.fields(hub.Listing)]
+    click.echo(table(header, [dataclasses.astuple(listing) for listing in listings]))
 
 
 @click.command()
@@ -92,17 +92,17 @@ def _files(folder: Path) -> str:
     return table(["file", "bytes", "sha256"], rows)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: str | None = None) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: str | None = None) -> str:
     """Columns as wide as their widest cell, two spaces apart. Cells may be a stranger's words.
 
     Args:
-        numbers: the head of a column that is aligned to the right.
+        numbers: the title of a column that is aligned to the right.
     """
     rows = [[shown(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    sides = [str.rjust if head == numbers else str.ljust for head in heads]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    sides = [str.rjust if title == numbers else str.ljust for title in header]
     lines = (
         "  ".join(side(cell, n) for side, cell, n in zip(sides, row, widths, strict=True)).rstrip()
-        for row in (heads, *rows)
+        for row in (header, *rows)
     )
     return "\n".join(lines)

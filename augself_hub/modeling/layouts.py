@@ -21,7 +21,7 @@ PLACES = ("backbone", "teacher", "student", "state_dict", "model", "model_state_
 _FOLLOWER = re.compile(r"(^|[._])(momentum|target|teacher|ema|encoder_k|k)([._]|$)|^ema_")
 # nn.Sequential(*resnet.children()), as lightly's examples build their backbones
 _NUMBERED = {"0": "conv1", "1": "bn1", **{str(i + 3): f"layer{i}" for i in range(1, 5)}}
-_HEADS = re.compile(
+_NOT_ENCODER = re.compile(
     r"(fc|head|heads|projection_head|projector|prototypes|predictor|classifier)\d*\."
 )
 
@@ -48,9 +48,9 @@ def resnet_of(content: dict[str, Any], path: Path) -> State:
     if numbered:
         parts = ((name.partition("."), value) for name, value in inside.items())
         inside = {_NUMBERED.get(n, n) + dot + rest: value for (n, dot, rest), value in parts}
-    encoder = {name: value for name, value in inside.items() if not _HEADS.match(name)}
+    encoder = {name: value for name, value in inside.items() if not _NOT_ENCODER.match(name)}
     out = {n.split(".")[0] for n in state if not n.startswith(prefix)}
-    out |= {name.split(".")[0] for name in inside if _HEADS.match(name)}
+    out |= {name.split(".")[0] for name in inside if _NOT_ENCODER.match(name)}
     out |= {str(key) for key in content if place is not None and key != place}
     if out or prefix or place:
         whose = ".".join(part for part in (place, prefix.rstrip(".")) if part)

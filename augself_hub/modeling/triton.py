@@ -24,11 +24,12 @@ from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError, Usa
 from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, new_folder, read_spec
 from augself_hub.precision import graph_of
 
-HEADS, MATCHER = "_heads", "_matcher"  # as the server of this project calls them under /v2
+# What stands behind a model's name, as the server of this project calls them under /v2.
+HEADS_SUFFIX, MATCHER_SUFFIX = "_heads", "_matcher"
 MAX_BATCH = 32  # as our own server: ONNX Runtime keeps the memory of its largest batch
 MAX_WAITING = 256  # images in the queue; more are refused, as our own server does
 DEADLINE = 30_000_000  # microseconds in the queue
-KINDS = {"fp32": "KIND_AUTO", "int8": "KIND_CPU", "fp16": "KIND_GPU"}
+INSTANCE_KINDS = {"fp32": "KIND_AUTO", "int8": "KIND_CPU", "fp16": "KIND_GPU"}
 
 _CONFIG = """\
 name: {name}
@@ -94,11 +95,11 @@ def write_repository(model: str, destination: Path, precision: str = "fp32") -> 
     own = Path(model).is_dir()
     name = Path(model).resolve().name if own else model.partition("@")[0].rpartition("/")[2]
     spec = read_spec(folder)
-    graphs = [(name, folder / graph_of(folder, precision), KINDS[precision])]
+    graphs = [(name, folder / graph_of(folder, precision), INSTANCE_KINDS[precision])]
     if spec.heads:
-        graphs.append((name + HEADS, folder / HEADS_GRAPH, KINDS["fp32"]))
+        graphs.append((name + HEADS_SUFFIX, folder / HEADS_GRAPH, INSTANCE_KINDS["fp32"]))
     if spec.matcher is not None:
-        graphs.append((name + MATCHER, folder / MATCHER_GRAPH, KINDS["fp32"]))
+        graphs.append((name + MATCHER_SUFFIX, folder / MATCHER_GRAPH, INSTANCE_KINDS["fp32"]))
     for called, graph, _ in graphs:
         _refuse(destination / called, folder, graph, precision)
     for called, graph, kind in graphs:

@@ -36,7 +36,7 @@ HISTOGRAM, GRAY_HISTOGRAM = "colour histogram", "gray histogram"
 LINEAR, FEW_SHOT, KNN = "linear probe", "few-shot", "kNN"  # as results name them
 DEVELOPMENT, FINAL, SECONDARY, GENERATED = "development", "final", "secondary", "generated"
 TRAINED = (PRETRAINED, SHUFFLED)
-KINDS = (*TRAINED, UNTRAINED, HISTOGRAM, GRAY_HISTOGRAM)
+ARM_KINDS = (*TRAINED, UNTRAINED, HISTOGRAM, GRAY_HISTOGRAM)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Arm:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UsageError(f"unknown kind of arm {self.kind!r}: use {', '.join(KINDS)}")
+        if self.kind not in ARM_KINDS:
+            raise UsageError(f"unknown kind of arm {self.kind!r}: use {', '.join(ARM_KINDS)}")
 
 
 @dataclass(frozen=True)

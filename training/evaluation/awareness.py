@@ -32,13 +32,14 @@ _DRAWS: dict[str, tuple[str, ...]] = {
     "sol": ("sol",),
     "rot": ("rot",),
 }
-_DIFFERENCE, _ABSOLUTE, _HEADS = "awareness, two views", "awareness, one view", "AugSelf heads"
+# Tasks, as results name them.
+_TWO_VIEWS, _ONE_VIEW, _OWN_HEADS = "awareness, two views", "awareness, one view", "AugSelf heads"
 _PROTOCOLS = {
-    _DIFFERENCE: "Linear probes from the raw features of both views of held-out images to their "
+    _TWO_VIEWS: "Linear probes from the raw features of both views of held-out images to their "
     "difference; R^2 against the training views' mean, accuracy beside the commonest class.",
-    _ABSOLUTE: "Linear probes from the raw features of one view of held-out images to its "
+    _ONE_VIEW: "Linear probes from the raw features of one view of held-out images to its "
     "parameters; R^2 against the training views' mean, accuracy beside the commonest class.",
-    _HEADS: "The model's own heads on the same held-out pairs; R^2 is against predicting no "
+    _OWN_HEADS: "The model's own heads on the same held-out pairs; R^2 is against predicting no "
     "difference.",
     "invariance": "Mean cosine of the features of an image and of its changed self, beside the "
     "mean cosine with other changed images.",
@@ -139,7 +140,7 @@ def _probes(subject: Subject, kinds: Sequence[str], train: _Drawn, test: _Drawn)
     found: list[Result] = []
     for kind in kinds:
         head = HEADS["relative"][kind]
-        for task, views in ((_DIFFERENCE, _Drawn.two), (_ABSOLUTE, _Drawn.one)):
+        for task, views in ((_TWO_VIEWS, _Drawn.two), (_ONE_VIEW, _Drawn.one)):
             parts = views(train, kind, "training views"), views(test, kind, "held-out views")
             if head.type == "regression":
                 found += [
@@ -177,7 +178,7 @@ def _own_heads(subject: Subject, model: Model, kinds: Sequence[str], drawn: _Dra
             scale = 1 if one["metric"] == "r_squared" else 100
             name, metric = one["name"].removesuffix(" R^2").removesuffix(" accuracy"), one["metric"]
             values = (name, scale * one["value"], scale * one["baseline"], one["pairs"])
-            results.append(_result(subject, _HEADS, kind, *values, metric=metric))
+            results.append(_result(subject, _OWN_HEADS, kind, *values, metric=metric))
     return results
 
 

@@ -163,23 +163,23 @@ def _write_comparison(
     differences: Sequence[Difference], names: list[list[str]], plan: Plan, output: Path
 ) -> str:
     from augself_hub.folder import versions
-    from training.evaluation.report import DIFFERENCE_HEADS, difference_rows, markdown
+    from training.evaluation.report import DIFFERENCE_COLUMNS, difference_rows, markdown
 
     about = {"without": names[0], "with": names[1], "seed": plan.settings.seed}
     records = [d.record() for d in differences]
     write_json(
         output / "comparison.json", {**about, "versions": versions(), "differences": records}
     )
-    text = markdown(DIFFERENCE_HEADS, difference_rows(differences))
+    text = markdown(DIFFERENCE_COLUMNS, difference_rows(differences))
     title = f"Without AugSelf: {', '.join(names[0])}. With: {', '.join(names[1])}.\n\n"
     (output / "comparison.md").write_text(title + text)
     return title + text
 
 
 def _printed(results: Sequence[Result], as_json: bool) -> str:
-    from training.evaluation.report import HEADS, rows_of
+    from training.evaluation.report import COLUMNS, rows_of
 
     if not as_json:
-        return table(HEADS, rows_of(results))
+        return table(COLUMNS, rows_of(results))
     fields = ("task", "dataset", "name", "value", "baseline", "margin_of_error", "unit")
     return json.dumps([{f: getattr(r, f) for f in fields} for r in results], indent=2)

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 WITHOUT, WITH, PAPER = "#7a7a7a", "#0b6fb8", "#c0622d"
 METHODS = {"SimSiam": "D", "MoCo v2": "s"}
+COLUMNS = ("task", "measure", "value", "95%", "baseline", "unit")
+DIFFERENCE_COLUMNS = (
+    *("task", "measure", "without AugSelf", "with AugSelf", "difference"),
+    *("95% over images or tasks", "95% over seeds"),
+    *(f"{method} ({LABEL})" for method in METHODS),
+)
+# The strength of each augmentation whose invariance the chart shows.
 _MIDDLE = {"crop": 0.5, "brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.05}
 _MIDDLE |= {"blur": 1, "sol": 0.5, "rot": 1, "flip": 1}
 
@@ -27,7 +34,7 @@ def number(value: float | None) -> str:
 
 
 def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """A row each, by HEADS."""
+    """A row each, of COLUMNS."""
     return [
         (
             result.task,
@@ -41,10 +48,8 @@ def rows_of(results: Sequence[Result]) -> list[tuple[str, ...]]:
     ]
 
 
-HEADS = ("task", "measure", "value", "95%", "baseline", "unit")
-
-
 def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
+    """A row each, of DIFFERENCE_COLUMNS."""
     return [
         (
             d.task,
@@ -60,15 +65,8 @@ def difference_rows(differences: Sequence[Difference]) -> list[tuple[str, ...]]:
     ]
 
 
-DIFFERENCE_HEADS = (
-    *("task", "measure", "without AugSelf", "with AugSelf", "difference"),
-    *("95% over images or tasks", "95% over seeds"),
-    *(f"{method} ({LABEL})" for method in METHODS),
-)
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = (heads, ["---"] * len(heads), *rows)
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = (header, ["---"] * len(header), *rows)
     return "".join(
         f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines
     )
