@@ -30,7 +30,7 @@ from sklearn.multiclass import OneVsRestClassifier
 
 from training.evaluation.examples import Examples, top_1
 from training.evaluation.fewshot import draw_tasks, few_shot
-from training.evaluation.linear import STRENGTHS, linear_probe
+from training.evaluation.linear import PENALTIES, linear_probe
 from training.evaluation.softmax import SoftmaxRegression
 
 Row = tuple[str, float, float, str]  # what, our seconds, the plain way's, compared
@@ -81,49 +81,49 @@ def drawn(n: int, width: int, classes: int, name: str) -> Examples:
 
 
 def linear(splits: list[Examples], rounds: int) -> Row:
-    """The whole protocol, and how far each strength's objective is from the better of both."""
+    """The whole protocol, and how far each penalty's objective is from the better of both."""
     train, validation, test = splits
     seconds, ours = timed(lambda: linear_probe(train, validation, test), rounds)
-    slow, (accuracy, strength, found) = timed(lambda: plain_probe(train, validation, test), 1)
+    slow, (accuracy, penalty, found) = timed(lambda: plain_probe(train, validation, test), 1)
     classes = int(train.labels.max()) + 1
-    path = SoftmaxRegression(train.features, train.labels, classes).path(STRENGTHS)
-    mine = [objective(train, s.theta, s.strength) for s in path][::-1]
+    path = SoftmaxRegression(train.features, train.labels, classes).path(PENALTIES)
+    mine = [objective(train, s.theta, s.penalty) for s in path][::-1]
     best = np.minimum(mine, found)
     compared = (
-        f"accuracy {ours.accuracy:.2f} at w {ours.strength:.3g}, plain {accuracy:.2f} at w "
-        f"{strength:.3g}; objective an image above the better of both: {max(mine - best):.1e} at "
+        f"accuracy {ours.accuracy:.2f} at w {ours.penalty:.3g}, plain {accuracy:.2f} at w "
+        f"{penalty:.3g}; objective an image above the better of both: {max(mine - best):.1e} at "
         f"most, plain {max(found - best):.1e}"
     )
     n, d = train.features.shape
-    name = f"linear probe, {len(STRENGTHS)} strengths, N={n} D={d} C={classes}"
+    name = f"linear probe, {len(PENALTIES)} strengths, N={n} D={d} C={classes}"
     return name, seconds, slow, compared
 
 
-def objective(examples: Examples, theta: torch.Tensor, strength: float) -> float:
+def objective(examples: Examples, theta: torch.Tensor, penalty: float) -> float:
     """The protocol's sum in float64 for theta (D + 1, C), an image."""
     theta = theta.double()
     logits = torch.from_numpy(examples.features).double() @ theta[:-1] + theta[-1]
     loss = F.cross_entropy(logits, torch.from_numpy(examples.labels), reduction="sum")
-    return float(loss + strength * theta.square().sum()) / len(examples)
+    return float(loss + penalty * theta.square().sum()) / len(examples)
 
 
 def plain_probe(
     train: Examples, validation: Examples, test: Examples
 ) -> tuple[float, float, list[float]]:
-    """Test accuracy, the strength chosen, and the objective at every strength, weak to strong."""
+    """Test accuracy, the penalty chosen, and the objective at every penalty, weak to strong."""
     layer = torch.nn.Linear(train.features.shape[1], int(train.labels.max()) + 1)
     scores, objectives = [], []
-    for strength in STRENGTHS:
-        plain_fit(layer, train, strength)
+    for penalty in PENALTIES:
+        plain_fit(layer, train, penalty)
         scores.append(top_1(validation.labels, answers(layer, validation)))
         theta = torch.cat([layer.weight.detach().T, layer.bias.detach()[None]])
-        objectives.append(objective(train, theta, strength))
-    strength = float(STRENGTHS[np.argmax(scores)])
-    plain_fit(layer, Examples.concatenate(train, validation, "both"), strength)
-    return top_1(test.labels, answers(layer, test)), strength, objectives
+        objectives.append(objective(train, theta, penalty))
+    penalty = float(PENALTIES[np.argmax(scores)])
+    plain_fit(layer, Examples.concatenate(train, validation, "both"), penalty)
+    return top_1(test.labels, answers(layer, test)), penalty, objectives
 
 
-def plain_fit(layer: torch.nn.Linear, examples: Examples, strength: float) -> None:
+def plain_fit(layer: torch.nn.Linear, examples: Examples, penalty: float) -> None:
     x, t = torch.from_numpy(examples.features), torch.from_numpy(examples.labels)
     optimizer = torch.optim.LBFGS(
         layer.parameters(),
@@ -136,7 +136,7 @@ def plain_fit(layer: torch.nn.Linear, examples: Examples, strength: float) -> No
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         loss = F.cross_entropy(layer(x), t, reduction="sum")
-        loss = loss + strength * sum(p.square().sum() for p in layer.parameters())
+        loss = loss + penalty * sum(p.square().sum() for p in layer.parameters())
         loss.backward()
         return loss
 

@@ -1,6 +1,6 @@
 """The linear probe, as the paper evaluates frozen features.
 
-On raw features: cross-entropy SUM + w * |theta|^2, the bias included. w is one of 45 strengths,
+On raw features: cross-entropy SUM + w * |theta|^2, the bias included. w is one of 45 penalties,
 chosen on validation by the metric of the data set; then the classifier is fitted again on train and
 validation together, and the test images are answered once.
 """
@@ -17,23 +17,23 @@ from torch import Tensor
 from training.evaluation.examples import METRICS, Examples, classes_of
 from training.evaluation.softmax import SoftmaxRegression, Solution
 
-STRENGTHS = np.logspace(-6, 5, 45)
+PENALTIES = np.logspace(-6, 5, 45)  # w
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """What the classifier of the chosen strength does on the test images.
+    """What the classifier of the chosen penalty does on the test images.
 
     Args:
         accuracy: percent, by the set's metric.
-        strength: w, chosen on validation; the weakest of equals.
-        validation: (strengths,) percent on validation, in the order of the strengths.
+        penalty: w, chosen on validation; the weakest of equals.
+        validation: (penalties,) percent on validation, in the order of the penalties.
         predicted: (N_test,) class numbers.
         correct: (N_test,) bool.
     """
 
     accuracy: float
-    strength: float
+    penalty: float
     validation: np.ndarray
     predicted: np.ndarray
     correct: np.ndarray
@@ -44,14 +44,14 @@ def linear_probe(
     validation: Examples,
     test: Examples,
     metric: str = "top-1",
-    strengths: Sequence[float] | np.ndarray = STRENGTHS,
+    penalties: Sequence[float] | np.ndarray = PENALTIES,
 ) -> LinearProbe:
-    """Fit on train for every strength, choose on validation, refit on both, test once.
+    """Fit on train for every penalty, choose on validation, refit on both, test once.
 
     Args:
         train, validation, test: raw frozen features (N, D); train has every class.
         metric: of METRICS.
-        strengths: increasing.
+        penalties: increasing.
 
     Raises:
         AugSelfError: one class only, a class that train lacks, or a solution that cannot be
@@ -59,12 +59,12 @@ def linear_probe(
         UsageError: different widths.
     """
     classes = classes_of(train, validation, test)
-    scores, chosen = _choose(train, validation, classes, metric, strengths)
+    scores, chosen = _choose(train, validation, classes, metric, penalties)
     both = Examples.concatenate(train, validation, "train and validation")
-    (final,) = _problem(both, classes).path([chosen.strength], chosen.theta)
+    (final,) = _problem(both, classes).path([chosen.penalty], chosen.theta)
     predicted = _answers(final.theta, test, classes)
     accuracy = METRICS[metric](test.labels, predicted)
-    return LinearProbe(accuracy, chosen.strength, scores, predicted, predicted == test.labels)
+    return LinearProbe(accuracy, chosen.penalty, scores, predicted, predicted == test.labels)
 
 
 def _choose(
@@ -72,11 +72,11 @@ def _choose(
     validation: Examples,
     classes: np.ndarray,
     metric: str,
-    strengths: Sequence[float] | np.ndarray,
+    penalties: Sequence[float] | np.ndarray,
 ) -> tuple[np.ndarray, Solution]:
     """Validation scores, weak to strong, and the weakest of the best solutions."""
     scores: list[float] = []
-    for solution in _problem(train, classes).path(strengths):
+    for solution in _problem(train, classes).path(penalties):
         predicted = _answers(solution.theta, validation, classes)
         scores.append(METRICS[metric](validation.labels, predicted))
         if scores[-1] == max(scores):

@@ -1,7 +1,7 @@
 """Awareness: what frozen features still say about the augmentation that made a view.
 
 One view: its absolute parameters from y. Two views: their difference from [y1, y2]. A linear model
-is fitted on views of training images and scored on views of held-out images. Its strength is chosen
+is fitted on views of training images and scored on views of held-out images. Its penalty is chosen
 on a fifth of the training images, never on views of images it was fitted on.
 """
 
@@ -19,7 +19,7 @@ from training.evaluation.examples import Examples, refuse_not_finite
 from training.evaluation.linear import linear_probe
 
 RIDGES = np.logspace(-6, 6, 25)  # a view, on features of standard deviation 1
-HELD = 5  # one training image in so many chooses the strength
+HELD = 5  # one training image in so many chooses the penalty
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Regression:
         r_squared: 1 - squared error / squared error of the baseline, which always says the
             training views' mean and so has 0; 1 is perfect, below 0 is worse than the baseline.
         rmse, baseline_rmse: root mean square errors in the dimension's unit.
-        ridge: the strength chosen.
+        ridge: the weight of the penalty that was chosen.
         views: how many held-out views show the dimension.
     """
 
@@ -99,7 +99,7 @@ class Classification:
 
     accuracy: float
     baseline: float
-    strength: float
+    penalty: float
     views: int
 
 
@@ -135,7 +135,7 @@ def class_probe(train: Views, test: Views) -> Classification:
     answers, asked = train.seen([0])[1], test.seen([0])[1]
     values, counts = np.unique(answers, return_counts=True)
     baseline = 100 * float((asked == values[counts.argmax()]).mean())
-    return Classification(result.accuracy, baseline, result.strength, len(asked))
+    return Classification(result.accuracy, baseline, result.penalty, len(asked))
 
 
 def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:
@@ -149,7 +149,7 @@ def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:
     if len(images) < HELD:
         raise AugSelfError(
             f"{train.name}: {len(images)} images are too few; {HELD} are needed, one of which "
-            "chooses the strength"
+            "chooses the penalty"
         )
     held = np.isin(train.images, np.random.default_rng(0).permutation(images)[::HELD])
     mean, std = train.features.mean(axis=0), train.features.std(axis=0)
@@ -183,7 +183,7 @@ def _regressions(
 
 
 class Ridge:
-    """(N, D) features to (N, n) targets for any strength, from one eigendecomposition.
+    """(N, D) features to (N, n) targets for any penalty, from one eigendecomposition.
 
     min over b of |X b - t|^2 / N + ridge |b|^2, X and t without their means; in float64.
     """

@@ -1,28 +1,28 @@
-"""Softmax regression with a ridge at many strengths: the solver of the linear probe.
+"""Softmax regression with an L2 penalty of many weights w: the solver of the linear probe.
 
     f_w(theta) = sum over i of -log softmax([x_i, 1] theta)[t_i] + w |theta|^2
 
 Newton's method, its equations solved by conjugate gradients (Nocedal & Wright, algorithm 7.1):
 
-- features are turned into the principal axes of [X, 1] once. There the Hessian is near the
+- features are projected onto the principal axes of [X, 1] once. There the Hessian is near the
   Kronecker product of the axes' spreads lambda and A, plus 2w; A (C, C) is the mean of
   diag(p) - p p^T. Its inverse preconditions, so that a handful of products is enough: also for
   features that are nearly collinear, and for separable classes, whose Hessian all but vanishes;
-- strengths are solved from strong to weak, each from where the two before point to;
+- penalties are solved from strong to weak, each from where the two before point to;
 - logits are linear in theta, so that a line search costs no matrix product.
 
 Features whose root mean square is below TINY, as an untrained or badly scaled encoder's may be, are
 solved for at a scale of about 1, and theta is given for them as they are: at their own scale every
-usual strength would leave nothing but the commonest class.
+usual penalty would leave nothing but the commonest class.
 
 The certificate: f_w is 2w-strongly convex, so that
 
     f_w(theta) - min f_w <= |gradient|^2 / 4w,
 
 which is brought below TOLERANCE for each image, and below a hundredth of f_w where that is less:
-separable classes have next to no f_w at weak strengths, and theta would be wherever the solver came
+separable classes have next to no f_w at weak penalties, and theta would be wherever the solver came
 from. In float32, and where its rounding hides the way down (large features, overlapping classes,
-weak strengths) from there on in float64.
+weak penalties) from there on in float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from augself_hub.errors import AugSelfError
 TOLERANCE = 1e-5  # of f_w / N
 TINY = 1e-4
 FINEST = 1e-7  # likewise, however small f_w is
-STEPS = 30  # for one strength and precision; one to five are usual
+STEPS = 30  # for one penalty and precision; one to five are usual
 PRODUCTS = 200  # with the Hessian for one step; two to twenty are usual
 TRIES = 25  # lengths of one step; one or two are usual
 ROWS = 4096  # of features in float64 at a time
@@ -49,9 +49,9 @@ ROWS = 4096  # of features in float64 at a time
 @dataclass(frozen=True)
 class Solution:
     """theta (D + 1, C) float64, bias last; f_w / N, and a bound on its excess over the optimum, of
-    tiny features as they are scaled."""
+    tiny features as they are scaled. penalty: w."""
 
-    strength: float
+    penalty: float
     theta: Tensor
     objective: float
     gap: float
@@ -60,7 +60,7 @@ class Solution:
 @dataclass(frozen=True)
 class Point:
     """Where the solver stands, in principal axes: theta (r, C), logits and p (N, C), the sum of
-    cross-entropies and its gradient (r, C), both without the ridge."""
+    cross-entropies and its gradient (r, C), both without the penalty."""
 
     theta: Tensor
     logits: Tensor
@@ -70,7 +70,7 @@ class Point:
 
 
 class SoftmaxRegression:
-    """The problem of one training set, for every strength.
+    """The problem of one training set, for every penalty.
 
     Args:
         features: (N, D) float32.
@@ -81,18 +81,18 @@ class SoftmaxRegression:
         self.features = torch.from_numpy(features)
         self.scale = scale_of(self.features)
         self.axes, self.spread = principal_axes(self.features, self.scale)  # (D + 1, r), (r, 1)
-        self.x = self._turned(torch.float32)  # (N, r)
+        self.x = self._projected(torch.float32)  # (N, r)
         self.targets = torch.from_numpy(targets)[:, None]
         self.classes = classes
 
-    def _turned(self, dtype: torch.dtype) -> Tensor:
-        """Turned in float64: a small axis beside a large one keeps its digits in float32 too."""
+    def _projected(self, dtype: torch.dtype) -> Tensor:
+        """In float64 first: a small axis beside a large one keeps its digits in float32 too."""
         x = torch.empty(len(self.features), self.axes.shape[1], dtype=dtype)
         for into, part in zip(x.split(ROWS), self.features.split(ROWS), strict=True):
             into.copy_(with_ones(part, self.scale) @ self.axes)
         return x
 
-    def path(self, strengths: Iterable[float], start: Tensor | None = None) -> Iterator[Solution]:
+    def path(self, penalties: Iterable[float], start: Tensor | None = None) -> Iterator[Solution]:
         """Solve strong to weak, whatever the order given.
 
         Args:
@@ -105,17 +105,17 @@ class SoftmaxRegression:
         own = torch.full((len(self.axes), 1), self.scale, dtype=torch.float64)
         own[-1] = 1  # theta of the features as they are is `own` times that of the scaled ones
         before = theta = zero if start is None else balanced(self.axes.T @ (start / own))
-        for strength in sorted(map(float, strengths), reverse=True):
+        for penalty in sorted(map(float, penalties), reverse=True):
             # Where float32's rounding of p alone puts more than a quarter into the certificate.
             rounding = torch.finfo(torch.float32).eps ** 2 * float(self.spread.sum())
-            too_rough = rounding > strength * TOLERANCE * len(self.x)
+            too_rough = rounding > penalty * TOLERANCE * len(self.x)
             if self.x.dtype == torch.float32 and too_rough:
-                self.x = self._turned(torch.float64)
-            point, gap = self._solve(2 * theta - before, strength)
+                self.x = self._projected(torch.float64)
+            point, gap = self._solve(2 * theta - before, penalty)
             before, theta = theta, point.theta.double()
-            value = self._value(point.loss, theta, strength)
+            value = self._value(point.loss, theta, penalty)
             yield Solution(
-                strength, own * (self.axes @ theta), value / len(self.x), gap / len(self.x)
+                penalty, own * (self.axes @ theta), value / len(self.x), gap / len(self.x)
             )
 
     def _value(self, loss: float, theta: Tensor, w: float) -> float:
@@ -137,14 +137,14 @@ class SoftmaxRegression:
         return self._solve_exactly(theta, w, gap)
 
     def _solve_exactly(self, theta: Tensor, w: float, gap: float) -> tuple[Point, float]:
-        """Go on in float64, with this strength and with all that follow."""
+        """Go on in float64, with this penalty and with all that follow."""
         if self.x.dtype == torch.float64:
             raise AugSelfError(
-                f"the linear probe at strength {w:.3g} is {gap / len(self.x):.2g} an image from "
+                f"the linear probe at penalty {w:.3g} is {gap / len(self.x):.2g} an image from "
                 "its optimum even in float64: the features span too many orders of magnitude, so "
                 "leave linear out of --tasks"
             )
-        self.x = self._turned(torch.float64)
+        self.x = self._projected(torch.float64)
         return self._solve(theta, w)
 
     def _point(self, theta: Tensor, logits: Tensor) -> Point:
@@ -187,13 +187,13 @@ class SoftmaxRegression:
 
     def _direction(self, p: Tensor, gradient: Tensor, w: float, allowed: float) -> Tensor:
         """Newton's direction, to a tenth of the gradient or to half of what is allowed."""
-        values, turn = torch.linalg.eigh(mean_curvature(p).double())  # (C,), (C, C)
-        scale, turn = (self.spread * values.clamp(min=0) + 2 * w).to(p.dtype), turn.to(p.dtype)
+        values, basis = torch.linalg.eigh(mean_curvature(p).double())  # (C,), (C, C)
+        scale, basis = (self.spread * values.clamp(min=0) + 2 * w).to(p.dtype), basis.to(p.dtype)
         enough = max(0.01 * dot(gradient, gradient), 2 * w * allowed)
         direction, residual = torch.zeros_like(gradient), -gradient
         conjugate, size = torch.zeros_like(gradient), float("inf")
         for _ in range(PRODUCTS):
-            z = balanced((residual @ turn / scale) @ turn.T)  # preconditioned
+            z = balanced((residual @ basis / scale) @ basis.T)  # preconditioned
             size, before = dot(residual, z), size
             conjugate = z + (size / before) * conjugate
             product = self._hessian_times(conjugate, p) + 2 * w * conjugate
@@ -266,7 +266,7 @@ def principal_axes(features: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         basis = torch.linalg.qr(with_ones(features, scale).T)[0]
     inner = basis.new_zeros(basis.shape[1], basis.shape[1])
     for part in features.split(ROWS):
-        turned = with_ones(part, scale) @ basis
-        inner += turned.T @ turned
+        projected = with_ones(part, scale) @ basis
+        inner += projected.T @ projected
     spread, axes = torch.linalg.eigh(inner)
     return basis @ axes, spread.clamp(min=0)[:, None]

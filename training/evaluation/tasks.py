@@ -73,7 +73,7 @@ def linear(subject: Subject, settings: TaskSettings) -> list[Result]:
         "training and validation, tested once."
     )
     counts = {"train": len(train), "validation": len(validation), "test": len(test)}
-    details = {"strength": float(probe.strength), "images": counts}
+    details = {"strength": float(probe.penalty), "images": counts}  # strength: of the penalty
     return [_classified("linear probe", subject, test, probe.accuracy, protocol, details, probe)]
 
 

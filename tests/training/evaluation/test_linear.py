@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from augself_hub.errors import AugSelfError, UsageError
 from training.evaluation.examples import Examples
-from training.evaluation.linear import STRENGTHS, linear_probe
+from training.evaluation.linear import PENALTIES, linear_probe
 from training.evaluation.softmax import TRIES, Bracket, SoftmaxRegression
 
 
@@ -28,7 +28,7 @@ def drawn(n, seed, width=16, classes=5, scale=1.0, noise=1.0):
     return (scale * features).astype(np.float32), labels
 
 
-def objective(theta, x, labels, strength):
+def objective(theta, x, labels, penalty):
     """In float64: value, gradient and Hessian of the protocol's sum, theta of shape (C, D + 1)."""
     classes = int(labels.max()) + 1
     x = np.concatenate([x.astype(np.float64), np.ones((len(x), 1))], axis=1)
@@ -36,19 +36,19 @@ def objective(theta, x, labels, strength):
     logits = x @ theta.T
     value = -log_softmax(logits, axis=1)[np.arange(len(x)), labels].sum()
     p = softmax(logits, axis=1)
-    gradient = (p - np.eye(classes)[labels]).T @ x + 2 * strength * theta
+    gradient = (p - np.eye(classes)[labels]).T @ x + 2 * penalty * theta
     spread = p[:, :, None] * np.eye(classes) - p[:, :, None] * p[:, None, :]
     hessian = np.einsum("nab,nd,ne->adbe", spread, x, x, optimize=True).reshape(theta.size, -1)
-    hessian += 2 * strength * np.eye(theta.size)
-    return value + strength * (theta**2).sum(), gradient.ravel(), hessian
+    hessian += 2 * penalty * np.eye(theta.size)
+    return value + penalty * (theta**2).sum(), gradient.ravel(), hessian
 
 
-def newton(x, labels, strength, start):
+def newton(x, labels, penalty, start):
     """theta of the optimum by scipy's trust region with the exact Hessian."""
     fun = {
-        "fun": lambda t: objective(t, x, labels, strength)[0],
-        "jac": lambda t: objective(t, x, labels, strength)[1],
-        "hess": lambda t: objective(t, x, labels, strength)[2],
+        "fun": lambda t: objective(t, x, labels, penalty)[0],
+        "jac": lambda t: objective(t, x, labels, penalty)[1],
+        "hess": lambda t: objective(t, x, labels, penalty)[2],
     }
     return scipy.optimize.minimize(
         x0=start, method="trust-exact", options={"gtol": 1e-9, "maxiter": 500}, **fun
@@ -65,17 +65,17 @@ PROBLEMS = {
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_every_strength_is_solved_to_a_thousandth_an_image(problem):
+def test_every_penalty_is_solved_to_a_thousandth_an_image(problem):
     """Also: the bound that is given holds."""
     x, labels = PROBLEMS[problem]
     theta = np.zeros((labels.max() + 1) * (x.shape[1] + 1))
-    for solution in SoftmaxRegression(x, labels, labels.max() + 1).path(STRENGTHS):
-        theta = newton(x, labels, solution.strength, theta)
-        best = objective(theta, x, labels, solution.strength)[0]
-        found = objective(solution.theta.numpy().T.astype(float), x, labels, solution.strength)[0]
+    for solution in SoftmaxRegression(x, labels, labels.max() + 1).path(PENALTIES):
+        theta = newton(x, labels, solution.penalty, theta)
+        best = objective(theta, x, labels, solution.penalty)[0]
+        found = objective(solution.theta.numpy().T.astype(float), x, labels, solution.penalty)[0]
         excess = (found - best) / len(x)
-        assert -1e-9 < excess < 1e-3, (solution.strength, excess)
-        assert excess <= solution.gap + 1e-6, (solution.strength, excess)
+        assert -1e-9 < excess < 1e-3, (solution.penalty, excess)
+        assert excess <= solution.gap + 1e-6, (solution.penalty, excess)
         assert solution.objective == pytest.approx(found / len(x), abs=1e-5)
 
 
@@ -128,41 +128,41 @@ HARD = {
 }
 
 
-def below_the_optimum(theta, x, labels, strength):
+def below_the_optimum(theta, x, labels, penalty):
     """A float64 bound by duality that holds for every theta: sum of H(p) - |X^T (t - p)|^2 / 4w."""
     logits = x @ theta[:-1] + theta[-1]
     p, logs = softmax(logits, axis=1), log_softmax(logits, axis=1)
     pull = np.concatenate([x, np.ones((len(x), 1))], axis=1).T @ (np.eye(p.shape[1])[labels] - p)
-    return max(0.0, -(p * logs).sum() - (pull**2).sum() / (4 * strength))
+    return max(0.0, -(p * logs).sum() - (pull**2).sum() / (4 * penalty))
 
 
 @pytest.mark.parametrize("problem", HARD)
-def test_every_strength_is_certified_on_hard_features(problem):
+def test_every_penalty_is_certified_on_hard_features(problem):
     """Also by duality, in float64 and for the features as they were given, rounding included."""
     x, labels = HARD[problem]
-    solutions = list(SoftmaxRegression(x, labels, labels.max() + 1).path(STRENGTHS))
-    assert [s.strength for s in solutions] == sorted(STRENGTHS, reverse=True)
+    solutions = list(SoftmaxRegression(x, labels, labels.max() + 1).path(PENALTIES))
+    assert [s.penalty for s in solutions] == sorted(PENALTIES, reverse=True)
     for solution in solutions:
-        theta, strength = solution.theta.numpy(), solution.strength
+        theta, penalty = solution.theta.numpy(), solution.penalty
         logits = x @ theta[:-1] + theta[-1]
         found = -log_softmax(logits, axis=1)[np.arange(len(x)), labels].sum()
-        found += strength * (theta**2).sum()
-        excess = (found - below_the_optimum(theta, x, labels, strength)) / len(x)
+        found += penalty * (theta**2).sum()
+        excess = (found - below_the_optimum(theta, x, labels, penalty)) / len(x)
         assert solution.gap <= 1e-5
-        assert excess <= 1e-4, (strength, excess)
+        assert excess <= 1e-4, (penalty, excess)
 
 
-@pytest.mark.parametrize("strength", [1e-2, 1.0, 100.0])
-def test_scikit_learn_agrees(strength):
+@pytest.mark.parametrize("penalty", [1e-2, 1.0, 100.0])
+def test_scikit_learn_agrees(penalty):
     """Its C is 1 / (2 w); the bias is a feature of 1, so that it is regularised as well."""
     x, labels = PROBLEMS["overlapping classes"]
     wide = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
     reference = LogisticRegression(
-        C=1 / (2 * strength), fit_intercept=False, tol=1e-8, max_iter=10_000
+        C=1 / (2 * penalty), fit_intercept=False, tol=1e-8, max_iter=10_000
     ).fit(wide, labels)
-    (solution,) = SoftmaxRegression(x, labels, 5).path([strength])
-    expected = objective(reference.coef_, x, labels, strength)[0]
-    found = objective(solution.theta.numpy().T.astype(float), x, labels, strength)[0]
+    (solution,) = SoftmaxRegression(x, labels, 5).path([penalty])
+    expected = objective(reference.coef_, x, labels, penalty)[0]
+    found = objective(solution.theta.numpy().T.astype(float), x, labels, penalty)[0]
     assert found == pytest.approx(expected, abs=1e-3 * len(x))
     agree = (wide @ solution.theta.numpy()).argmax(axis=1) == reference.predict(wide)
     assert agree.mean() > 0.99
@@ -170,7 +170,7 @@ def test_scikit_learn_agrees(strength):
 
 @pytest.fixture(scope="module")
 def splits():
-    """Overlapping classes that need a strength in the middle: 200 to learn from, 2000 to test."""
+    """Overlapping classes that need a penalty in the middle: 200 to learn from, 2000 to test."""
 
     def split(n, seed, name):
         features, labels = drawn(n, seed, width=60, noise=2.5)
@@ -183,25 +183,25 @@ def splits():
 def reference(splits):
     """The protocol by scikit-learn in float64: the validation scores, and the test answers."""
 
-    def fitted(x, labels, strength):
+    def fitted(x, labels, penalty):
         wide = np.concatenate([x, np.ones((len(x), 1))], axis=1).astype(np.float64)
-        model = LogisticRegression(C=1 / (2 * strength), fit_intercept=False, tol=1e-6)
+        model = LogisticRegression(C=1 / (2 * penalty), fit_intercept=False, tol=1e-6)
         return model.set_params(max_iter=20_000).fit(wide, labels)
 
     def answers(model, examples):
         return model.predict(np.concatenate([examples.features, np.ones((len(examples), 1))], 1))
 
     train, validation, test = splits
-    models = [fitted(train.features, train.labels, w) for w in STRENGTHS]
+    models = [fitted(train.features, train.labels, w) for w in PENALTIES]
     scores = [100 * (answers(m, validation) == validation.labels).mean() for m in models]
     features = np.concatenate([train.features, validation.features])
     labels = np.concatenate([train.labels, validation.labels])
-    chosen = fitted(features, labels, STRENGTHS[np.argmax(scores)])
+    chosen = fitted(features, labels, PENALTIES[np.argmax(scores)])
     return np.array(scores), answers(chosen, test)
 
 
 def test_the_protocol_is_followed_to_its_end(splits, reference):
-    """Each strength's validation score, and the refit's answers to the test images."""
+    """Each penalty's validation score, and the refit's answers to the test images."""
     scores, expected = reference
     found = linear_probe(*splits)
     assert np.abs(found.validation - scores).max() < 1.5
@@ -210,17 +210,17 @@ def test_the_protocol_is_followed_to_its_end(splits, reference):
     assert found.accuracy == pytest.approx(accuracy, abs=0.3)
     assert (found.predicted == expected).mean() > 0.98
     assert found.accuracy == 100 * found.correct.mean()
-    assert found.validation[found.strength == STRENGTHS] == found.validation.max()
+    assert found.validation[found.penalty == PENALTIES] == found.validation.max()
 
 
 def test_the_test_split_chooses_nothing(splits):
-    """Other test labels, the same strength and the same answers."""
+    """Other test labels, the same penalty and the same answers."""
     train, validation, test = splits
     swapped = Examples(test.features, np.roll(test.labels, 1), "test")
     first, second = (
-        linear_probe(train, validation, t, strengths=[1, 100]) for t in (test, swapped)
+        linear_probe(train, validation, t, penalties=[1, 100]) for t in (test, swapped)
     )
-    assert first.strength == second.strength
+    assert first.penalty == second.penalty
     assert (first.predicted == second.predicted).all()
     assert first.accuracy > second.accuracy + 10
 
@@ -268,7 +268,7 @@ def split(n, name):
     features += means[labels]
     return Examples(np.maximum(features, 0, out=features), labels, name)
 train, validation, test = split(90_000, "train"), split(10_000, "validation"), split(2000, "test")
-result = linear_probe(train, validation, test, strengths=[1000.0])
+result = linear_probe(train, validation, test, penalties=[1000.0])
 print(result.accuracy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
@@ -276,7 +276,7 @@ print(result.accuracy, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**2
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_large_problem_fits_into_12_gib():
-    """SUN397 with a ResNet-50: 100,000 images, 2048 features, 397 classes, one strength."""
+    """SUN397 with a ResNet-50: 100,000 images, 2048 features, 397 classes, one penalty."""
     run = [sys.executable, "-c", LARGE]
     output = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split()
     assert float(output[0]) > 50
@@ -285,15 +285,15 @@ def test_a_large_problem_fits_into_12_gib():
 
 @pytest.mark.parametrize("power", [-14, -30, -110])
 def test_tiny_features_are_classified_as_large_ones(power):
-    """An untrained encoder's: of 1e-5 every strength but the weakest gave the commonest class."""
+    """An untrained encoder's: of 1e-5 every penalty but the weakest gave the commonest class."""
     features, labels = drawn(200, 1)
     features /= np.sqrt((features.astype(float) ** 2).mean())  # root mean square 1
     tiny = np.ldexp(features, power)
     classes = int(labels.max()) + 1
-    strengths = [1e-3, 1.0, 30.0]
+    penalties = [1e-3, 1.0, 30.0]
     for small, plain in zip(
-        SoftmaxRegression(tiny, labels, classes).path(strengths),
-        SoftmaxRegression(features, labels, classes).path(strengths),
+        SoftmaxRegression(tiny, labels, classes).path(penalties),
+        SoftmaxRegression(features, labels, classes).path(penalties),
         strict=True,
     ):
         assert small.gap < 1e-5

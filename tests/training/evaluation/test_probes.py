@@ -79,7 +79,7 @@ def test_the_ridge_is_scikit_learns(train):
         assert solver.predict(train.features[200:], ridge) == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_strength_is_chosen_on_other_images():
+def test_the_penalty_is_chosen_on_other_images():
     """With more features than views only a strong ridge helps; rows of one image stay together."""
     random = np.random.default_rng(0)
 
