@@ -125,6 +125,7 @@ def _application(service: Service, fetcher: Fetcher | None, demo: LateDemo | Non
         app.mount("/", demo)
     else:
         app.router.routes.append(Route("/", documentation, include_in_schema=False))
+        app.router.routes.append(Route("/", Unrouted(), include_in_schema=False))
     return app
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import binascii
+import itertools
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +43,7 @@ _READER = ThreadPoolExecutor(1, "read")  # one: several would keep the loop from
 _ASCII = bytes(range(128))
 _LETTERS = 2 * 2**20  # bytes of letters beyond ASCII
 _OPTION_FIELDS = 8  # more form fields than the options there are
+_MOST_NAMED = 32  # fields that are looked for, to say which one is there twice
 _UNNAMED = ("", "application/octet-stream")  # such a body is taken for an image and sniffed
 
 
@@ -71,7 +74,11 @@ class Item:
             parts = (text[at : at + _SLICE] for at in range(begin, len(text), _SLICE))
             return b"".join(binascii.a2b_base64(part, strict_mode=True) for part in parts)
         except ValueError:
-            raise Problem(400, "bad_base64", "not valid base64", self.param) from None
+            message = (
+                "not valid base64: send the standard letters, not those for URLs, and = at the end "
+                "up to a multiple of 4"
+            )
+            raise Problem(400, "bad_base64", message, self.param) from None
 
 
 async def read(request: Request, parse: Callable[[str, bytes], Result]) -> Result:
@@ -163,12 +170,13 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
         values: at most so many [, { and commas.
         strict: NaN and Infinity are not JSON.
     """
+    escapes = 10_000 + len(body) // 32  # some clients escape a slash or a plus
     allowed = {
         "values": (b"[{,", values),
-        "escapes": (b"\\", 10_000 + len(body) // 32),  # some clients escape a slash or a plus
+        "escapes": (b"\\", escapes),
         "blanks": (b" \t\r\n", 100_000 + len(body) // 8),
     }
-    ascii_only, letters = body.isascii(), 0
+    ascii_only, letters, quotes = body.isascii(), 0, 0
     for start in range(0, len(body), _SLICE):
         part = body[start : start + _SLICE]
         for what, (marks, most) in allowed.items():
@@ -177,13 +185,41 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
                 raise Problem(413, "too_many_values", f"the JSON has more {what} than any request")
             allowed[what] = (marks, most)
         letters += 0 if ascii_only else len(part.translate(None, _ASCII))
+        quotes += part.count(b'"')
         if letters > _LETTERS:
             message = "the JSON has more letters beyond ASCII than any request"
             raise Problem(413, "too_many_values", message)
     try:
-        return from_json(body, allow_inf_nan=not strict)
-    except ValueError:
-        raise Problem(400, "bad_json", "the body is not JSON") from None
+        parsed = from_json(body, allow_inf_nan=not strict)
+    except ValueError as error:
+        place = re.search(r" at line \d+ column \d+$", str(error))
+        message = f"the body is not JSON{place[0] if place else ''}"
+        raise Problem(400, "bad_json", message) from None
+    # Every text has two quotes, and of two fields with one name the parser has kept the last alone.
+    escaped = body.count(b'\\"') if allowed["escapes"][1] < escapes else 0
+    if quotes - escaped > 2 * _texts(parsed):
+        top = parsed if isinstance(parsed, dict) else ()
+        marks = ((name, f'"{name}"'.encode()) for name in itertools.islice(top, _MOST_NAMED))
+        twice = next((name for name, mark in marks if body.count(mark) > 1), None)
+        message = "a field of the JSON is given more than once"
+        raise Problem(400 if strict else 422, "given_twice", message, twice and twice[:100])
+    return parsed
+
+
+def _texts(parsed: Any) -> int:
+    """Texts in parsed JSON, names of fields among them."""
+    count, waiting = 0, [[parsed]]
+    while waiting:
+        level = waiting.pop()
+        for one in level:
+            if isinstance(one, str):
+                count += 1
+            elif isinstance(one, dict):
+                count += len(one)
+                waiting.append(list(one.values()))
+            elif isinstance(one, list):
+                waiting.append(one)
+    return count
 
 
 def _options(

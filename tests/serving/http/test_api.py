@@ -185,6 +185,8 @@ def test_options_says_what_is_allowed(client):
     assert (answer.status_code, answer.content) == (204, b"")
     assert answer.headers["allow"] == "GET, HEAD, OPTIONS"
     assert client.options("/v1/embeddings").headers["allow"] == "OPTIONS, POST"
+    home = client.options("/")
+    assert (home.status_code, home.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
 
 
 def test_the_version_and_the_way_to_the_documentation(client):

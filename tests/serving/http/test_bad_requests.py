@@ -96,6 +96,7 @@ def answer_of(connection: socket.socket) -> bytes:
         (b'{"model": "%s", "input": "x"}' % (b"m" * 1_000_000), 422, "string_too_long", "model"),
         (b'{"input": ["x","x","x","x","x","x","x","x","x"]}', 413, "too_many_items", "input"),
         (b'{"input": "x", "encoding_format": "hex"}', 422, "literal_error", "encoding_format"),
+        (b'{"input": "x", "input": "y"}', 422, "given_twice", "input"),
     ],
 )
 def test_bad_json(client, problem, body, status, code, param):
