@@ -11,7 +11,7 @@ import asyncio
 import binascii
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -198,9 +198,9 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
     # Every text has two quotes, and of two fields with one name the parser has kept the last alone.
     escaped = body.count(b'\\"') if allowed["escapes"][1] < escapes else 0
     if quotes - escaped > 2 * _texts(parsed):
-        top = parsed if isinstance(parsed, dict) else ()
-        marks = ((name, f'"{name}"'.encode()) for name in itertools.islice(top, _MOST_NAMED))
-        twice = next((name for name, mark in marks if body.count(mark) > 1), None)
+        names: Iterable[str] = parsed if isinstance(parsed, dict) else ()
+        some = itertools.islice(names, _MOST_NAMED)
+        twice = next((name for name in some if body.count(f'"{name}"'.encode()) > 1), None)
         message = "a field of the JSON is given more than once"
         raise Problem(400 if strict else 422, "given_twice", message, twice and twice[:100])
     return parsed
@@ -208,7 +208,8 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
 
 def _texts(parsed: Any) -> int:
     """Texts in parsed JSON, names of fields among them."""
-    count, waiting = 0, [[parsed]]
+    count = 0
+    waiting: list[list[Any]] = [[parsed]]
     while waiting:
         level = waiting.pop()
         for one in level:
