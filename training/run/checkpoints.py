@@ -7,19 +7,43 @@ nothing. Here a resume takes the newest checkpoint that is whole.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import logging
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
+from augself_hub.errors import AugSelfError
 from augself_hub.folder import file_sha256
 
-MANIFEST, SPENT = "manifest.json", "spent.json"
+MANIFEST, SPENT, LOCK = "manifest.json", "spent.json", ".lock"
 NEEDED = ("model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json")
 
 log = logging.getLogger(__name__)
+
+
+def hold(output: Path) -> BinaryIO:
+    """Keep other processes from training in a run's folder, until what is returned is closed.
+
+    A record lock: unlike `flock`'s, data-loading processes do not hold it on after a kill.
+
+    Raises:
+        AugSelfError: another process trains there.
+    """
+    file = (output / LOCK).open("ab")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise AugSelfError(
+            f"another process trains in {output}: wait for it, or choose another --output"
+        ) from None
+    except OSError as error:  # a file system without locks
+        log.debug("%s cannot be locked: %s", output, error)
+    return file
 
 
 def write_manifest(folder: Path) -> None:

@@ -91,12 +91,15 @@ class AugSelfTrainer(Trainer):
         self.alarm = Alarm(self.model.augself.spec, frozen)
         self.add_callback(_StopOnAlarm(self.alarm))
         self.add_callback(_Progress(self))
+        self._held = checkpoints.hold(settings.output) if self.args.should_save else None
 
     def train(self, *arguments: Any, **named: Any) -> Any:
         try:
             return super().train(*arguments, **named)
         finally:
             self._sigterm.restore()
+            if self._held is not None:
+                self._held.close()
 
     def get_train_dataloader(self) -> Any:
         """The stock loader, but for our order, and a generator of its own: the stock one draws the

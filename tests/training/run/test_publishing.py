@@ -72,7 +72,7 @@ def test_nobody_gets_the_log_where_none_was_asked(made, monkeypatch):
     monkeypatch.setattr(pretraining, "_publish", lambda *_: None)
     settings = made()
     pretrain(settings)
-    assert [p.name for p in settings.output.iterdir()] == ["settings.json"]
+    assert [p.name for p in settings.output.glob("[!.]*")] == ["settings.json"]
     assert json.loads((settings.output / "settings.json").read_text())["report_to"] == []
 
 

@@ -156,7 +156,7 @@ def test_a_kill_inside_a_save_costs_one_interval(settings, monkeypatch, where, f
     # _newest_first lists them after the second one has its place
     assert newest.name == "checkpoint-4"
     pretrain(broken, resume=True)
-    assert sorted(p.name for p in broken.output.iterdir()) == [
+    assert sorted(p.name for p in broken.output.glob("[!.]*")) == [
         "checkpoint-10", "checkpoint-12", "settings.json",
     ]  # fmt: skip
 
@@ -250,3 +250,26 @@ def test_random_kills(campaign):
 @pytest.mark.parametrize("method", ["simsiam", "moco"])
 def test_thirty_random_kills(campaign, method):
     campaign(method, kills=30, seed=1)
+
+
+def test_two_processes_do_not_train_in_one_folder(settings):
+    """As when a cluster starts a run again before the first one is dead. Then it may."""
+    run = settings("broken")
+    run.output.mkdir(parents=True)
+    here, there = os.pipe()
+
+    def holds() -> None:
+        held = checkpoints.hold(run.output)
+        os.write(there, b"x")
+        time.sleep(600)
+        held.close()
+
+    child = forked(holds)
+    assert os.read(here, 1) == b"x"
+    with pytest.raises(AugSelfError, match=r"another process trains in .*broken: wait for it"):
+        pretrain(run, resume=True)
+    assert [path.name for path in run.output.iterdir()] == [checkpoints.LOCK]
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    pretrain(run, resume=True)
+    assert checkpoints.newest_valid(run.output).name == f"checkpoint-{STEPS}"
