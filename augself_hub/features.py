@@ -106,7 +106,10 @@ class FeatureTable:
 
         Raises:
             AugSelfError: they come from different models, or their rows cannot be compared.
+            UsageError: there are none.
         """
+        if not tables:
+            raise UsageError("there is no table to concatenate: give at least one")
         first = tables[0]
         for table in tables[1:]:
             first._refuse_different(table)
@@ -195,9 +198,12 @@ class FeatureTable:
             Row numbers and cosines, (k,) each for one query, (Q, k) for several.
 
         Raises:
-            UsageError: features of another width. AugSelfError: a table of another model.
+            UsageError: features of another width or that are no numbers, as those of a skipped
+                image; no whole number k. AugSelfError: a table of another model.
         """
         own = queries if isinstance(queries, int | np.integer) else None
+        if isinstance(queries, bool) or not isinstance(k, int | np.integer) or isinstance(k, bool):
+            raise UsageError(f"nearest takes a row or features and a whole number k, not k={k!r}")
         if isinstance(queries, FeatureTable):
             self._refuse_different(replace(queries, label_names=self.label_names))
             queries = queries.features
@@ -207,6 +213,11 @@ class FeatureTable:
         if given.ndim not in (1, 2) or wanted.shape[1] != width or k < 1:
             raise UsageError(
                 f"nearest takes (Q, {width}) features and k of 1 or more, not {given.shape}, k={k}"
+            )
+        if not (whole := np.isfinite(wanted).all(axis=1)).all():
+            raise UsageError(
+                f"query {int(np.argmin(whole))} has features that are no numbers, as those of an "
+                "image that was skipped: leave it out"
             )
         numbers, cosines = nearest(wanted, self.features, k + (own is not None))
         if own is not None:

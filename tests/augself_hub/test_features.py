@@ -127,3 +127,24 @@ def test_differences_are_frames_too():
     assert table.to_polars()["color_hue"].to_list()[1] is None
     assert table.to_arrow()["rot_quarter_turns"].to_pylist()[1] is None
     assert table.to_pandas()["a"].tolist() == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "words"),
+    [
+        (np.array([np.nan, 1], np.float32), 1, "query 0 has features that are no numbers"),
+        (np.array([[1, 2], [np.inf, 1]]), 1, "query 1 has features that are no numbers"),
+        (0, 1.5, r"whole number k, not k=1\.5"),
+        (0, True, "whole number k, not k=True"),
+        (True, 1, "takes a row or features"),
+    ],
+)
+def test_what_has_no_neighbours_is_refused(table, queries, k, words):
+    """The row of an image that `features(on_error="skip")` could not read had the first rows."""
+    with pytest.raises(UsageError, match=words):
+        table.nearest(queries, k)
+
+
+def test_no_tables_are_no_table():
+    with pytest.raises(UsageError, match="there is no table to concatenate"):
+        FeatureTable.concatenate([])

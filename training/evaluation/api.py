@@ -94,7 +94,7 @@ def evaluate(
     records = [result.record(tables.model.sha256, seed) for result in found]
     if output is None and records:
         write_into(tables.model.folder, records)
-    elif output is not None:
+    elif output is not None and records:
         output = Path(path_text("output", output))
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / EVALUATION, merged(read_evaluation(output), records))

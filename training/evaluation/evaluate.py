@@ -76,13 +76,19 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
         datasets: what `plan.open` gave.
 
     Raises:
-        Unmeasured: a task refused a data set; it has the results of all others.
+        Unmeasured: a task refused a data set, or one cannot be extracted; it has the results of all
+            others.
     """
     found: list[Result] = []
     refused: list[str] = []
     for source, images in datasets.items():
         name = short_name(source)
-        subject = Subject(name, images, tables.of(images), metric_of(source))
+        try:
+            subject = Subject(name, images, tables.of(images), metric_of(source))
+        except AugSelfError as error:  # an image of it cannot be read
+            log.error("%s: %s", name, error)
+            refused.append(f"{name}: {error}")
+            continue
         for task in plan.tasks:
             if reason := unsuited(task, images):
                 log.info("%s is left out of %s: %s", name, task, reason)

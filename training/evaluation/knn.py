@@ -50,7 +50,10 @@ def knn(
     """
     classes = classes_of(train, test)
     if not 1 <= neighbors <= len(train):
-        raise UsageError(f"{neighbors} neighbours of {len(train)} training images: use fewer")
+        raise UsageError(
+            f"{len(train)} training images are fewer than the {neighbors} neighbours that are "
+            "asked: give more images, or leave knn out of the tasks"
+        )
     known = F.normalize(torch.from_numpy(train.features), dim=1)  # (M, D)
     numbers = torch.from_numpy(np.searchsorted(classes, train.labels))
     rows = max(1, CHUNK // len(train))

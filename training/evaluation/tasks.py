@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from augself_hub.errors import UsageError
 from augself_hub.features import FeatureTable
 from training.evaluation.examples import Examples, majority_class
 from training.evaluation.fewshot import few_shot
@@ -31,6 +32,9 @@ class TaskSettings:
         seed: of few-shot tasks, of views and of finetuning; splits have their own.
         ways, shots, queries: of few-shot tasks. episodes: how many tasks.
         epochs: of finetuning.
+
+    Raises:
+        UsageError: one that is no whole number in its range.
     """
 
     seed: int = 0
@@ -39,6 +43,16 @@ class TaskSettings:
     queries: int = 16
     episodes: int = 2000
     epochs: int = 30
+
+    def __post_init__(self) -> None:
+        least = {"seed": 0, "ways": 2, "queries": 1, "episodes": 2, "epochs": 1}
+        values = [(name, getattr(self, name)) for name in least]
+        for name, value in [*values, *(("shots", one) for one in self.shots)]:
+            lowest, most = least.get(name, 1), 2**32 - 1 if name == "seed" else 2**31 - 1
+            if type(value) is not int or not lowest <= value <= most:
+                raise UsageError(f"--{name} {value!r}: give a whole number from {lowest} to {most}")
+        if not self.shots:
+            raise UsageError("--shots is empty: give at least one number")
 
 
 @dataclass(frozen=True)

@@ -292,3 +292,46 @@ def test_finetuning_learns_what_is_easy(tables, plain, monkeypatch):
     (found,) = finetune(subject(tables, plain), tables.model, TaskSettings(epochs=6))
     assert found.value > 90
     assert found.value == pytest.approx(found.scores.mean())
+
+
+def test_what_was_measured_is_kept_where_another_set_cannot_be_read(
+    tiny_model, plain, cache, paint, tmp_path
+):
+    """Hours of it were lost for one damaged image of the last set."""
+    for c in "ab":
+        for i in range(6):
+            paint(tmp_path / "broken" / c / f"{i}.png", i)
+    (tmp_path / "broken/b/3.png").write_bytes(b"no image")
+    out, sets = tmp_path / "out", f"{plain},{tmp_path / 'broken'}"
+    asked = ("--model", tiny_model, "--tasks", "linear", "--output", out, "--datasets", sets)
+    words = ["evaluate", *map(str, asked), "--cache", str(cache), "--device", "cpu"]
+    done = CliRunner().invoke(augself, words)
+    assert done.exit_code == 1 and "1 of 12 images of broken" in str(done.exception)
+    results = json.loads((out / EVALUATION).read_text())["results"]
+    assert [result["dataset"] for result in results] == ["plain"]
+
+
+def test_nothing_measured_leaves_nothing(tiny_model, cache, paint, tmp_path):
+    for c in "ab":
+        for i in range(6):
+            paint(tmp_path / "few" / c / f"{i}.png", i)
+    out = tmp_path / "out"
+    asked = ("--model", tiny_model, "--tasks", "knn", "--output", out, "--datasets")
+    words = ["evaluate", *map(str, asked), f"{tmp_path / 'few'}", "--cache", str(cache)]
+    done = CliRunner().invoke(augself, [*words, "--device", "cpu"])
+    assert done.exit_code == 1 and "leave knn out of the tasks" in str(done.exception)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("seed", -1), ("seed", 2**32), ("shots", 0), ("seed", 1.5), ("queries", 0), ("ways", 1)],
+)
+def test_settings_of_tasks_that_cannot_be(option, value, tmp_path):
+    """Before anything is read; numpy's own error came out after the extraction."""
+    from augself_hub import evaluate as measure
+
+    given = {option: (value,) if option == "shots" else value}
+    with pytest.raises(UsageError, match=f"--{option} {value}: give a whole number from"):
+        measure(tasks=["fewshot"], datasets=["nowhere"], output=tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
