@@ -64,14 +64,15 @@ def mirror(views: Array) -> Array:
 def _jitter(views: Array, color: Array, order: Array, policy: Policy) -> None:
     """Brightness, contrast, saturation and hue, in each sample's own order, in place.
 
-    For each turn the samples whose turn it is are gathered, so each operation runs once a sample.
+    For each place in the order the samples that have an operation there are gathered, so that each
+    operation runs once a sample.
     """
     xp = array_namespace(views)
     saturate = saturation_hsv if policy.saturate == "hsv" else saturation
     applied = xp.any(color != _like(xp, (1.0, 1.0, 1.0, 0.0), color), axis=1)
-    for turn in range(4):
+    for place in range(4):
         for operation, function in enumerate((brightness, contrast, saturate, hue)):
-            wanted = applied & (order[:, turn] == operation)
+            wanted = applied & (order[:, place] == operation)
             _change(views, wanted, function, color[:, operation])
 
 

@@ -22,7 +22,7 @@ crop   (N, 4) float: top, left, height, width of the box as fractions of the sou
 flip   (N,)   bool: mirrored
 color  (N, 4) float: brightness, contrast, saturation factors and hue shift in turns; 1, 1, 1, 0
        where not applied
-order  (N, 4) int: which of the four colour operations takes each of the four turns
+order  (N, 4) int: which of the four colour operations comes first, second, third and last
 sol    (N,)   float: threshold in [0, 1]; 1 where not applied
 gray   (N,)   bool
 blur   (N,)   float: sigma in pixels of the view; 0 where not applied

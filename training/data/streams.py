@@ -3,20 +3,21 @@
 Any source of augself_hub.images is one where --stream asks for it (or `stream:` before the source):
 tars at URLs or compressed ones, a Hugging Face data set that is not downloaded first.
 
-An epoch is `images` images. It is cut into lanes, and a lane is read by one worker of one process:
+An epoch is `images` images. It is cut into partitions, each read by one worker of one process:
 
-    shards, permuted by (seed, epoch), dealt to 16 lanes at most (2, 4, 8, ... of fewer shards)
-    lane -> its shards one after another -> a keyed shuffle buffer -> position 0, 1, 2, ...
-    batch b of an epoch = the next positions of lane b mod lanes
+    shards, permuted by (seed, epoch), dealt to 16 partitions at most (2, 4, 8, ... of fewer shards)
+    partition -> its shards one after another -> a keyed shuffle buffer -> position 0, 1, 2, ...
+    batch b of an epoch = the next positions of partition b mod partitions
 
-So an image of a stream is asked for like one of a list: by (epoch, (lane, position)). What that is
-depends on (seed, epoch, lane, position) alone; the order of an epoch does not depend on workers,
-and a resumed run reads on where it was: it reads again, undecoded, what its lanes have passed. Each
-byte is read once as long as workers times processes divides the number of lanes; else lanes are
-read by several, and nothing but the reading is lost. The order depends on how many images a process
-takes at a time, hence on the number of processes, which a resume compares; the views never do.
+So an image of a stream is asked for like one of a list: by (epoch, (partition, position)). What
+that is depends on (seed, epoch, partition, position) alone; the order of an epoch does not depend
+on workers, and a resumed run reads on where it was: it reads again, undecoded, what its partitions
+have passed. Each byte is read once as long as workers times processes divides the number of
+partitions; else partitions are read by several, and nothing but the reading is lost. The order
+depends on how many images a process takes at a time, hence on the number of processes, which a
+resume compares; the views never do.
 
-No image comes twice in an epoch unless its lane has run out, which then begins its next turn, with
+No image comes twice in an epoch unless its partition has run out, which is then repeated, with
 other views. What an epoch leaves out, others bring: the shards are dealt anew.
 """
 
@@ -41,9 +42,9 @@ from augself_hub.preprocess import decode
 from training.data.batches import KeyedSampler, Read, Views
 from training.data.sources import Images, key_of, one_split
 
-LANES = 16
+PARTITIONS = 16
 SHARD_ROWS = 2048  # of a shard, where the source has no cut of its own
-BUFFER = 4096  # undecoded images that wait to be drawn, of all lanes together
+BUFFER = 4096  # undecoded images that wait to be drawn, of all partitions together
 HELD_OUT_EVERY = 20
 PATIENCE = 1000  # images in a row that cannot be decoded
 
@@ -106,8 +107,8 @@ class Stream:
         return ()
 
     @property
-    def lanes(self) -> int:
-        return min(LANES, 1 << (len(self.shards).bit_length() - 1))
+    def partitions(self) -> int:
+        return min(PARTITIONS, 1 << (len(self.shards).bit_length() - 1))
 
     def trains_on(self, sample: Sample) -> bool:
         if self.labelled and sample.label == UNLABELED:
@@ -146,30 +147,30 @@ def open_stream(
 # -- In which order --------------------------------------------------------------------------------
 
 
-class LaneSampler(KeyedSampler):
-    """Yields (epoch, (lane, position)) in order.
+class PartitionSampler(KeyedSampler):
+    """Yields (epoch, (partition, position)) in order.
 
     Args:
         images: of an epoch.
         batch: images of one optimizer step; the last few that do not fill one are left out.
-        share: images a process takes at a time. They are of one lane.
-        lanes: how many there are.
+        share: images a process takes at a time. They are of one partition.
+        partitions: how many there are.
     """
 
-    def __init__(self, images: int, batch: int, share: int, lanes: int) -> None:
+    def __init__(self, images: int, batch: int, share: int, partitions: int) -> None:
         super().__init__(images, 0, batch)
-        self.share, self.lanes = share, lanes
+        self.share, self.partitions = share, partitions
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         epoch = self.epoch
         for n in range(self.length):
             share, within = divmod(n, self.share)
-            turn, lane = divmod(share, self.lanes)
-            yield epoch, (lane, turn * self.share + within)
+            before, partition = divmod(share, self.partitions)
+            yield epoch, (partition, before * self.share + within)
 
 
-class Lane:
-    """One lane of one epoch: a window on its samples that moves forwards.
+class Partition:
+    """One partition of one epoch: a window on its samples that moves forwards.
 
     Attributes:
         damaged: names of the shards whose rest could not be read, since it was last emptied.
@@ -180,10 +181,10 @@ class Lane:
         self.damaged: list[str] = []
         self.first = 0  # position of the window's first sample
         self._window: deque[tuple[int, Sample]] = deque()
-        self._coming = self._turns()
+        self._coming = self._repeated()
 
     def since(self, position: int) -> Iterator[tuple[int, Sample]]:
-        """(turn, sample) from a position on, which is not before `first`. Never ends."""
+        """(repeat, sample) from a position on, which is not before `first`. Never ends."""
         while self.first < position:
             _ = self._window.popleft() if self._window else next(self._coming)
             self.first += 1
@@ -192,29 +193,29 @@ class Lane:
                 self._window.append(next(self._coming))
             yield self._window[ahead]
 
-    def _turns(self) -> Iterator[tuple[int, Sample]]:
-        for turn in itertools.count():
-            samples = self._shuffled(self._samples(turn), turn)
+    def _repeated(self) -> Iterator[tuple[int, Sample]]:
+        for repeat in itertools.count():
+            samples = self._shuffled(self._samples(repeat), repeat)
             empty = True
             for sample in samples:
                 empty = False
-                yield turn, sample
+                yield repeat, sample
             if empty:
                 raise AugSelfError(f"no images in {', '.join(self.stream.names[:3])} ...")
 
-    def _samples(self, turn: int) -> Iterator[Sample]:
+    def _samples(self, repeat: int) -> Iterator[Sample]:
         shards = self.stream.shards
-        order = np.random.default_rng((self.seed, self.epoch, turn)).permutation(len(shards))
-        for number in order[self.number :: self.stream.lanes]:
+        order = np.random.default_rng((self.seed, self.epoch, repeat)).permutation(len(shards))
+        for number in order[self.number :: self.stream.partitions]:
             try:
                 yield from filter(self.stream.trains_on, samples_of(shards[number]))
             except ShardError:
                 self.damaged.append(shards[number].name)
 
-    def _shuffled(self, samples: Iterable[Sample], turn: int) -> Iterator[Sample]:
+    def _shuffled(self, samples: Iterable[Sample], repeat: int) -> Iterator[Sample]:
         """A buffer from which a keyed choice is drawn whenever it is full."""
-        random = np.random.default_rng((self.seed, self.epoch, turn, self.number))
-        room, buffer = BUFFER // self.stream.lanes, []
+        random = np.random.default_rng((self.seed, self.epoch, repeat, self.number))
+        room, buffer = BUFFER // self.stream.partitions, []
         for sample in samples:
             buffer.append(sample)
             if len(buffer) >= room:
@@ -238,7 +239,7 @@ def is_held_out(sample: Sample) -> bool:
 
 
 class StreamViews(Views):
-    """(epoch, (lane, position)) -> the views of an image of a stream.
+    """(epoch, (partition, position)) -> the views of an image of a stream.
 
     Args:
         images: the stream.
@@ -248,25 +249,25 @@ class StreamViews(Views):
     def __init__(self, images: Stream, policy: Policy, seed: int) -> None:
         super().__init__(policy, seed)
         self.images = images
-        self._lanes: dict[int, Lane] = {}
+        self._partitions: dict[int, Partition] = {}
 
     def __len__(self) -> int:
         return len(self.images)
 
     def read(self, key: tuple[int, tuple[int, int]]) -> Read:
         epoch, (number, position) = key
-        lane = self._lanes.get(number)
-        if lane is None or lane.epoch != epoch or lane.first > position:
+        partition = self._partitions.get(number)
+        if partition is None or partition.epoch != epoch or partition.first > position:
             # What is asked for lies before it: its beginning is read again.
-            lane = self._lanes[number] = Lane(self.images, self.seed, epoch, number)
-        turn, asked = next(lane.since(position))
-        image, label, skipped = _first_readable(lane.since(position))
-        skipped += lane.damaged
-        lane.damaged.clear()
-        return Read(image, label, (epoch + (turn << 32), key_of(asked.name)), skipped)
+            partition = self._partitions[number] = Partition(self.images, self.seed, epoch, number)
+        repeat, asked = next(partition.since(position))
+        image, label, skipped = _first_readable(partition.since(position))
+        skipped += partition.damaged
+        partition.damaged.clear()
+        return Read(image, label, (epoch + (repeat << 32), key_of(asked.name)), skipped)
 
-    def sampler(self, seed: int, batch: int, share: int) -> LaneSampler:
-        return LaneSampler(len(self), batch, share, self.images.lanes)
+    def sampler(self, seed: int, batch: int, share: int) -> PartitionSampler:
+        return PartitionSampler(len(self), batch, share, self.images.partitions)
 
     def lost(self, skipped: set[str], epochs: float) -> float:
         """The share of what so many epochs read, or of the shards, that is among these names."""
@@ -275,7 +276,7 @@ class StreamViews(Views):
 
     def check_readable(self) -> None:
         """Raise AugSelfError where nothing can be decoded. What it opens, it closes again."""
-        _first_readable(Lane(self.images, self.seed, 0, 0).since(0))
+        _first_readable(Partition(self.images, self.seed, 0, 0).since(0))
 
 
 def _first_readable(coming: Iterator[tuple[int, Sample]]) -> tuple[Image.Image, int, list[str]]:

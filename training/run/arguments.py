@@ -285,17 +285,17 @@ def _check_reporters(names: tuple[str, ...]) -> None:
 
 def _share(settings: Settings, arguments: TrainingArguments) -> int:
     """What one process takes of a batch at a time."""
-    batch, turns = settings.batch_size, arguments.gradient_accumulation_steps
+    batch, steps = settings.batch_size, arguments.gradient_accumulation_steps
     processes: int = arguments.world_size
-    share, rest = divmod(batch, processes * turns)
+    share, rest = divmod(batch, processes * steps)
     if rest:
         raise UsageError(
             f"--batch-size {batch} cannot be shared out to {processes} processes in "
-            f"{turns} accumulated parts: give a multiple of {processes * turns}"
+            f"{steps} accumulated parts: give a multiple of {processes * steps}"
         )
     if share < 2:
         raise UsageError(
             f"--batch-size {batch} is {share} image at a time: batch norm and feature_std "
-            f"need 2, so give {2 * processes * turns} or more"
+            f"need 2, so give {2 * processes * steps} or more"
         )
     return share

@@ -66,21 +66,21 @@ def choices(
     images: int,
     sizes: Sizes,
     machine: Machine,
-    turns: int = 1,
+    accumulation_steps: int = 1,
     bounds: Mapping[str, int] | None = None,
 ) -> list[Choice]:
     """Of the settings in `free`, in CHOSEN's order.
 
     Args:
         images: to train on. sizes: (height, width) of some of them.
-        turns: parts of a batch that one process takes one after the other.
+        accumulation_steps: parts of a batch that one process takes one after the other.
         bounds: seen, images that a CPU core trains on at most, and the largest batch.
     """
     side = median(min(size) for size in sizes)
     bounds = bounds or {}
     largest = bounds.get("batch", LARGEST_BATCH)
     made = {
-        "batch_size": _batch(images, machine.processes * turns, largest),
+        "batch_size": _batch(images, machine.processes * accumulation_steps, largest),
         "epochs": _epochs(images, machine, bounds.get("seen")),
         "size": _size(side, machine),
         "workers": _workers(machine),
@@ -147,8 +147,8 @@ def begun(settings: Settings, before: dict[str, Any] | None, free: Collection[st
         )
     if "batch_size" not in free:
         return settings
-    turns = settings.arguments.get("gradient_accumulation_steps", 1)
-    parts = max(1, machine().processes * (turns if isinstance(turns, int) else 1))
+    steps = settings.arguments.get("gradient_accumulation_steps", 1)
+    parts = max(1, machine().processes * (steps if isinstance(steps, int) else 1))
     batch = max(2, settings.batch_size // parts) * parts
     return dataclasses.replace(settings, batch_size=batch)
 

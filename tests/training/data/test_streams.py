@@ -24,7 +24,7 @@ from augself_hub.images.source import UNLABELED
 from training.data.batches import ViewsDataset
 from training.data.sources import key_of, open_images
 from training.data.streams import (
-    Lane,
+    Partition,
     StreamViews,
     held_out_images,
     labelled_images,
@@ -153,27 +153,29 @@ def epoch_of_all(dataset) -> list[bytes]:
 
 
 def names(stream, epoch: int = 0, seed: int = 3) -> list[list[tuple[int, str]]]:
-    """(turn, name) of the images each lane gives in an epoch."""
-    share = len(stream) // stream.lanes
-    lanes = [Lane(stream, seed, epoch, number).since(0) for number in range(stream.lanes)]
-    return [[(t, s.name) for t, s in (next(lane) for _ in range(share))] for lane in lanes]
+    """(repeat, name) of the images each partition gives in an epoch."""
+    share = len(stream) // stream.partitions
+    partitions = [
+        Partition(stream, seed, epoch, number).since(0) for number in range(stream.partitions)
+    ]
+    return [[(t, s.name) for t, s in (next(part) for _ in range(share))] for part in partitions]
 
 
-def test_lanes_share_the_shards_and_no_image_comes_twice(place):
+def test_partitions_share_the_shards_and_no_image_comes_twice(place):
     stream = open_stream(place("stream:wds"), 40, held_out=False)
-    assert stream.lanes == 4
-    seen = [name for lane in names(stream) for _, name in lane]
+    assert stream.partitions == 4
+    seen = [name for part in names(stream) for _, name in part]
     assert len(seen) == len(set(seen)) == 40
     assert names(stream) == names(stream)
     assert names(stream, seed=4) != names(stream)
-    dealt = [{name.partition("/")[0] for _, name in lane} for lane in names(stream)]
-    assert dealt != [{name.partition("/")[0] for _, name in lane} for lane in names(stream, 1)]
+    dealt = [{name.partition("/")[0] for _, name in part} for part in names(stream)]
+    assert dealt != [{name.partition("/")[0] for _, name in part} for part in names(stream, 1)]
 
 
-def test_a_lane_that_runs_out_begins_again_with_other_views(opened, place):
+def test_a_partition_that_runs_out_begins_again_with_other_views(opened, place):
     stream = open_stream(place("stream:wds"), 80, held_out=False)
-    for lane in names(stream):
-        assert [turn for turn, _ in lane] == [0] * 10 + [1] * 10
+    for part in names(stream):
+        assert [repeat for repeat, _ in part] == [0] * 10 + [1] * 10
     (views,) = epoch_of(opened("stream:wds", 80), 0, 0, 1)
     assert len(set(views)) == 80
 
@@ -181,18 +183,18 @@ def test_a_lane_that_runs_out_begins_again_with_other_views(opened, place):
 def test_images_are_mixed_across_a_buffer(place):
     """Not as they lie in the shard."""
     stream = open_stream(place("stream:wds"), 40, held_out=False)
-    lane = [name for _, name in names(stream)[0]]
-    assert lane != sorted(lane)
+    first = [name for _, name in names(stream)[0]]
+    assert first != sorted(first)
 
 
 def test_one_in_twenty_is_held_out_by_name(place):
     whole = {
-        name for lane in names(open_stream(place("stream:wds"), 40, False)) for _, name in lane
+        name for part in names(open_stream(place("stream:wds"), 40, False)) for _, name in part
     }
     held_out = {name for name in whole if key_of(name) % 20 == 0}
     assert 0 < len(held_out) < 8
     stream = open_stream(place("stream:wds"), 40, held_out=True)
-    trained = {name for epoch in range(3) for lane in names(stream, epoch) for _, name in lane}
+    trained = {name for epoch in range(3) for part in names(stream, epoch) for _, name in part}
     assert trained == whole - held_out
     images = held_out_images(stream, 500)
     assert set(images.names) == held_out

@@ -49,8 +49,10 @@ def test_choices_by_hand(images, sizes, machine, expected):
 
 
 def test_a_batch_can_be_shared_out():
-    """Three processes of two turns each."""
-    (batch,) = choices(["batch_size"], 9000, PHOTOGRAPHS, Machine(16, True, 3, 3), turns=2)
+    """Three processes, each of which takes two parts of a batch one after the other."""
+    (batch,) = choices(
+        ["batch_size"], 9000, PHOTOGRAPHS, Machine(16, True, 3, 3), accumulation_steps=2
+    )
     assert batch.value == 252 and batch.value % 6 == 0
 
 
