@@ -21,8 +21,8 @@ Described = dict[str, Any]  # kind -> what records() says of it
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One pair.
+class Answer:
+    """What a model says of one pair.
 
     Args:
         spec: the model's, with the heads that answered: of the matcher where there is one.
@@ -39,7 +39,7 @@ class Asked:
     unlike: bool
 
 
-def ask(model: ModelClient, views: Sequence[np.ndarray] | np.ndarray, one: bool = False) -> Asked:
+def ask(model: ModelClient, views: Sequence[np.ndarray] | np.ndarray, one: bool = False) -> Answer:
     """What a model says of two prepared views, (S, S, 3) uint8 each.
 
     Args:
@@ -56,34 +56,33 @@ def ask(model: ModelClient, views: Sequence[np.ndarray] | np.ndarray, one: bool 
     spec = replace(model.spec, heads={kind: head for kind, (_, head) in answering.items()})
     values = {kind: np.asarray(answered.prediction.values[kind]) for kind in answering}
     gray, unlike = bool(answered.gray[0]), bool(answered.unlike[0])
-    return Asked(spec, values, answered.prediction.errors, told, gray, unlike)
+    return Answer(spec, values, answered.prediction.errors, told, gray, unlike)
 
 
-def told_html(asked: Asked, truth: Described | None = None, numbers: str = "") -> str:
+def told_html(answer: Answer, truth: Described | None = None, numbers: str = "") -> str:
     """The answer as HTML: the model's line, the true one, what cannot be told, numbers folded.
 
     Args:
         truth: in the same form; None: nobody knows it.
         numbers: HTML; empty: a table of what is described.
     """
-    if not asked.spec.heads:
+    if not answer.spec.heads:
         return "<p>This model has no AugSelf heads, so it says nothing about differences.</p>"
-    if asked.unlike:
+    if answer.unlike:
         return (
             '<p class="line">These look like two different pictures. The model only knows how two '
             "views of one thing differ, so it says nothing more.</p>"
         )
-    if asked.spec.convention != "relative":
+    if answer.spec.convention != "relative":
         line = "This model says differences as the paper does, a minus b: see the numbers."
-        return f'<p class="line">{line}</p>{_folded(numbers or _table(asked.described))}'
-    lines = [
-        f'<p class="line"><i class="predicted"></i>The model says: {headline(asked.described)}.</p>'
-    ]
+        return f'<p class="line">{line}</p>{_folded(numbers or _table(answer.described))}'
+    line = headline(answer.described)
+    lines = [f'<p class="line"><i class="predicted"></i>The model says: {line}.</p>']
     if truth is not None:
         lines.append(f'<p class="line"><i class="true"></i>In truth: {headline(truth)}.</p>')
-    if missing := unanswered(asked.described):
+    if missing := unanswered(answer.described):
         lines.append(f'<p class="untold">{escape(missing)}</p>')
-    return "".join(lines) + _folded(numbers or _table(asked.described))
+    return "".join(lines) + _folded(numbers or _table(answer.described))
 
 
 def _folded(numbers: str) -> str:

@@ -175,17 +175,17 @@ def pictures_and_answer(
             seen = two_views(image, a, b, policy, policy.size)
             shown = two_views(image, a, b, policy, SHOWN)
             whole = small(image, LONGEST_SIDE)
-        asked = answer.ask(model, seen, one=True)
+        said = answer.ask(model, seen, one=True)
     except AugSelfError as error:
         return problem(str(error)), ""
     compared = compare(
-        asked.spec, _as_seen(a, seen[0]), _as_seen(b, seen[1]), asked.predicted, asked.errors
+        said.spec, _as_seen(a, seen[0]), _as_seen(b, seen[1]), said.predicted, said.errors
     )
-    told = answer.told_html(asked, truth(compared), table(compared))
-    if not can_undo(asked.spec):
+    told = answer.told_html(said, truth(compared), table(compared))
+    if not can_undo(said.spec):
         return pictures(shown, seen, None), told
-    predicted = {kind: numbers[0] for kind, numbers in asked.predicted.items()}
-    back = undone(shown[1], learned(asked.spec, predicted), asked.gray, policy, SHOWN)
+    predicted = {kind: numbers[0] for kind, numbers in said.predicted.items()}
+    back = undone(shown[1], learned(said.spec, predicted), said.gray, policy, SHOWN)
     return pictures(shown, seen, back), told + boxes(whole, a, compared)
 
 

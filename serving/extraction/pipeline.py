@@ -4,9 +4,9 @@
 
 `extract_shards` is the whole inner loop. It depends on nothing but its arguments, so any shard may
 be computed at any time, anywhere: in this process (`fill_here`) or on a cluster
-(`extraction.ray_engine`). Here one thread a core takes a batch from bytes to rows: no core waits
-for another, also not at a shard's end, and while one decodes, another may run the model. Order, and
-so the output, depends on the source alone.
+(`serving.fleet.ray_extraction`). Here one thread a core takes a batch from bytes to rows: no core
+waits for another, also not at a shard's end, and while one decodes, another may run the model.
+Order, and so the output, depends on the source alone.
 """
 
 from __future__ import annotations
@@ -177,15 +177,15 @@ def extract(
     plan = plan_of(images, shards, engine, settings, options, layout, shard_rows)
     known = [shard.images for shard in shards if shard.images is not None]
     total = sum(known) if len(known) == len(shards) else None
-    with Destination(Path(destination)) as there, Progress(total, progress) as done:
+    with Destination(Path(destination)) as there, Progress(total, progress) as shown:
         if there.begin(plan):
             there.clean(layout == "parquet")
             counts = Counts(**there.manifest()["counts"])
-            return Summary(counts, images.inventory, done.seconds, 0, 0.0)
-        counts = fill(Work(there.parts, shards, engine, settings, done, workers))
+            return Summary(counts, images.inventory, shown.seconds, 0, 0.0)
+        counts = fill(Work(there.parts, shards, engine, settings, shown, workers))
         _finish(there, images, plan, counts)
-        computed = done.done - done.kept
-        return Summary(counts, images.inventory, done.seconds, computed, done.rate)
+        computed = shown.done - shown.kept
+        return Summary(counts, images.inventory, shown.seconds, computed, shown.rate)
 
 
 def extract_shards(

@@ -96,8 +96,17 @@ def create_app(sources: Sequence[ModelSource], settings: ServerSettings | None =
     app = _application(service, fetcher, demo)
     document.describe(app, keyed=bool(settings.tokens))
     described = {**service.described, "keys": len(settings.tokens), "demo": settings.demo}
-    own = (settings.request_ids, settings.root_path, described)
-    return Gate(app, limits, metrics, keys, callers, log, *own)
+    return Gate(
+        app,
+        limits,
+        metrics,
+        keys,
+        callers,
+        log,
+        request_ids=settings.request_ids,
+        root_path=settings.root_path,
+        described=described,
+    )
 
 
 def _application(service: Service, fetcher: Fetcher | None, demo: LateDemo | None) -> FastAPI:

@@ -171,7 +171,7 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
         strict: NaN and Infinity are not JSON.
     """
     escapes = 10_000 + len(body) // 32  # some clients escape a slash or a plus
-    allowed = {
+    allowed = {  # what there may be too much of -> the characters it shows by, how many
         "values": (b"[{,", values),
         "escapes": (b"\\", escapes),
         "blanks": (b" \t\r\n", 100_000 + len(body) // 8),
@@ -179,11 +179,11 @@ def parsed_json(body: bytes, values: int, strict: bool = False) -> Any:
     ascii_only, letters, quotes = body.isascii(), 0, 0
     for start in range(0, len(body), _SLICE):
         part = body[start : start + _SLICE]
-        for what, (marks, most) in allowed.items():
-            most -= sum(part.count(mark) for mark in marks)
-            if most < 0:
+        for what, (characters, left) in allowed.items():
+            left -= sum(part.count(character) for character in characters)
+            if left < 0:
                 raise Problem(413, "too_many_values", f"the JSON has more {what} than any request")
-            allowed[what] = (marks, most)
+            allowed[what] = (characters, left)
         letters += 0 if ascii_only else len(part.translate(None, _ASCII))
         quotes += part.count(b'"')
         if letters > _LETTERS:

@@ -103,8 +103,8 @@ class LateDemo:
     def _build(self, folder: Path) -> Routes:
         from serving.demo import mounted
 
-        given = (self._table, self._service.limits, folder, self._root_path)
-        return mounted(self._service.clients(), *given)
+        service = self._service
+        return mounted(service.clients(), self._table, service.limits, folder, self._root_path)
 
 
 @contextlib.contextmanager

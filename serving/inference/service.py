@@ -89,7 +89,9 @@ class Service:
             self.metrics.ready.labels(name).set(model.state == "loaded")
         return self.metrics.text()
 
-    async def images(self, files: Sequence[ImageFile], way: Preprocessing) -> list[np.ndarray]:
+    async def images(
+        self, files: Sequence[ImageFile], preprocessing: Preprocessing
+    ) -> list[np.ndarray]:
         """Image files -> (S, S, 3) uint8 each, decoded on threads before anything is queued.
 
         Raises:
@@ -102,7 +104,7 @@ class Service:
                 try:
                     data = file.data()
                     self.decoders.note(f"{kind(data) or 'no image'} of {len(data)} bytes")
-                    return way.prepare(data, self.limits.pixels)
+                    return preprocessing.prepare(data, self.limits.pixels)
                 except ImageError as error:
                     error.param = file.param
                     raise

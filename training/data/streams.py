@@ -139,9 +139,15 @@ def open_stream(
         raise UsageError(f"{source} does not say how long an epoch is: give --epoch-images")
     options = dataclasses.replace(options, stream=True)
     opened = one_split(open_source(source, options), options, ("train",))
-    shards = opened.shards(SHARD_ROWS)
-    about = (opened.inventory, opened.advice)
-    return Stream(shards, opened.classes, images, held_out, labelled, *about)
+    return Stream(
+        opened.shards(SHARD_ROWS),
+        opened.classes,
+        images,
+        held_out,
+        labelled,
+        opened.inventory,
+        opened.advice,
+    )
 
 
 # -- In which order --------------------------------------------------------------------------------

@@ -27,10 +27,11 @@ from training.evaluation.tasks import Subject, TaskSettings
 from training.evaluation.views import CHANGES, changed, pairs
 
 FITTED, HELD_OUT, COMPARED = 1000, 500, 300  # images: of the probes, of invariance
-_DRAWS: dict[str, tuple[str, ...]] = {
-    "": ("crop", "color", "flip", "blur"),
-    "sol": ("sol",),
-    "rot": ("rot",),
+# What pairs are drawn with beside the paper's default -> the kinds that are measured on them.
+_DRAWN: dict[tuple[str, ...], tuple[str, ...]] = {
+    (): ("crop", "color", "flip", "blur"),
+    ("sol",): ("sol",),
+    ("rot",): ("rot",),
 }
 # Tasks, as results name them.
 _TWO_VIEWS, _ONE_VIEW, _OWN_HEADS = "awareness, two views", "awareness, one view", "AugSelf heads"
@@ -53,12 +54,12 @@ def awareness(subject: Subject, tables: Tables, settings: TaskSettings) -> list[
         AugSelfError: an image cannot be read, too few images, features that are not finite.
     """
     found: list[Result] = []
-    for extra, kinds in _DRAWS.items():
-        policy = Policy(size=tables.model.preprocessing.size).with_kinds((extra,))
+    for extra, kinds in _DRAWN.items():
+        policy = Policy(size=tables.model.preprocessing.size).with_kinds(extra)
         train, test = (
-            _Drawn(subject, tables, some, policy, settings.seed)
+            _PairFeatures(subject, tables, some, policy, settings.seed)
             for some in (
-                _some(subject, subject.images.rows(TRAIN, VALIDATION), FITTED),
+                _at_most(subject, subject.images.rows(TRAIN, VALIDATION), FITTED),
                 _held_out(subject, HELD_OUT),
             )
         )
@@ -68,17 +69,17 @@ def awareness(subject: Subject, tables: Tables, settings: TaskSettings) -> list[
     found.sort(key=lambda result: order.index(result.task))
     rows = _held_out(subject, COMPARED)
     return found + [
-        _kept(subject, tables, rows, kind, strength)
+        _invariance_to(subject, tables, rows, kind, strength)
         for kind, strengths in CHANGES.items()
         for strength in strengths
     ]
 
 
 def _held_out(subject: Subject, count: int) -> np.ndarray:
-    return _some(subject, subject.images.rows(TEST), count)
+    return _at_most(subject, subject.images.rows(TEST), count)
 
 
-def _some(subject: Subject, rows: np.ndarray, count: int) -> np.ndarray:
+def _at_most(subject: Subject, rows: np.ndarray, count: int) -> np.ndarray:
     """At most so many of these rows, chosen by name and from each class as many as its share."""
     if len(rows) <= count:
         return rows
@@ -88,7 +89,7 @@ def _some(subject: Subject, rows: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-class _Drawn:
+class _PairFeatures:
     """Pairs of views of some images, and their features.
 
     Attributes:
@@ -136,11 +137,13 @@ def absolute(kind: str, w: Parameters) -> tuple[np.ndarray, np.ndarray]:
     return target, mask
 
 
-def _probes(subject: Subject, kinds: Sequence[str], train: _Drawn, test: _Drawn) -> list[Result]:
+def _probes(
+    subject: Subject, kinds: Sequence[str], train: _PairFeatures, test: _PairFeatures
+) -> list[Result]:
     found: list[Result] = []
     for kind in kinds:
         head = HEADS["relative"][kind]
-        for task, views in ((_TWO_VIEWS, _Drawn.two), (_ONE_VIEW, _Drawn.one)):
+        for task, views in ((_TWO_VIEWS, _PairFeatures.two), (_ONE_VIEW, _PairFeatures.one)):
             parts = views(train, kind, "training views"), views(test, kind, "held-out views")
             if head.type == "regression":
                 found += [
@@ -155,7 +158,9 @@ def _probes(subject: Subject, kinds: Sequence[str], train: _Drawn, test: _Drawn)
     return found
 
 
-def _own_heads(subject: Subject, model: Model, kinds: Sequence[str], drawn: _Drawn) -> list[Result]:
+def _own_heads(
+    subject: Subject, model: Model, kinds: Sequence[str], drawn: _PairFeatures
+) -> list[Result]:
     """The heads' R^2 and accuracies on the held-out pairs, in the model's own convention."""
     wanted = [kind for kind in kinds if kind in model.spec.heads]
     if not wanted:
@@ -206,7 +211,9 @@ def _result(
     )
 
 
-def _kept(subject: Subject, tables: Tables, rows: np.ndarray, kind: str, strength: float) -> Result:
+def _invariance_to(
+    subject: Subject, tables: Tables, rows: np.ndarray, kind: str, strength: float
+) -> Result:
     """How similar features stay under one augmentation at one strength."""
     views = changed(subject.images, rows, kind, strength, tables.model.preprocessing.size)
     one = invariance(subject.table.features[rows], tables.of(views).features)

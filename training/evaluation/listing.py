@@ -85,35 +85,35 @@ class LabelledImages:
             seen.update(repr((status.st_size, status.st_mtime_ns)).encode())
         return seen.hexdigest()
 
-    def source(self) -> Labelled:
+    def source(self) -> LabelledSource:
         """For extraction."""
         classes = sorted(set(self.classes))
         counts = Counter(self.classes)
         inventory = Inventory(
             self.name, "data set", len(self), len(self), dict(counts), dict(Counter(self.splits))
         )
-        return Labelled(self, classes, inventory, self.fingerprint())
+        return LabelledSource(self, classes, inventory, self.fingerprint())
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledSource:
     """A labelled data set as a source of `augself_hub.images`, all of it and in order."""
 
-    of: LabelledImages
+    data_set: LabelledImages
     classes: list[str]
     inventory: Inventory
     fingerprint: str
 
     @property
     def location(self) -> str:
-        return self.of.name
+        return self.data_set.name
 
     @property
     def advice(self) -> str:
-        return self.of.advice
+        return self.data_set.advice
 
     def shards(self, rows: int) -> list[LabelledShard]:
-        everything = range(len(self.of))
+        everything = range(len(self.data_set))
         starts = everything[::rows]
         return [LabelledShard(self, everything[start : start + rows]) for start in starts]
 
@@ -128,12 +128,13 @@ class Labelled:
 class LabelledShard:
     """Consecutive images."""
 
-    source: Labelled
+    source: LabelledSource
     rows: range
 
     @property
     def name(self) -> str:
-        return f"{self.source.of.ids[self.rows[0]]} ... {self.source.of.ids[self.rows[-1]]}"
+        ids = self.source.data_set.ids
+        return f"{ids[self.rows[0]]} ... {ids[self.rows[-1]]}"
 
     @property
     def digest(self) -> str:
@@ -145,16 +146,16 @@ class LabelledShard:
 
     def items(self, left_out: Callable[[str, str], None] | None = None) -> Iterator[Item]:
         numbers = {name: number for number, name in enumerate(self.source.classes)}
-        of = self.source.of
+        images = self.source.data_set
         for row in self.rows:
-            names, label = (of.ids[row],), numbers[of.classes[row]]
+            names, label = (images.ids[row],), numbers[images.classes[row]]
             try:
-                yield Item(names, (of.read(row),), label, of.splits[row])
+                yield Item(names, (images.read(row),), label, images.splits[row])
             except ImageError as error:
-                yield Item(names, (), label, of.splits[row], str(error))
+                yield Item(names, (), label, images.splits[row], str(error))
             except OSError as error:
                 reason = error.strerror or "cannot be read"
-                yield Item(names, (), label, of.splits[row], reason)
+                yield Item(names, (), label, images.splits[row], reason)
 
 
 def png(pixels: np.ndarray) -> bytes:

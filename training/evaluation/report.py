@@ -148,7 +148,7 @@ def tradeoff_chart(sides: Mapping[str, Sequence[Result]], stem: Path) -> None:
     difference of two views a probe reads (R^2, or accuracy beyond the commonest class).
     """
     datasets = list(
-        dict.fromkeys(r.dataset for results in sides.values() for r in results if _is_two(r))
+        dict.fromkeys(r.dataset for results in sides.values() for r in results if _of_two_views(r))
     )
     if not datasets:
         return
@@ -169,7 +169,7 @@ def tradeoff_chart(sides: Mapping[str, Sequence[Result]], stem: Path) -> None:
     _save(figure, stem)
 
 
-def _is_two(result: Result) -> bool:
+def _of_two_views(result: Result) -> bool:
     return result.task == "awareness, two views"
 
 
@@ -192,7 +192,7 @@ def _points(axes: Axes, results: Sequence[Result], name: str, color: str) -> Non
 def knowledge(results: Sequence[Result]) -> dict[str, float]:
     """Augmentation -> share of the difference that is read; colour by its four dimensions."""
     read: dict[str, list[float]] = {}
-    for r in filter(_is_two, results):
+    for r in filter(_of_two_views, results):
         kind, dimension = r.details["kind"], r.details["dimension"].partition(" ")[2]
         baseline = r.baseline or 0.0
         share = r.value if r.metric == "r_squared" else (r.value - baseline) / (100 - baseline)
