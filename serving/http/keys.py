@@ -62,7 +62,7 @@ def read_tokens(path: Path) -> list[str]:
         UsageError: no text, or no token in it: an empty file must not open the door.
     """
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except UnicodeDecodeError:
         raise UsageError(f"{path} is not text: write one token a line") from None
     tokens = [line for line in lines if line and not line.startswith("#")]

@@ -215,3 +215,10 @@ def test_debug_from_the_environment(augself, monkeypatch, tmp_path):
     assert "Traceback" not in augself("verify", tmp_path).err
     monkeypatch.setenv("AUGSELF_DEBUG", "1")
     assert "Traceback" in augself("verify", tmp_path).err
+
+
+def test_a_file_as_some_editors_write_it(tmp_path, augself, tiny_model):
+    """With a byte order mark, which no letter of TOML is."""
+    path = tmp_path / "augself.toml"
+    path.write_bytes(b"\xef\xbb\xbf[verify]\r\n")
+    assert augself("verify", tiny_model, "--config", path).status == 0

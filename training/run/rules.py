@@ -53,8 +53,9 @@ class Rule:
             return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
         kinds = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
         kind, bounded = kinds[self.type], math.isfinite(self.most)
+        least, most = (f"{n}" if isinstance(n, int) else f"{n:g}" for n in (self.least, self.most))
         if self.open:
-            return f"{kind} above {self.least:g}" + (f", {self.most:g} at most" if bounded else "")
+            return f"{kind} above {least}" + (f", {most} at most" if bounded else "")
         if bounded:
-            return f"{kind} from {self.least:g} to {self.most:g}"
-        return f"{kind} of {self.least:g} or more" if math.isfinite(self.least) else kind
+            return f"{kind} from {least} to {most}"
+        return f"{kind} of {least} or more" if math.isfinite(self.least) else kind

@@ -72,6 +72,8 @@ def test_a_file_has_one_token_a_line(tmp_path):
     path = tmp_path / "tokens"
     path.write_text("# of the shop\none\n\n  two  \r\n#three\n")
     assert read_tokens(path) == ["one", "two"]
+    path.write_text("\ufeffone\r\n", encoding="utf-8")  # as some editors write it
+    assert read_tokens(path) == ["one"]
 
 
 @pytest.mark.parametrize("content", [b"", b"# none\n", b"\xff\xfe\x00"])

@@ -17,6 +17,7 @@ from augself_hub.cli import main
 from augself_hub.errors import UsageError
 from training import api, commands
 from training.run import pretraining
+from training.run.rules import Rule
 from training.run.settings import CHOSEN, FIXED, Options, Settings, command_line, policy_of
 
 
@@ -184,3 +185,9 @@ def test_help_shows_every_setting_with_its_default(function):
 def test_python_gets_the_errors_of_the_command_line(call, said):
     with pytest.raises(UsageError, match=said):
         call()
+
+
+def test_a_range_is_said_in_whole_numbers():
+    """It said "from 0 to 4.29497e+09"."""
+    assert str(Rule(int, 0, 2**32 - 1)) == "a whole number from 0 to 4294967295"
+    assert str(Rule(float, 0, 0.25)) == "a number from 0 to 0.25"
