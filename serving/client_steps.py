@@ -99,7 +99,7 @@ class ClientSteps:
         url: of the server; a path behind a proxy belongs to it.
         model: one of `models`; None: the server's first.
         api_key: one of the server's tokens, where it wants one.
-        timeout: seconds for an answer.
+        timeout: seconds for an answer; None: any number.
         retries: how often a busy server (429, 503) or a broken connection is asked again, after the
             time the server names.
         longest_wait: seconds; a server that asks for more is taken for one that does not answer.
@@ -116,7 +116,7 @@ class ClientSteps:
         *,
         model: str | None = None,
         api_key: str | None = None,
-        timeout: float = 60.0,
+        timeout: float | None = 60.0,
         retries: int = 5,
         longest_wait: float = 60.0,
     ) -> None:

@@ -80,7 +80,8 @@ class Limits:
         """`NAME=VALUE` texts -> limits, the defaults where nothing is said.
 
         Raises:
-            UsageError: an unknown name, no number, or limits that contradict each other.
+            UsageError: an unknown name, one that is given twice, no number, or limits that
+                contradict each other.
         """
         types: dict[str, Any] = {f.name: type(f.default) for f in dataclasses.fields(cls)}
         values = {}
@@ -90,6 +91,8 @@ class Limits:
                 name = RENAMED[name]
             if name not in types:
                 raise UsageError(f"unknown limit {name!r}: use one of {', '.join(types)}")
+            if name in values:
+                raise UsageError(f"the limit {name} is given twice: give it once")
             try:
                 values[name] = types[name](value)
             except ValueError:

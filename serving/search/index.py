@@ -89,7 +89,7 @@ def build(table: Path, output: Path) -> dict[str, Any]:
         try:
             graph.save(folder / GRAPH)
         except (RuntimeError, ValueError, OSError) as error:  # usearch's share no class
-            raise AugSelfError(f"{folder} cannot be written, make room: {error}") from error
+            raise AugSelfError(f"{output} cannot be written, make room: {error}") from error
         made = {
             "format": FORMAT,
             "table": os.path.relpath(table.resolve(), output.resolve()),

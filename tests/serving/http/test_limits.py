@@ -233,6 +233,8 @@ def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
         (["items=x"], "give a number"),
         (["size=1"], "unknown limit 'size': use one of body_bytes"),
         (["items=0"], "must be more than 0"),
+        (["items=8", "items=9"], "the limit items is given twice"),
+        (["waiting_images=8", "max_queue_size=9"], "the limit max_queue_size is given twice"),
         (["upload_seconds=nan"], "must be more than 0"),
         (["items=900"], "allow at least 1800"),
         (["total_bytes=1000"], "one body may have"),
