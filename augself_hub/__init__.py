@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from serving.client import AsyncClient, Client
     from serving.encoder import Encoder
     from serving.extraction.api import extract
-    from training.api import fit_heads, fit_matcher, pretrain
+    from training.api import fit_heads, fit_matcher, fit_uncertainty, pretrain
     from training.evaluation.api import evaluate
 
 _EXPORTS = {
@@ -59,6 +59,7 @@ _EXPORTS = {
     "pretrain": "training.api",
     "fit_heads": "training.api",
     "fit_matcher": "training.api",
+    "fit_uncertainty": "training.api",
     "evaluate": "training.evaluation.api",
     "convert": "augself_hub.modeling.convert",
     "export": "augself_hub.modeling.api",
@@ -74,6 +75,7 @@ _EXTRAS = {  # the others come with `model`
     "pretrain": "train",
     "fit_heads": "train",
     "fit_matcher": "train",
+    "fit_uncertainty": "train",
     "evaluate": "train,extract",
     "export": "export",
 }
@@ -96,6 +98,7 @@ __all__ = [
     "extract",
     "fit_heads",
     "fit_matcher",
+    "fit_uncertainty",
     "pretrain",
     "pull",
     "push",

@@ -98,6 +98,6 @@ def _row(kind: str, record: dict[str, Any]) -> tuple[str, str, str, str, str]:
         return kind, record["name"], "-", record["unit"], record["reason"]
     error = record["standard_error"]
     known = "not measured" if error is None else f"{error:.3f}"
-    if error is not None and record.get("head") != "matcher":
+    if error is not None and record.get("standard_error_of") != "pair":
         known += " on average"
     return kind, record["name"], f"{record['value']:+.3f}", record["unit"], known

@@ -199,11 +199,11 @@ def describe(
         maps: the matcher has looked at the pair; else its features alone were seen.
 
     Returns:
-        kind -> a list of {name, value, unit, standard_error, head} for a regression head; kind ->
-        {name: probability, head} for a binary head, {name: [probabilities], head} for classes.
-        `head` says which answered, `matcher` or `features`. What cannot be told is None and comes
-        with a reason. The standard error is this pair's of the matcher, of features right on
-        average and not for every pair.
+        kind -> a list of {name, value, unit, standard_error, standard_error_of, head} for a
+        regression head; kind -> {name: probability, head} for a binary head, {name:
+        [probabilities], head} for classes. `head` says which answered, `matcher` or `features`.
+        What cannot be told is None and comes with a reason. The standard error is of this `pair`,
+        or right on `average` and not for every pair.
     """
     hidden = {"gray": gray, "unlike": unlike, "blank": blank}
     return {
@@ -220,28 +220,24 @@ def _head(
     hidden: dict[str, bool],
 ) -> Any:
     if head.type == "regression":
+        of = "average" if errors is None else "pair"
         average = [d.standard_error for d in head.dimensions]
         known = average if errors is None else errors.tolist()
-        return [
-            _number(d, which, float(v), error, hidden)
-            for d, v, error in zip(head.dimensions, values, known, strict=True)
-        ]
+        numbers = []
+        for d, v, error in zip(head.dimensions, values, known, strict=True):
+            why = reason(d, float(v), **hidden)
+            record = {
+                "name": d.name,
+                "value": float(v) if why is None else None,
+                "unit": d.unit,
+                "standard_error": error,
+                "standard_error_of": of,
+                "head": which,
+            }
+            numbers.append(record if why is None else {**record, "reason": why})
+        return numbers
     dimension = head.dimensions[0]
     if why := reason(dimension, None, **hidden):
         return {dimension.name: None, "head": which, "reason": why}
     told = float(values[0]) if head.type == "binary" else values.tolist()
     return {dimension.name: told, "head": which}
-
-
-def _number(
-    dimension: Dimension, which: str, value: float, error: float | None, hidden: dict[str, bool]
-) -> dict[str, Any]:
-    why = reason(dimension, value, **hidden)
-    record = {
-        "name": dimension.name,
-        "value": value if why is None else None,
-        "unit": dimension.unit,
-        "standard_error": error,
-        "head": which,
-    }
-    return record if why is None else {**record, "reason": why}

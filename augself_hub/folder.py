@@ -166,6 +166,7 @@ def read_spec(folder: Path) -> Spec:
     _check_policy(spec.policy, f"{path}: policy")
     number(spec.features, f"{path}: features", 1, MAX_FEATURES, whole=True)
     number(spec.hidden, f"{path}: hidden", 1, MAX_FEATURES, whole=True)
+    number(spec.uncertainty, f"{path}: uncertainty", 0, MAX_FEATURES, whole=True)
     matched = {} if spec.matcher is None else spec.matcher.heads
     named = [(f"heads.{kind}", head) for kind, head in spec.heads.items()]
     for name, head in named + [(f"matcher.heads.{kind}", head) for kind, head in matched.items()]:

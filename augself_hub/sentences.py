@@ -183,7 +183,7 @@ def _number_said(kind: str, record: dict[str, Any], convention: str) -> Sentence
 def _number(record: dict[str, Any]) -> str:
     error = record["standard_error"]
     known = "error not measured" if error is None else f"± {error:.2f}"
-    if error is not None and record.get("head") != "matcher":
+    if error is not None and record.get("standard_error_of") != "pair":
         known += " on average"
     return f"{record['value']:+.2f} {known}, {record['unit']}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
 from collections.abc import Callable, Generator
@@ -129,7 +130,9 @@ def other_tiny_model(made_once: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def matched_model(made_once: Callable[..., Path]) -> Path:
-    """The first of them with a matcher of random weights, which tells mirrored pairs."""
+    """The first of them with a matcher of random weights, which tells mirrored pairs, and errors of
+    each pair, of random weights as well.
+    """
     return made_once("matched", lambda folder: _untrained(folder, seed=0, matcher=True))
 
 
@@ -150,9 +153,27 @@ def _untrained(folder: Path, seed: int, matcher: bool = False) -> None:
         encoder.network, loss.heads, loss.spec, Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD)
     )
     if matcher:
-        model = _with_random_matcher(model)
+        model = _with_random_matcher(_with_random_uncertainty(model))
     model.save_pretrained(folder)
     export_folder(folder)
+
+
+def _with_random_uncertainty(model: Any) -> Any:
+    import torch
+
+    from augself_hub import AugSelfModel
+    from augself_hub.augmentations.spec import LOG_VARIANCE
+    from augself_hub.modeling.model import AugSelfHeads
+
+    spec = dataclasses.replace(model.spec, uncertainty=16)
+    heads = AugSelfHeads(spec)
+    heads.update(dict(model.heads.items()))
+    with torch.no_grad():
+        for parameter in heads[LOG_VARIANCE].parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+        heads[LOG_VARIANCE].slope.mul_(1.25)
+        heads[LOG_VARIANCE].shift.add_(0.125)
+    return AugSelfModel(model.encoder, heads, spec, model.preprocessing)
 
 
 def _with_random_matcher(model: Any) -> Any:

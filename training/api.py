@@ -1,4 +1,4 @@
-"""Training from Python: what `augself pretrain`, `fit-heads` and `fit-matcher` call, too."""
+"""Training from Python: what `augself pretrain` and `augself fit-...` call, too."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from augself_hub.errors import UsageError
 from augself_hub.lazy import needs
 from augself_hub.paths import path_text
 from training.run.settings import CHOSEN, FIXED, FROZEN, HEADS, PAIRS, Options, Settings
+
+if TYPE_CHECKING:
+    from augself_hub.images import Options as Reading
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -162,19 +165,55 @@ def fit_matcher(
         UsageError: an option that is wrong, or an encoder that gives no maps.
         AugSelfError: no usable images.
     """
-    from augself_hub.images import Columns
-    from augself_hub.images import Options as Reading
-
-    folder, chosen = (
-        Path(path_text("model", model)),
-        Reading(Columns.parse(tuple(column)), split, read_as),
-    )
+    folder, chosen = Path(path_text("model", model)), _reading(column, split, read_as)
+    others = None if held_out is None else path_text("held_out", held_out)
     with needs("train"):
         from training.run.matching import add_matcher
 
-        others = None if held_out is None else path_text("held_out", held_out)
         add_matcher(folder, path_text("data", data), others, chosen, seed, options)
     return folder
+
+
+def fit_uncertainty(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    held_out: str | os.PathLike[str] | None = None,
+    split: str | None = None,
+    column: Sequence[str] = (),
+    read_as: str | None = None,
+    seed: int = 0,
+) -> Path:
+    """Add a standard error of each pair to what the heads of a model folder say.
+
+    `pretrain` and `fit_heads` do so by themselves; this is for folders made before. What encoder,
+    heads and matcher answer stays as it is. The folder is changed in one step; errors that it
+    states already are replaced.
+
+    Args:
+        model: a model folder with a head that predicts a number.
+        data, held_out, split, column, read_as, seed: as `fit_matcher` takes them.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UsageError: no such head, or an option that is wrong.
+        AugSelfError: no usable images.
+    """
+    folder, chosen = Path(path_text("model", model)), _reading(column, split, read_as)
+    others = None if held_out is None else path_text("held_out", held_out)
+    with needs("train"):
+        from training.run.uncertainty import add_uncertainty
+
+        add_uncertainty(folder, path_text("data", data), others, chosen, seed)
+    return folder
+
+
+def _reading(column: Sequence[str], split: str | None, read_as: str | None) -> Reading:
+    from augself_hub.images import Columns, Options
+
+    return Options(Columns.parse(tuple(column)), split, read_as)
 
 
 def _run(

@@ -150,14 +150,40 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {n: value for n, value in options.items() if source(n) in GIVEN or n in NEEDED}
 
 
+_ADDITION = (
+    click.argument("model", type=PATH),
+    click.option("--data", required=True, help="Images to fit on, as augself pretrain takes them."),
+    click.option("--held-out", help="Images to measure on. Default: 5% of --data."),
+    click.option("--split", help="Split to fit on; default: train, if there are several."),
+    click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP),
+    click.option("--read-as", type=click.Choice(KINDS), help=READ_AS_HELP),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
+    ),
+)
+
+
+def _addition(command: Any) -> Any:
+    """The options of a command that adds something to a model folder."""
+    for option in reversed(_ADDITION):
+        command = option(command)
+    return command
+
+
+@click.command("fit-uncertainty")
+@_addition
+def fit_uncertainty(model: Path, data: str, **options: Any) -> None:
+    """Add a standard error of each pair to what the heads of MODEL, a folder, say.
+
+    What they predict stays as it is.
+    """
+    from training.api import fit_uncertainty as run
+
+    click.echo(f"wrote {run(model, data, **options)}")
+
+
 @click.command("fit-matcher")
-@click.argument("model", type=PATH)
-@click.option("--data", required=True, help="Images to fit on, as augself pretrain takes them.")
-@click.option("--held-out", help="Images to measure on. Default: 5% of --data.")
-@click.option("--split", help="Split to fit on; default: train, if there are several.")
-@click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
-@click.option("--read-as", type=click.Choice(KINDS), help=READ_AS_HELP)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
+@_addition
 @click.option(
     flag("matcher_options"),
     "options",

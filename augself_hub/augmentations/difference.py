@@ -14,7 +14,7 @@ Everything works on numpy and torch alike (the array API), on N pairs at once.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,28 @@ def both_orders(head: Head, ab: Array, ba: Array) -> Array:
     xp = array_namespace(ab)
     antisymmetric = _row([float(d.antisymmetric) for d in head.dimensions], like=ab)
     return xp.where(antisymmetric == 1, (ab - ba) / 2, ab)
+
+
+def standard_errors(heads: Mapping[str, Head], ab: Array, ba: Array) -> dict[str, Array]:
+    """Stated log variances of both orders -> kind -> (N, n) standard errors in physical units.
+
+    They are averaged where the answer is (`both_orders`).
+
+    Args:
+        heads: kind -> head. ab, ba: (N, n) of all regressions' numbers, one after the other, each
+            of its error divided by its std.
+    """
+    xp, start = array_namespace(ab), 0
+    errors = {}
+    for kind, head in heads.items():
+        if head.type != "regression":
+            continue
+        columns = slice(start, start := start + head.outputs)
+        mean, own = (ab[:, columns] + ba[:, columns]) / 2, ab[:, columns]
+        antisymmetric = _row([float(d.antisymmetric) for d in head.dimensions], like=ab)
+        std = _row([d.std for d in head.dimensions], like=ab)
+        errors[kind] = std * xp.exp(xp.where(antisymmetric == 1, mean, own) / 2)
+    return errors
 
 
 def _centres(parameters: Parameters) -> tuple[Array, Array, Array, Array]:

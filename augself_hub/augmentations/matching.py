@@ -15,8 +15,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from augself_hub.augmentations.difference import both_orders, to_physical
-from augself_hub.augmentations.spec import MatcherSpec, Spec
+from augself_hub.augmentations.difference import both_orders, standard_errors, to_physical
+from augself_hub.augmentations.spec import LOG_VARIANCE, MatcherSpec, Spec
 
 Array = Any
 SURE = 1e-6  # probabilities are kept this far from 0 and 1 where their logit is taken
@@ -29,7 +29,8 @@ class Prediction:
 
     Args:
         values: kind -> (N, outputs) in physical units; probabilities for flip and rot.
-        errors: kind -> (N, n) standard errors of each pair; of regressions of the matcher alone.
+        errors: kind -> (N, n) standard errors of each pair; of regressions, where the head that
+            answers states them.
         match: (N,) the matcher's logit that both show one picture; None: no matcher looked.
     """
 
@@ -46,7 +47,8 @@ def prediction_of(
     """Raw outputs of both orders, (a, b) and (b, a) -> one answer about (a, b).
 
     Args:
-        by_heads: of the heads on features, kind -> (N, outputs); empty where there are none.
+        by_heads: of the heads on features, by the names of `Spec.head_outputs`; empty where there
+            are none.
         by_matcher: of the matcher, by the names of OUTPUTS; None: there are no maps.
     """
     ab, ba = by_heads
@@ -55,12 +57,16 @@ def prediction_of(
         for kind, (which, head) in spec.answering(by_matcher is not None).items()
         if which == "features"
     }
+    stated = LOG_VARIANCE in ab
+    errors = standard_errors(spec.heads, ab[LOG_VARIANCE], ba[LOG_VARIANCE]) if stated else {}
+    errors = {kind: error for kind, error in errors.items() if kind in values}
     if by_matcher is None or spec.matcher is None:
-        return Prediction(values, {})
+        return Prediction(values, errors)
     matched = matcher_prediction(spec.matcher, *by_matcher)
     kinds = [kind for kind, (which, _) in spec.answering().items() if which == "matcher"]
     values |= {kind: matched[kind] for kind in kinds}
-    errors = {"crop": matched["standard_error"]} if "crop" in kinds else {}
+    if "crop" in kinds:
+        errors["crop"] = matched["standard_error"]
     return Prediction(values, errors, logit(matched["match"])[:, 0])
 
 

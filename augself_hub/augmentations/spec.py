@@ -30,6 +30,7 @@ Record = TypeVar("Record", bound="DataclassInstance")
 FORMAT = 2
 MAX_DIMENSIONS = 64  # of a head; heads of a model
 MAX_WORDS = 200  # letters of a name or a unit
+LOG_VARIANCE = "log_variance"  # output of the heads, and of a matcher, beside what they predict
 CHOICES = {"saturate": ("luma", "hsv"), "order": ("sample", "batch")}  # of a policy's words
 HeadType = Literal["regression", "binary", "classes"]
 Range = tuple[float, float]
@@ -316,6 +317,8 @@ class Spec:
         heads: kind -> head, in the order of onnx/heads.onnx's outputs.
         features: D, the width of the encoder's features.
         hidden: width of the heads' hidden layers.
+        uncertainty: width of the network that states an error of each pair for what the heads say;
+            0: there is none, and errors are known on average only.
         match: how unlike pictures are told; None: not measured, or not possible.
         matcher: the geometric head; None: there is none.
         provenance: free text facts: who trained it, from what, with which version.
@@ -326,6 +329,7 @@ class Spec:
     heads: dict[str, Head]
     features: int
     hidden: int = 512
+    uncertainty: int = 0
     match: Match | None = None
     matcher: MatcherSpec | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -346,6 +350,15 @@ class Spec:
         }
         found = by_features | by_matcher
         return {kind: found[kind] for kind in HEADS[self.convention] if kind in found}
+
+    def head_outputs(self) -> dict[str, int]:
+        """The raw outputs of the heads on features for a pair, by name: how many numbers each.
+
+        Last, where errors of each pair are stated, LOG_VARIANCE of every number of a regression.
+        """
+        outputs = {kind: head.outputs for kind, head in self.heads.items()}
+        stated = sum(h.outputs for h in self.heads.values() if h.type == "regression")
+        return outputs | ({LOG_VARIANCE: stated} if self.uncertainty and stated else {})
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"

@@ -2,7 +2,8 @@
 
     onnx/features.onnx  images (N, S, S, 3) uint8 -> features (N, D); normalisation inside; of a
                         model with a matcher also maps (N, C, S, S)
-    onnx/heads.onnx     features_a, features_b (N, D) -> one raw output per head, named by its kind
+    onnx/heads.onnx     features_a, features_b (N, D) -> one raw output per head, named by its kind,
+                        and log_variance where the model states errors of each pair
     onnx/matcher.onnx   maps_a, maps_b (N, C, S, S) -> crop, log_variance, flip, rot, match, raw
 
 and where it was asked for, for transformers.js and other tools that take a stock model:
@@ -99,7 +100,7 @@ class StockGraph(nn.Module):
 
 
 class HeadsGraph(nn.Module):
-    """The heads' raw outputs in the spec's order."""
+    """The heads' raw outputs, in the order of `Spec.head_outputs`."""
 
     def __init__(self, heads: AugSelfHeads) -> None:
         super().__init__()
@@ -183,7 +184,7 @@ def write_graphs(model: AugSelfModel, folder: Path, stock: bool = False) -> dict
             place = folder / HEADS_GRAPH
             parts[place] = HeadsGraph(model.heads).eval()
             pair = {f"features_{side}": torch.zeros(2, spec.features) for side in "ab"}
-            _export(parts[place], pair, list(spec.heads), place)
+            _export(parts[place], pair, list(spec.head_outputs()), place)
         if model.matcher is not None and spec.matcher is not None:
             place = folder / MATCHER_GRAPH
             parts[place] = MatcherGraph(model.matcher).eval()

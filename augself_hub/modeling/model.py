@@ -30,7 +30,7 @@ from augself_hub import hub
 from augself_hub.answer import Difference
 from augself_hub.atomic import write_json
 from augself_hub.augmentations.matching import Prediction, prediction_of
-from augself_hub.augmentations.spec import MatcherSpec, Spec, heads_for
+from augself_hub.augmentations.spec import LOG_VARIANCE, MatcherSpec, Spec, heads_for
 from augself_hub.differences import Answered
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import (
@@ -54,6 +54,7 @@ from augself_hub.modeling.opening import (
     refuse_not_finite,
     refuse_unlike_stock,
 )
+from augself_hub.modeling.uncertainty import Uncertainty
 from augself_hub.paths import path_text
 from augself_hub.preprocess import Preprocessing
 
@@ -92,7 +93,8 @@ class AugSelfHeads(nn.ModuleDict):
     """phi_k for every kind k of a spec: an MLP on the features of an ordered pair.
 
     Linear(2D, 512), BN, ReLU, Linear(512, 512), BN, ReLU, Linear(512, n_k); only the last has a
-    bias. torch's default initialisation is the paper's uniform +-1/sqrt(fan_in).
+    bias. torch's default initialisation is the paper's uniform +-1/sqrt(fan_in). Where the spec has
+    an uncertainty, the last entry states the variances of their errors (`modeling.uncertainty`).
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -107,9 +109,11 @@ class AugSelfHeads(nn.ModuleDict):
                 nn.ReLU(inplace=True),
                 nn.Linear(spec.hidden, head.outputs),
             )
+        if stated := spec.head_outputs().get(LOG_VARIANCE):
+            self[LOG_VARIANCE] = Uncertainty(spec.features, spec.uncertainty, stated)
 
     def forward(self, ya: Tensor, yb: Tensor) -> dict[str, Tensor]:
-        """Features of views a and b, (N, D) each -> raw outputs, kind -> (N, outputs)."""
+        """Features of views a and b, (N, D) each -> raw outputs, by `Spec.head_outputs`."""
         pair = torch.cat([ya, yb], dim=1)
         return {kind: head(pair) for kind, head in self.items()}
 
@@ -427,8 +431,7 @@ class AugSelfModel(nn.Module):
                 weight is not finite.
         """
         refuse_unlike_stock(self.encoder)
-        for part, name in ((self.encoder, "the encoder"), (self.heads, "the heads")):
-            refuse_not_finite(part, name)
+        refuse_not_finite(self.encoder, "the encoder")
         encoder = copy.deepcopy(self.encoder).cpu().float()
         encoder.save_pretrained(folder)
         with torch.no_grad():
@@ -440,9 +443,14 @@ class AugSelfModel(nn.Module):
         _processor(self.preprocessing).save_pretrained(folder)
         (folder / CONFIG).parent.mkdir()
         (folder / CONFIG).write_text(self.spec.to_json())
+        self.write_heads(folder)
+        self.write_matcher(folder)
+
+    def write_heads(self, folder: Path) -> None:
+        """The weights of the heads, and of the errors they state."""
+        refuse_not_finite(self.heads, "the heads")
         state = {name: _published(value) for name, value in self.heads.state_dict().items()}
         save_file(state, folder / HEADS)
-        self.write_matcher(folder)
 
     def write_matcher(self, folder: Path) -> None:
         """The matcher's weights, if there is one."""

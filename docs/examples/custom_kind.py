@@ -54,7 +54,8 @@ def main(photos: str, output: str) -> None:
     model = AugSelfModel.from_pretrained()
     images = ImageFolder(photos, GammaViews(model.preprocessing))
     train, held_out = random_split(images, [0.8, 0.2])
-    heads = AugSelfHeads(dataclasses.replace(model.spec, heads={"gamma": GAMMA}))
+    own = dataclasses.replace(model.spec, heads={"gamma": GAMMA}, uncertainty=0)
+    heads = AugSelfHeads(own)
     learn(heads, model, DataLoader(train, BATCH, shuffle=True, drop_last=True))
     grown = with_heads(model, heads).eval()
     print(f"R^2 of gamma on held-out pairs: {r_squared(grown, DataLoader(held_out, BATCH)):.2f}")
@@ -77,10 +78,11 @@ def learn(heads: AugSelfHeads, model: AugSelfModel, loader: DataLoader) -> None:
 
 
 def with_heads(model: AugSelfModel, heads: AugSelfHeads) -> AugSelfModel:
-    """The same encoder with its own heads and these."""
-    spec = dataclasses.replace(model.spec, heads={**model.spec.heads, "gamma": GAMMA})
+    """The same encoder with its own heads and these; errors of each pair are to be fitted anew."""
+    both_kinds = {**model.spec.heads, "gamma": GAMMA}
+    spec = dataclasses.replace(model.spec, heads=both_kinds, uncertainty=0)
     both = AugSelfHeads(spec)
-    both.update({**model.heads, **heads})
+    both.update({kind: {**model.heads, **heads}[kind] for kind in both_kinds})
     return AugSelfModel(model.encoder, both, spec, model.preprocessing)
 
 

@@ -97,6 +97,8 @@ def _table(described: Described) -> str:
                 value, error = record["value"], record["standard_error"]
                 shown = escape(record.get("reason", "")) if value is None else f"{value:+.2f}"
                 known = "" if value is None or error is None else f"± {error:.2f}"
+                if known and record["standard_error_of"] == "average":
+                    known += " on average"
                 rows.append((record["name"], f"{shown} {known}", record["unit"]))
         else:
             name = next(name for name in told if name != "reason")
@@ -112,8 +114,7 @@ def _table(described: Described) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{shown}</td><td>{escape(unit)}</td></tr>'
         for name, shown, unit in rows
     )
-    note = "±: the standard error; of colours it holds on average."
-    return f"<table><tbody>{body}</tbody></table><p>{note}</p>"
+    return f"<table><tbody>{body}</tbody></table><p>±: the standard error.</p>"
 
 
 STYLE = """

@@ -33,7 +33,8 @@ class Row:
     Args:
         true, predicted: in the unit; None where the pictures cannot show it, and what is predicted
             also where the model has not learned it.
-        error: the standard error in the unit; None: not measured.
+        error: the standard error in the unit; None: not measured. of_pair: whether it is of this
+            very pair, and not right on average alone.
         span: the largest value the bars show.
     """
 
@@ -44,6 +45,7 @@ class Row:
     predicted: float | None
     error: float | None
     span: float
+    of_pair: bool = False
 
     @property
     def chance(self) -> bool:
@@ -71,7 +73,8 @@ def compare(
         true, seen = targets(kind, a, b, spec.policy, spec.convention)
         told = list(_ROWS[head.type](kind, head, true[0], seen[0], predicted[kind][0]))
         if errors and kind in errors:
-            told = [replace(r, error=float(e)) for r, e in zip(told, errors[kind][0], strict=True)]
+            own = map(float, errors[kind][0])
+            told = [replace(r, error=e, of_pair=True) for r, e in zip(told, own, strict=True)]
         rows += told
     return rows
 
@@ -152,7 +155,8 @@ def _line(row: Row) -> str:
     true = ("no", "yes")[int(row.true)] if row.chance else _number(row.true, row)
     if row.predicted is None:
         return f'<tr>{name}<td>{true}</td><td class="hidden" colspan="2">{UNTOLD}</td></tr>'
-    error = "" if row.error is None else f"<small>± {row.error:.2f} on average</small>"
+    on_average = "" if row.of_pair else " on average"
+    error = "" if row.error is None else f"<small>± {row.error:.2f}{on_average}</small>"
     predicted = f"{row.predicted:.0%}" if row.chance else _number(row.predicted, row)
     cells = f"<td>{true}</td><td>{predicted}{error}</td>"
     return f'<tr>{name}{cells}<td class="bars">{_bars(row)}</td></tr>'

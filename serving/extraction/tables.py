@@ -65,8 +65,9 @@ def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | Non
     Args:
         answered: of the N pairs; None: there are none.
 
-    For each number there are three columns, NAME, NAME_standard_error and NAME_reason: where one
-    cannot be told it is null and the reason is there. `match` is the probability that both pictures
+    For each number there are three columns, NAME, NAME_standard_error (whose field says of what, a
+    pair or the average) and NAME_reason: where one cannot be told it is null and the reason is
+    there. `match` is the probability that both pictures
     show one thing, null where the model cannot tell.
     """
     columns: dict[str, tuple[pa.Array, dict[str, str] | None]] = {
@@ -76,7 +77,8 @@ def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | Non
     said = [] if answered is None else list(records(spec, answered))
     match = pa.array([one["match"] for one in said], pa.float32())
     columns["match"] = (match, {"unit": "probability"})
-    for kind, (_, head) in spec.answering(spec.matcher is not None).items():
+    for kind, (which, head) in spec.answering(spec.matcher is not None).items():
+        of = "pair" if which == "matcher" or spec.uncertainty else "average"
         of_kind = [one["differences"][kind] for one in said]
         for place, dimension in enumerate(head.dimensions):
             name, regression = f"{kind}_{dimension.name}", head.type == "regression"
@@ -90,7 +92,7 @@ def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | Non
             columns[name] = (values, {"unit": dimension.unit})
             if regression:
                 errors = pa.array([one["standard_error"] for one in found], pa.float32())
-                columns[name + ERROR] = (errors, {"unit": dimension.unit})
+                columns[name + ERROR] = (errors, {"unit": dimension.unit, "of": of})
             columns[name + REASON] = (reasons, None)
     schema = [pa.field(n, array.type, metadata=about) for n, (array, about) in columns.items()]
     return pa.table([array for array, _ in columns.values()], pa.schema(schema))

@@ -213,7 +213,7 @@ def _graphs(model: Model) -> list[Graph]:
     graphs = [Graph(model.name, model, images, features, _features)]
     if spec.heads:
         pair = tuple(_floats(name, spec.features) for name in ("features_a", "features_b"))
-        kinds = tuple(_floats(kind, head.outputs) for kind, head in spec.heads.items())
+        kinds = tuple(_floats(name, width) for name, width in spec.head_outputs().items())
         graphs.append(Graph(f"{model.name}_heads", model, pair, kinds, _heads))
     if spec.matcher is not None:
         maps = (_floats("maps", *spec.matcher.maps),)

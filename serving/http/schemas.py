@@ -101,8 +101,9 @@ class DifferenceValue(BaseModel):
     name: str
     value: float | None
     unit: str
-    standard_error: float | None = Field(
-        description="Of the matcher this pair's own, of features on average over held-out pairs."
+    standard_error: float | None = Field(description="In the same unit; null: not known.")
+    standard_error_of: Literal["pair", "average"] = Field(
+        description="Whether it is this pair's own or the average over held-out pairs."
     )
     head: Literal["matcher", "features"] = Field(
         description="Which head answered: the matcher on feature maps, or one on features."

@@ -2,7 +2,8 @@
 
     onnx/features.onnx  images (N, S, S, 3) uint8 -> features (N, D); normalisation inside; of a
                         model with a matcher also maps (N, C, S, S), where they are asked for
-    onnx/heads.onnx     features_a, features_b (N, D) -> one raw output (N, outputs) a head
+    onnx/heads.onnx     features_a, features_b (N, D) -> one raw output (N, outputs) a head, and
+                        log_variance (N, n) where the model states errors of each pair
     onnx/matcher.onnx   maps_a, maps_b (N, C, S, S) -> crop, log_variance, flip, rot, match, raw
 
 The encoder comes in several precisions (see `augself_hub.precision`).
@@ -184,14 +185,14 @@ class Engine:
         return self.predict_pair(Encoded(features_a), Encoded(features_b)).values
 
     def heads(self, features_a: np.ndarray, features_b: np.ndarray) -> dict[str, np.ndarray]:
-        """Features (N, D) of N pairs -> kind -> (N, outputs) as the graph gives them, raw.
+        """Features (N, D) of N pairs -> the graph's outputs by name, raw (`Spec.head_outputs`).
 
         Empty where the model has no heads.
         """
         if self._heads is None:
             return {}
         raw = self._heads.run({"features_a": features_a, "features_b": features_b})
-        return dict(zip(self.spec.heads, raw, strict=True))
+        return dict(zip(self.spec.head_outputs(), raw, strict=True))
 
     def matcher(self, maps_a: np.ndarray, maps_b: np.ndarray) -> dict[str, np.ndarray]:
         """Maps (N, C, S, S) of N pairs -> the matcher's outputs by name, raw (`MatcherSpec`)."""
@@ -201,7 +202,7 @@ class Engine:
 
     def _check(self, folder: Path) -> None:
         """The graphs must be those the folder's other files describe, and answer as they must."""
-        side, heads, matcher = self.preprocessing.size, self.spec.heads, self.spec.matcher
+        side, matcher = self.preprocessing.size, self.spec.matcher
         image = self._encoder.session.get_inputs()[0]
         found = {image.name: (image.type, image.shape[1:])}
         graphs = {"": self._encoder, "heads: ": self._heads, "matcher: ": self._matcher}
@@ -212,7 +213,7 @@ class Engine:
         described["features"] = ("tensor(float)", [self.spec.features])
         if matcher is not None:
             described["maps"] = ("tensor(float)", list(matcher.maps))
-        widths = {f"heads: {kind}": head.outputs for kind, head in heads.items()}
+        widths = {f"heads: {name}": width for name, width in self.spec.head_outputs().items()}
         if matcher is not None:
             widths |= {f"matcher: {name}": width for name, width in matcher.outputs().items()}
         described |= {name: ("tensor(float)", [width]) for name, width in widths.items()}

@@ -34,7 +34,8 @@ def test_a_table():
 
 def test_the_matcher_s_errors_are_those_of_the_pair():
     record = {"name": "y", "value": 0.25, "unit": "heights of a", "standard_error": 0.05}
-    told = {"crop": [{**record, "head": "matcher"}], "flip": {"mirrored": 0.9, "head": "matcher"}}
+    record |= {"standard_error_of": "pair", "head": "matcher"}
+    told = {"crop": [record], "flip": {"mirrored": 0.9, "head": "matcher"}}
     said = Difference("tiny", "relative", told, 0.9)
     assert [row[4] for row in said.rows()] == ["0.050", ""]
     assert "(+0.25 ± 0.05, heights of a)" in said.words()

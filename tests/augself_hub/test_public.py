@@ -14,7 +14,7 @@ from augself_hub.errors import AugSelfError, UsageError
 
 FUNCTIONS = (
     *("convert", "evaluate", "export", "extract", "fit_heads", "fit_matcher", "pretrain", "pull"),
-    "push",
+    *("fit_uncertainty", "push"),
 )
 
 
@@ -74,6 +74,7 @@ PLACES = {  # every argument of a public name that is a path, a Hub id or a sour
     "fit_heads encoder": lambda hub, given: hub.fit_heads(given, "d", "o"),
     "fit_heads data": lambda hub, given: hub.fit_heads("org/name", given, "o"),
     "fit_matcher model": lambda hub, given: hub.fit_matcher(given, "d"),
+    "fit_uncertainty model": lambda hub, given: hub.fit_uncertainty(given, "d"),
     "pretrain data": lambda hub, given: hub.pretrain(given, "o"),
     "pretrain output": lambda hub, given: hub.pretrain("d", given),
     "pull model": lambda hub, given: hub.pull(given, "d"),

@@ -13,7 +13,6 @@ pictures are not trained on: by them the stated errors are made to cover what th
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,14 +31,13 @@ from augself_hub.modeling.maps import MapPlace, features_and_map, find_map
 from augself_hub.modeling.matcher import Match, Matcher, MatcherShape, gaussian_loss
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
+from training.methods.calibration import covering
 from training.methods.pairs import EncodedViews, Pairs, encoded
 
 log = logging.getLogger(__name__)
 BLANKS = 16  # pictures of one colour
 CLIP = 5.0  # largest norm of a gradient
 SAY_EVERY = 8.0  # seconds
-SLOPES = torch.linspace(0.5, 2, 16)  # tried when errors are calibrated
-SHIFTS, HALVINGS = (-10.0, 10.0), 18  # of log variances, likewise
 KEPT_OUT = 20  # one picture of so many says how far errors reach; of fewer none is spared
 
 
@@ -170,11 +168,8 @@ def _train(
 def calibrate(matcher: Matcher, views: EncodedViews, spec: Spec) -> None:
     """Turn the stated errors into ones that hold for these pictures, which it was not fitted on.
 
-    The log variance of either order becomes slope * log variance + shift, for each dimension: of
-    every slope the shift is the least by which 95% of all pairs lie within 1.96 errors of what both
-    orders say together, and the slope is the one of least quantile (pinball) loss of log errors, so
-    that of the sure pairs about as many do as of the others. Boxes that have nothing in common are
-    left out.
+    The log variance of either order becomes slope * log variance + shift, for each dimension
+    (`covering`), by what both orders say together. Boxes that have nothing in common are left out.
     """
     matcher.eval()
     matcher.slope.fill_(1)
@@ -198,19 +193,9 @@ def calibrate(matcher: Matcher, views: EncodedViews, spec: Spec) -> None:
         logs: Tensor = (error / (1.96 * answer["standard_error"])).log()
         return logs
 
-    least = torch.full_like(matcher.std, math.inf)
-    for slope in SLOPES.to(matcher.std):
-        low, high = (torch.full_like(least, shift) for shift in SHIFTS)
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            enough = (off(slope, middle) <= 0).float().mean(0) >= 0.95
-            low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        rest = off(slope, high)
-        loss = torch.maximum(0.95 * rest, -0.05 * rest).mean(0)
-        better = loss < least
-        least = torch.where(better, loss, least)
-        matcher.slope.copy_(torch.where(better, slope, matcher.slope))
-        matcher.shift.copy_(torch.where(better, high, matcher.shift))
+    slope, shift = covering(off, matcher.std)
+    matcher.slope.copy_(slope)
+    matcher.shift.copy_(shift)
 
 
 def overlap(a: Parameters, b: Parameters) -> Tensor:

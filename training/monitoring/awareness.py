@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.matching import prediction_of
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Head, Match, MatchCalibration, Spec
 from augself_hub.modeling.model import AugSelfModel
@@ -27,6 +28,7 @@ PAIRS = 2000
 VISIBLE = 0.1  # a log brightness ratio beyond which its sign should be right
 LEAST_SKILL = 0.05  # R^2 of 0.05 is an error 2.5% below guessing's: nobody is helped by less
 FEWEST = 20  # images without which nothing is said about noise
+FEWEST_TO_CALIBRATE = 40
 RESAMPLES = 1000
 FALSE_ALARM_RATE = 0.05  # share of the pairs of one picture that may be taken for two
 
@@ -45,7 +47,8 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
     Returns:
         One record per dimension: task, kind, name, value (R^2 or accuracy), baseline, rmse (in the
         unit of the dimension), pairs and, of FEWEST images or more, confidence_interval (of value)
-        and learned; none for a dimension that no pair shows. Last, of FEWEST images or more, how
+        and learned; none for a dimension that no pair shows. Where errors of each pair are stated,
+        what they cover (`coverage`) of the second of `halves`. Last, of FEWEST images or more, how
         pairs of two pictures are told from pairs of one. Empty where nothing was held out.
     """
     if not len(images) or not pairs or not model.spec.heads:
@@ -57,18 +60,31 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
         sides_b.append(b)
     y = [torch.cat(side) for side in zip(*parts, strict=True)]  # of both views, (N, D) each
     wa, wb = joined(sides_a), joined(sides_b)
-    predicted = {kind: value.cpu() for kind, value in model.differences(*y).items()}
-    ya, yb = (side.double().cpu() for side in y)
+    (ya, yb), heads = y, model.heads
+    said = prediction_of(model.spec, (heads(ya, yb), heads(yb, ya)))
     image = torch.arange(pairs) % len(images)
+    fresh = torch.isin(image, torch.tensor(halves(len(images))[1]))[:, None]
     results: list[Result] = []
     for kind, head in model.spec.heads.items():
         target, mask = targets(kind, wa, wb, model.spec.policy, model.spec.convention)
-        value = predicted[kind].double()
-        results += scores(kind, head, value, target.double(), mask, image)
+        value, target = said.values[kind].cpu().double(), target.double()
+        results += scores(kind, head, value, target, mask, image)
+        if kind in said.errors:
+            error = said.errors[kind].cpu().double()
+            results += coverage(kind, head, value - target, error, mask & fresh)
     if len(images) >= FEWEST:
         gray = wa["gray"].bool(), wb["gray"].bool()
-        results += _match(ya, yb, gray, image)
+        results += _match(ya.double().cpu(), yb.double().cpu(), gray, image)
     return results
+
+
+def halves(held_out: int) -> tuple[range, range]:
+    """Of so many held-out images, those by which stated errors are calibrated, and those on which
+    their coverage is measured; of few images none, and all.
+    """
+    if held_out < FEWEST_TO_CALIBRATE:
+        return range(0), range(held_out)
+    return range(0, held_out, 2), range(1, held_out, 2)
 
 
 def drawn_views(
@@ -121,6 +137,30 @@ def scores(
     of_others = drawn[:, 1:].max(dim=1).values
     skill = (drawn[:, 0] - of_others) / (1 - of_others).clamp(min=1e-12)
     return [{**result, **_interval(drawn[:, 0], skill)}]
+
+
+def coverage(kind: str, head: Head, off: Tensor, error: Tensor, mask: Tensor) -> list[Result]:
+    """A record for each dimension: how many true values lie in the stated 95% interval.
+
+    Args:
+        off: (N, n) predicted minus true values. error: (N, n) standard errors, of each pair.
+        mask: (N, n) what the pairs show.
+    """
+    within = off.abs() < 1.96 * error
+    return [
+        {
+            "task": TASK,
+            "kind": kind,
+            "dimension": f"{dimension.name}_coverage",
+            "name": f"{kind} {dimension.name}: true values within the 95% interval of their pair",
+            "metric": "coverage",
+            "value": float(within[seen, column].double().mean()),
+            "baseline": None,
+            "pairs": int(seen.sum()),
+        }
+        for column, (dimension, seen) in enumerate(zip(head.dimensions, mask.T, strict=True))
+        if seen.any()
+    ]
 
 
 def _regression_scores(

@@ -22,6 +22,7 @@ from training.monitoring.awareness import (
     PAIRS,
     Result,
     calibrate,
+    coverage,
     drawn_views,
     joined,
     measured,
@@ -63,20 +64,8 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
         target, mask = targets(kind, *sides, model.spec.policy, model.spec.convention)
         results += scores(kind, head, answer[kind].double(), target.double(), mask, image)
         if kind == "crop":
-            within = (answer[kind] - target).abs() < 1.96 * answer["standard_error"]
-            names = [d.name for d in head.dimensions]
-            results += [
-                {
-                    "kind": "crop",
-                    "dimension": f"{name}_coverage",
-                    "name": f"crop {name}: true values within the 95% interval of their pair",
-                    "metric": "coverage",
-                    "value": float(row.double().mean()),
-                    "baseline": None,
-                    "pairs": len(row),
-                }
-                for name, row in zip(names, within.T, strict=True)
-            ]
+            off = answer[kind] - target
+            results += coverage(kind, head, off, answer["standard_error"], mask)
     if len(images) >= FEWEST:
         other = torch.cat([part.roll(shift) for part in image.split(len(answers[0]["match"]))])
         two = torch.cat(strangers)[other != image]

@@ -32,10 +32,10 @@ from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.data.streams import StreamViews, first_images
 from training.methods.joint import JointSettings
-from training.methods.matcher import KEPT_OUT, MatcherSettings, calibrate, fit_matcher
+from training.methods.matcher import MatcherSettings, calibrate, fit_matcher
 from training.methods.options import checked_options
 from training.methods.pairs import encoded
-from training.monitoring.awareness import PAIRS
+from training.monitoring.awareness import FEWEST_TO_CALIBRATE, PAIRS, halves
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run.images import split
 from training.run.publishing import AFTERWARDS, PROTOCOL, graphs, stage
@@ -106,10 +106,14 @@ def with_fitted_matcher(
     how = matcher_settings(settings.matcher_options)
     if settings.matcher is None and "pairs" not in settings.matcher_options:
         how = dataclasses.replace(how, pairs=min(how.pairs, drawn))
-    if isinstance(views, StreamViews):
-        images = first_images(views.images, STREAMED)
-        views = ViewsDataset(images, model.spec.policy, settings.seed)
-    return _fitted(model, views, how, settings.seed)
+    return _fitted(model, indexed(views, model.spec, settings.seed), how, settings.seed)
+
+
+def indexed(views: ViewsDataset | StreamViews, spec: Spec, seed: int) -> ViewsDataset:
+    """What a run was trained on, any picture at any time: of a stream the first ones."""
+    if isinstance(views, ViewsDataset):
+        return views
+    return ViewsDataset(first_images(views.images, STREAMED), spec.policy, seed)
 
 
 def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
@@ -121,16 +125,16 @@ def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
         The others, to measure it on; all, where they are too few for both, which is said.
     """
     assert model.matcher is not None and model.spec.matcher is not None
-    if len(held_out) < 2 * KEPT_OUT:
+    one, other = (
+        ViewsDataset(held_out.images.at(rows), held_out.policy, held_out.seed)
+        for rows in halves(len(held_out))
+    )
+    if not len(one):
         log.info(
             "the matcher's errors are stated as it learned them: to calibrate them takes %d "
-            "held-out images, and there are %d", 2 * KEPT_OUT, len(held_out),
+            "held-out images, and there are %d", FEWEST_TO_CALIBRATE, len(held_out),
         )  # fmt: skip
         return held_out
-    one, other = (
-        ViewsDataset(held_out.images.at(range(k, len(held_out), 2)), held_out.policy, held_out.seed)
-        for k in (0, 1)
-    )
     each = -(-MatcherSettings().spared // len(one))
     keys = [(epoch, index) for index in range(len(one)) for epoch in range(each)]
     spec, place = model.spec, MapPlace.of(model.spec.matcher)
@@ -183,17 +187,27 @@ def add_matcher(
     why = _impossible(model.spec, model.encoder, model.preprocessing.size)
     if why is not None:
         raise UsageError(f"{folder}: {why}")
+    views, measured_on = views_for(model.spec, data, held_out, options, seed)
+    model = _fitted(model.to(available_device()), views, settings, seed)
+    assert model.matcher is not None and model.spec.matcher is not None
+    return save_matcher(folder, model.matcher, model.spec.matcher.level, measured_on)
+
+
+def views_for(
+    spec: Spec, data: str, held_out: str | None, options: Options, seed: int
+) -> tuple[ViewsDataset, ViewsDataset]:
+    """Images to fit on and images to measure on, as `add_matcher` takes them, seen by `spec`."""
     images = open_images(data, options)
     log.info("%s", images.inventory.text())
     if held_out is None:
         images, others = split(images, seed)
     else:
         others = open_images(held_out, wanted=("validation", "test"))
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    views, measured_on = (ViewsDataset(i, model.spec.policy, seed) for i in (images, others))
-    model = _fitted(model, views, settings, seed)
-    assert model.matcher is not None and model.spec.matcher is not None
-    return save_matcher(folder, model.matcher, model.spec.matcher.level, measured_on)
+    return ViewsDataset(images, spec.policy, seed), ViewsDataset(others, spec.policy, seed)
+
+
+def available_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset) -> Spec:
@@ -223,7 +237,7 @@ def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsData
         evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
         others = [r for r in evaluation["results"] if r["task"] != TASK]
         write_json(new / EVALUATION, {**evaluation, "results": [*others, *results]}, nan=True)
-        write_manifest(new, _new_graphs(model, new, kept))
+        write_manifest(new, new_graphs(model, new, kept))
         card.write(new)
     return model.spec
 
@@ -239,8 +253,8 @@ def _only_calibrated(old: Matcher | None, new: Matcher | None) -> bool:
     )
 
 
-def _new_graphs(model: AugSelfModel, folder: Path, kept: bool) -> dict[str, Any]:
-    """The graphs anew, where there were any: the encoder's must give maps now.
+def new_graphs(model: AugSelfModel, folder: Path, kept: bool) -> dict[str, Any]:
+    """The graphs anew, where there were any.
 
     Args:
         kept: the answers are what they were, so that quantised graphs are still what was measured.

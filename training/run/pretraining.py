@@ -58,6 +58,7 @@ from training.run.resuming import (
 )
 from training.run.settings import FROZEN, JOINT, Settings, policy_of
 from training.run.trainer import AugSelfTrainer
+from training.run.uncertainty import with_uncertainty
 
 log = logging.getLogger(__name__)
 PAIRS_AN_IMAGE = 20
@@ -243,11 +244,12 @@ def _publish(
 ) -> None:
     """Evaluate, write settings.output/model, and push it where that was asked for."""
     model, asked = _model_of(trainer), held_out
+    drawn = trainer.state.global_step * settings.batch_size
     if settings.matcher == JOINT:
         asked = calibrated(model, held_out)
     else:
-        drawn = trainer.state.global_step * settings.batch_size
         model = with_fitted_matcher(model, settings, trainer.train_dataset, drawn)
+    model = with_uncertainty(model, settings, trainer.train_dataset, held_out, drawn)
     model = model.cpu().to(memory_format=torch.contiguous_format)
     pairs = measured_pairs(len(held_out))
     with stage(f"measuring {pairs} pairs of {len(held_out)} held-out images"):

@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from augself_hub.augmentations import functional
-from augself_hub.augmentations.difference import both_orders, standardised, targets, to_physical
+from augself_hub.augmentations.difference import (
+    both_orders,
+    standard_errors,
+    standardised,
+    targets,
+    to_physical,
+)
 from augself_hub.augmentations.sampling import draw, pixel_box
 from augself_hub.augmentations.spec import HEADS, KINDS, Dimension, Head, Policy, heads_for
 from augself_hub.errors import UsageError
@@ -374,3 +380,18 @@ def test_both_orders_are_averaged_where_swapping_negates(library):
     assert both_orders(head_of(), ab, ba).tolist() == [[1.0, 2.0]]
     flip = library([[0.9]]), library([[0.1]])
     assert both_orders(head_of("binary"), *flip).tolist() == flip[0].tolist()
+
+
+@pytest.mark.parametrize("of", [np.array, torch.tensor])
+def test_stated_errors_in_the_unit_of_each_number(of):
+    """Of log variances 2 log 3 and 2 log 12 both orders say 6 stds; y keeps its own order's 3."""
+    heads = {
+        "crop": Head("regression", (Dimension("y", "u", antisymmetric=False, std=0.5),)),
+        "flip": HEADS["relative"]["flip"],
+        "color": Head("regression", (Dimension("hue", "turns", std=0.1),)),
+    }
+    ab, ba = (of([[2 * np.log(k), 2 * np.log(k)]]) for k in (3.0, 12.0))
+    errors = standard_errors(heads, ab, ba)
+    assert list(errors) == ["crop", "color"]
+    assert float(errors["crop"][0, 0]) == pytest.approx(1.5)
+    assert float(errors["color"][0, 0]) == pytest.approx(0.6)

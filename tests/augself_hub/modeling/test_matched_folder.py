@@ -127,7 +127,8 @@ def test_without_its_weights_the_folder_is_one_without_a_matcher(folder, tiny_mo
         verify(folder)
     write_manifest(folder)
     loaded = AugSelfModel.from_pretrained(folder)
-    assert loaded.matcher is None and loaded.spec == read_spec(tiny_model)
+    assert loaded.matcher is None
+    assert dataclasses.replace(loaded.spec, uncertainty=0) == read_spec(tiny_model)
 
 
 def test_without_heads_it_answers_alone(folder):

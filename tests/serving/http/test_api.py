@@ -104,7 +104,10 @@ def test_differences_of_a_pair(client, pixels, encoded):
         ("saturation", "log ratio"),
         ("hue", "turns"),
     ]
-    assert set(there["color"][0]) == {"name", "value", "unit", "standard_error", "head"}
+    assert list(there["color"][0]) == [
+        "name", "value", "unit", "standard_error", "standard_error_of", "head",
+    ]  # fmt: skip
+    assert there["color"][0]["standard_error_of"] == "average"
     assert 0 <= there["flip"]["mirrored"] <= 1
     values = [np.array([d["value"] for d in x["color"]]) for x in (there, back, same)]
     np.testing.assert_allclose(values[0], -values[1], atol=1e-4)  # both orders are averaged

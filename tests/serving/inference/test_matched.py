@@ -66,7 +66,9 @@ def test_pairs_are_answered_as_by_torch(engine, matched_model, files):
     assert found.values.keys() == expected.values.keys() == {"crop", "color", "flip"}
     for kind, value in expected.values.items():
         assert found.values[kind] == pytest.approx(value.numpy(), rel=1e-3, abs=1e-4)
-    assert found.errors["crop"] == pytest.approx(expected.errors["crop"].numpy(), rel=1e-3)
+    assert found.errors.keys() == expected.errors.keys() == {"crop", "color"}
+    for kind, error in expected.errors.items():
+        assert found.errors[kind] == pytest.approx(error.numpy(), rel=1e-3)
     assert found.match == pytest.approx(expected.match.numpy(), rel=1e-3, abs=1e-3)
 
 
@@ -156,9 +158,11 @@ def test_http_says_what_the_engine_says(client, engine, files):
     found = record["differences"]
     assert {d["head"] for d in found["crop"]} == {"matcher"} == {found["flip"]["head"]}
     assert {d["head"] for d in found["color"]} == {"features"}
-    for got, wanted in zip(found["crop"], expected["differences"]["crop"], strict=True):
-        assert got["value"] == pytest.approx(wanted["value"], rel=1e-3, abs=1e-4)
-        assert got["standard_error"] == pytest.approx(wanted["standard_error"], rel=1e-3)
+    for kind in ("crop", "color"):
+        for got, wanted in zip(found[kind], expected["differences"][kind], strict=True):
+            assert got["value"] == pytest.approx(wanted["value"], rel=1e-3, abs=1e-4)
+            assert got["standard_error"] == pytest.approx(wanted["standard_error"], rel=1e-3)
+            assert got["standard_error_of"] == "pair"
     assert found["flip"]["mirrored"] == pytest.approx(
         expected["differences"]["flip"]["mirrored"], rel=1e-3
     )
@@ -183,11 +187,12 @@ def test_python_and_command_say_the_same(matched_model, client, files, augself):
     printed = json.loads(told.out)["differences"]
     by_model = AugSelfModel.from_pretrained(matched_model).difference(*files[:2]).differences
     for found in (difference.differences, printed, by_model):
-        for got, wanted in zip(found["crop"], record["differences"]["crop"], strict=True):
-            assert got["value"] == pytest.approx(wanted["value"], rel=1e-3, abs=1e-4)
-            assert got["standard_error"] == pytest.approx(wanted["standard_error"], rel=1e-3)
-            assert got["head"] == "matcher"
-    assert not any(row[4].endswith("on average") for row in difference.rows() if row[0] == "crop")
+        for kind, head in (("crop", "matcher"), ("color", "features")):
+            for got, wanted in zip(found[kind], record["differences"][kind], strict=True):
+                assert got["value"] == pytest.approx(wanted["value"], rel=1e-3, abs=1e-4)
+                assert got["standard_error"] == pytest.approx(wanted["standard_error"], rel=1e-3)
+                assert got["head"] == head
+    assert not any(row[4].endswith("on average") for row in difference.rows())
 
 
 # -- The open inference protocol -------------------------------------------------------------------
@@ -210,6 +215,12 @@ def infer(client, name, **inputs):
 def test_its_graphs_are_models_under_v2(client, engine, files):
     images = np.stack([pixels(path) for path in files[:2]])
     assert list(infer(client, "matched", pixel_values=images)) == ["features"]
+    features = engine.features(list(images))
+    raw = infer(client, "matched_heads", features_a=features[:1], features_b=features[1:])
+    assert list(raw) == ["crop", "color", "flip", "log_variance"]
+    assert raw["log_variance"] == pytest.approx(
+        engine.heads(features[:1], features[1:])["log_variance"], rel=1e-3, abs=1e-4
+    )
     maps = infer(client, "matched_maps", pixel_values=images)["maps"]
     assert maps == pytest.approx(engine.encode(images).maps, rel=1e-3, abs=1e-4)
     raw = infer(client, "matched_matcher", maps_a=maps[:1], maps_b=maps[1:])

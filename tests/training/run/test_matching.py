@@ -316,7 +316,6 @@ def test_a_run_goes_on_with_the_matcher_it_began_with(small_run, began, goes_on,
 
 def test_errors_are_calibrated_on_every_second_held_out_picture(run, photo_folder, monkeypatch):
     """And the matcher is measured on the others; of too few on all, uncalibrated."""
-    monkeypatch.setattr(matching, "KEPT_OUT", 20)
     seen = []
     calibrate = matching.calibrate
     monkeypatch.setattr(

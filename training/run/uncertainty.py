@@ -1,0 +1,120 @@
+"""Errors of each pair: for the heads of a run that ends, or of a model folder that is there."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from augself_hub import card
+from augself_hub.atomic import write_json
+from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import UsageError
+from augself_hub.folder import CONFIG, EVALUATION, changed_folder, verify, write_manifest
+from augself_hub.images import AS_FOUND, Options
+from augself_hub.modeling.model import AugSelfModel
+from augself_hub.results import read_evaluation
+from training.data.batches import ViewsDataset
+from training.data.streams import StreamViews
+from training.methods.uncertainty import PAIRS as FITTED_ON
+from training.methods.uncertainty import fit_uncertainty
+from training.monitoring.awareness import PAIRS, TASK, halves, held_out_pairs
+from training.run.matching import (
+    FEWEST_PAIRS,
+    available_device,
+    indexed,
+    new_graphs,
+    views_for,
+)
+from training.run.publishing import PROTOCOL, stage
+from training.run.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+def with_uncertainty(
+    model: AugSelfModel,
+    settings: Settings,
+    views: ViewsDataset | StreamViews,
+    held_out: ViewsDataset,
+    drawn: int,
+) -> AugSelfModel:
+    """A run's model whose heads state an error of each pair, where they can learn it.
+
+    Args:
+        model: on the device that is to be used.
+        views: what the run was trained on.
+        held_out: images it was not trained on; by half of them errors are calibrated (`halves`).
+        drawn: pairs of views that the run has seen: no more are looked at for this.
+    """
+    if not _states(model.spec):
+        return model
+    if drawn < FEWEST_PAIRS:
+        log.info(
+            "errors are known on average only: this run drew %d pairs of views, fewer than the %d "
+            "that errors of each pair need", drawn, FEWEST_PAIRS,
+        )  # fmt: skip
+        return model
+    images = indexed(views, model.spec, settings.seed)
+    return _fitted(model, images, held_out, drawn, settings.seed)
+
+
+def add_uncertainty(
+    folder: Path,
+    data: str,
+    held_out: str | None = None,
+    options: Options = AS_FOUND,
+    seed: int = 0,
+) -> Spec:
+    """Fit an error of each pair for a model folder's heads and write it there, in one exchange.
+
+    What encoder, heads and matcher answer stays as it is.
+
+    Args:
+        folder: a model folder with a regression among its heads.
+        data: images to fit on, as `augself pretrain` takes them.
+        held_out: images to measure on; None: 5% of `data`.
+        options: how `data` is read. seed: of initialisation, order and views.
+
+    Returns:
+        The new spec.
+
+    Raises:
+        UsageError, AugSelfError: there is no such head, or no images.
+    """
+    model = AugSelfModel.from_pretrained(verify(folder))
+    if not _states(model.spec):
+        raise UsageError(
+            f"{folder} has no head that predicts a number, so nothing an error could be stated of"
+        )
+    views, measured_on = views_for(model.spec, data, held_out, options, seed)
+    model = _fitted(model.to(available_device()), views, measured_on, FITTED_ON, seed).cpu()
+    pairs = PAIRS if len(measured_on) > 1 else 0
+    with stage(f"measuring {pairs} pairs of {len(measured_on)} held-out images"):
+        found = held_out_pairs(model, measured_on, pairs)
+    covered = [result for result in found if result["metric"] == "coverage"]
+    with changed_folder(folder) as new:
+        model.write_heads(new)
+        (new / CONFIG).write_text(model.spec.to_json())
+        evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
+        was = [r for r in evaluation["results"] if r["task"] == TASK and r["metric"] != "coverage"]
+        others = [r for r in evaluation["results"] if r["task"] != TASK]
+        results = [*was, *covered, *others]
+        write_json(new / EVALUATION, {**evaluation, "results": results}, nan=True)
+        write_manifest(new, new_graphs(model, new, kept=True))
+        card.write(new)
+    return model.spec
+
+
+def _states(spec: Spec) -> bool:
+    """Whether there is a number among what the heads say."""
+    return any(head.type == "regression" for head in spec.heads.values())
+
+
+def _fitted(
+    model: AugSelfModel, views: ViewsDataset, held_out: ViewsDataset, most: int, seed: int
+) -> AugSelfModel:
+    pairs, rows = min(FITTED_ON, most), halves(len(held_out))[0]
+    by = ViewsDataset(held_out.images.at(rows), held_out.policy, held_out.seed) if rows else None
+    with stage(f"fitting an error of each pair on {pairs} pairs of {len(views)} images"):
+        return fit_uncertainty(model, views, by, pairs, seed).eval()
