@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,13 @@ def _impossible(spec: Spec, network: PreTrainedModel, size: int) -> str | None:
 
 
 def with_fitted_matcher(
-    model: AugSelfModel, settings: Settings, views: ViewsDataset | StreamViews, drawn: int
+    model: AugSelfModel, settings: Settings, views: Callable[[], ViewsDataset], drawn: int
 ) -> AugSelfModel:
     """A run's model with a matcher, where it is to have one; else the same model.
 
     Args:
         model: on the device that is to be used.
-        views: what the run was trained on.
+        views: gives what the run was trained on (`indexed`).
         drawn: pairs of views that the run has seen: by default the matcher sees no more.
     """
     if settings.matcher == "off":
@@ -106,7 +106,7 @@ def with_fitted_matcher(
     how = matcher_settings(settings.matcher_options)
     if settings.matcher is None and "pairs" not in settings.matcher_options:
         how = dataclasses.replace(how, pairs=min(how.pairs, drawn))
-    return _fitted(model, indexed(views, model.spec, settings.seed), how, settings.seed)
+    return _fitted(model, views(), how, settings.seed)
 
 
 def indexed(views: ViewsDataset | StreamViews, spec: Spec, seed: int) -> ViewsDataset:

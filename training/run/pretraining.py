@@ -7,6 +7,7 @@ the model folder with what was measured.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import platform
@@ -41,6 +42,7 @@ from training.run.disk import refuse_full_disk
 from training.run.images import opened, sampled_sizes, views_of
 from training.run.matching import (
     calibrated,
+    indexed,
     joint_settings,
     refuse_unmatched,
     with_fitted_matcher,
@@ -245,11 +247,13 @@ def _publish(
     """Evaluate, write settings.output/model, and push it where that was asked for."""
     model, asked = _model_of(trainer), held_out
     drawn = trainer.state.global_step * settings.batch_size
+    # Of a stream they are read from the source, hence not twice.
+    views = functools.cache(lambda: indexed(trainer.train_dataset, model.spec, settings.seed))
     if settings.matcher == JOINT:
         asked = calibrated(model, held_out)
     else:
-        model = with_fitted_matcher(model, settings, trainer.train_dataset, drawn)
-    model = with_uncertainty(model, settings, trainer.train_dataset, held_out, drawn)
+        model = with_fitted_matcher(model, settings, views, drawn)
+    model = with_uncertainty(model, settings, views, held_out, drawn)
     model = model.cpu().to(memory_format=torch.contiguous_format)
     pairs = measured_pairs(len(held_out))
     with stage(f"measuring {pairs} pairs of {len(held_out)} held-out images"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,12 @@ from augself_hub.images import AS_FOUND, Options
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
-from training.data.streams import StreamViews
 from training.methods.uncertainty import PAIRS as FITTED_ON
 from training.methods.uncertainty import fit_uncertainty
 from training.monitoring.awareness import PAIRS, TASK, halves, held_out_pairs
 from training.run.matching import (
     FEWEST_PAIRS,
     available_device,
-    indexed,
     new_graphs,
     views_for,
 )
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 def with_uncertainty(
     model: AugSelfModel,
     settings: Settings,
-    views: ViewsDataset | StreamViews,
+    views: Callable[[], ViewsDataset],
     held_out: ViewsDataset,
     drawn: int,
 ) -> AugSelfModel:
@@ -43,7 +42,7 @@ def with_uncertainty(
 
     Args:
         model: on the device that is to be used.
-        views: what the run was trained on.
+        views: gives what the run was trained on (`matching.indexed`).
         held_out: images it was not trained on; by half of them errors are calibrated (`halves`).
         drawn: pairs of views that the run has seen: no more are looked at for this.
     """
@@ -55,8 +54,7 @@ def with_uncertainty(
             "that errors of each pair need", drawn, FEWEST_PAIRS,
         )  # fmt: skip
         return model
-    images = indexed(views, model.spec, settings.seed)
-    return _fitted(model, images, held_out, drawn, settings.seed)
+    return _fitted(model, views(), held_out, drawn, settings.seed)
 
 
 def add_uncertainty(
