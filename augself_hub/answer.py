@@ -15,7 +15,7 @@ from augself_hub.commands import table
 from augself_hub.differences import UNLIKE, Answered, records
 from augself_hub.sentences import sentences
 
-HEADS = ("augmentation", "name", "value", "unit", "standard error")
+COLUMNS = ("augmentation", "name", "value", "unit", "standard error")
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,14 +69,14 @@ class Difference:
                 yield kind, f"{name} {which}".strip(), f"{p:.3f}", "probability", ""
 
     def __str__(self) -> str:
-        text = table(HEADS, list(self.rows()), numbers="value")
+        text = table(COLUMNS, list(self.rows()), numbers="value")
         return text if self.match is None else f"{text}\n{self._matched()}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """The table, for notebooks; what cannot be told is gray."""
-        heads = "".join(f"<th style='text-align: left'>{head}</th>" for head in HEADS)
+        heads = "".join(f"<th style='text-align: left'>{head}</th>" for head in COLUMNS)
         rows = "".join(
             f"<tr style='opacity: {0.55 if row[2] == '-' else 1}'>"
             + "".join(

@@ -12,7 +12,7 @@ import click
 
 from augself_hub import hub
 from augself_hub.folder import MANIFEST, files_of, read_manifest
-from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP
+from augself_hub.images.words import COLUMN_HELP, LAYOUTS, READ_AS_HELP
 from augself_hub.terminal import shown
 
 
@@ -70,7 +70,7 @@ def verify(model: str | None) -> None:
 @click.argument("source")
 @click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
 @click.option("--split", help="One split alone, in any spelling.")
-@click.option("--read-as", "kind", type=click.Choice(KINDS), help=READ_AS_HELP)
+@click.option("--read-as", "kind", type=click.Choice(LAYOUTS), help=READ_AS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def list_images(source: str, columns: tuple[str, ...], as_json: bool, **chosen: Any) -> None:
     """Say what the commands will read of SOURCE: images, classes, splits, and what is left out."""

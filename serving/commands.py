@@ -15,7 +15,7 @@ from click.core import ParameterSource
 from augself_hub.configuration import printed
 from augself_hub.errors import UsageError
 from augself_hub.images import Columns, Options
-from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP, ROOT_HELP
+from augself_hub.images.words import COLUMN_HELP, LAYOUTS, READ_AS_HELP, ROOT_HELP
 from augself_hub.lazy import needs
 from augself_hub.options import GroupedCommand, grouped
 from serving.logs import FORMS, LEVELS, configure
@@ -75,7 +75,7 @@ def predict(
 @_MODEL
 @click.option("--column", "columns", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
 @click.option("--split", help="Extract only this split (train, val, test ...). Default: all.")
-@click.option("--read-as", "kind", type=click.Choice(KINDS), help=READ_AS_HELP)
+@click.option("--read-as", "kind", type=click.Choice(LAYOUTS), help=READ_AS_HELP)
 @click.option("--image-root", type=click.Path(path_type=Path, file_okay=False), help=ROOT_HELP)
 @click.option("--pairs", is_flag=True, help="SOURCE is a CSV of pairs a, b: predict differences.")
 @click.option(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from augself_hub.errors import UsageError
 from augself_hub.lazy import needs
 from augself_hub.paths import path_text
-from training.run.settings import CHOSEN, FIXED, FROZEN, HEADS, PAIRS, Options, Settings
+from training.run.settings import CHOSEN, FIXED, FROZEN, FROZEN_DEFAULTS, PAIRS, Options, Settings
 
 if TYPE_CHECKING:
     from augself_hub.images import Options as Reading
@@ -107,7 +107,7 @@ def pretrain(
     return _run(data, output, resume, given, bounds)
 
 
-@_documented(without=FIXED, **HEADS)
+@_documented(without=FIXED, **FROZEN_DEFAULTS)
 def fit_heads(  # type: ignore[misc]  # encoder is a setting, too; given by name it is this one
     encoder: str | os.PathLike[str],
     data: str | os.PathLike[str],
@@ -127,7 +127,12 @@ def fit_heads(  # type: ignore[misc]  # encoder is a setting, too; given by name
     """
     if fixed := sorted({*settings} & {*FIXED}):
         raise UsageError(f"--{fixed[0].replace('_', '-')} would have no effect on fitting heads")
-    given = {**HEADS, **settings, "encoder": path_text("encoder", encoder), "method": FROZEN}
+    given = {
+        **FROZEN_DEFAULTS,
+        **settings,
+        "encoder": path_text("encoder", encoder),
+        "method": FROZEN,
+    }
     return _run(data, output, resume, given)
 
 

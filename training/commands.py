@@ -11,9 +11,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from augself_hub.images.words import COLUMN_HELP, KINDS, READ_AS_HELP
+from augself_hub.images.words import COLUMN_HELP, LAYOUTS, READ_AS_HELP
 from augself_hub.options import GroupedCommand, grouped
-from training.run.settings import CHOSEN, FIXED, HEADS, PAIRS, Settings, flag
+from training.run.settings import CHOSEN, FIXED, FROZEN_DEFAULTS, PAIRS, Settings, flag
 
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
@@ -135,7 +135,7 @@ def pretrain(recipe: str | None, resume: bool, **options: Any) -> None:
 
 @click.command("fit-heads", cls=GroupedCommand)
 @click.argument("encoder")
-@lambda command: _settings(command, FIXED, **HEADS)
+@lambda command: _settings(command, FIXED, **FROZEN_DEFAULTS)
 @_RESUME
 def fit_heads(resume: bool, **options: Any) -> None:
     """Train AugSelf heads on a frozen ENCODER (a folder or Hub id); ends with a model folder."""
@@ -156,7 +156,7 @@ _ADDITION = (
     click.option("--held-out", help="Images to measure on. Default: 5% of --data."),
     click.option("--split", help="Split to fit on; default: train, if there are several."),
     click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP),
-    click.option("--read-as", type=click.Choice(KINDS), help=READ_AS_HELP),
+    click.option("--read-as", type=click.Choice(LAYOUTS), help=READ_AS_HELP),
     click.option(
         "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
     ),

@@ -17,11 +17,11 @@ from augself_hub.images.files import SUFFIXES, read_file
 from augself_hub.images.inventory import Inventory
 from augself_hub.images.opening import AS_FOUND, Options, open_recorded, open_source
 from augself_hub.images.source import Item, Listing, Shard, ShardError, Source
-from augself_hub.images.words import KINDS, Columns, split_of
+from augself_hub.images.words import LAYOUTS, Columns, split_of
 
 __all__ = [
     "AS_FOUND",
-    "KINDS",
+    "LAYOUTS",
     "SUFFIXES",
     "Columns",
     "Inventory",

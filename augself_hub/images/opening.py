@@ -31,7 +31,7 @@ from augself_hub.images.files import (
 from augself_hub.images.inventory import Tally
 from augself_hub.images.source import Source
 from augself_hub.images.tars import COMPRESSED, TarSource
-from augself_hub.images.words import KINDS, USUAL, Columns
+from augself_hub.images.words import LAYOUTS, USUAL, Columns
 from augself_hub.paths import path_text
 
 TARS = (".tar", *(f".tar{suffix}" for suffix in COMPRESSED if suffix != ".tgz"), ".tgz")
@@ -47,7 +47,7 @@ class Options:
     Args:
         columns: of what has columns.
         split: the only one wanted, in any spelling.
-        kind: of KINDS: what a folder is to be read as; None: what is in it says so.
+        kind: of LAYOUTS: what a folder is to be read as; None: what is in it says so.
         pairs: a CSV of pairs.
         stream: nothing is listed or downloaded first; images come in order.
         image_root: another folder that paths in a table may lead into.
@@ -61,8 +61,8 @@ class Options:
     image_root: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.kind is not None and self.kind not in KINDS:
-            raise UsageError(f"unknown --read-as {self.kind}: use {', '.join(KINDS)}")
+        if self.kind is not None and self.kind not in LAYOUTS:
+            raise UsageError(f"unknown --read-as {self.kind}: use {', '.join(LAYOUTS)}")
 
     @classmethod
     def of_record(cls, source: dict[str, Any]) -> Options:

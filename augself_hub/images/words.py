@@ -18,7 +18,7 @@ MAX_NUMBER = 2**31  # a label is an int32 of the table
 MAX_NAME = 1000  # letters of a class name
 
 DECODES = ("exact", "fast")
-KINDS = ("images", "splits", "classes", "tars", "parquet", "dataset")
+LAYOUTS = ("images", "splits", "classes", "tars", "parquet", "dataset")
 COLUMN_HELP = "Repeatable: which column of a table is image, label or split."
 ROOT_HELP = "Paths in a table may lead into this folder too; else only below the table's own."
 READ_AS_HELP = "What a folder is to be read as, where what is in it leaves a choice."

@@ -16,12 +16,15 @@ from typing import Any, TypedDict
 
 from augself_hub.augmentations.spec import CHOICES, Policy
 from augself_hub.errors import UsageError
-from augself_hub.images.words import COLUMN_HELP, DECODES, KINDS, READ_AS_HELP, Columns
+from augself_hub.images.words import COLUMN_HELP, DECODES, LAYOUTS, READ_AS_HELP, Columns
 from training.run.rules import Rule
 
 JOINT = "joint"  # how a matcher may be trained: with the encoder
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
-HEADS: dict[str, Any] = {"size": 224, "epochs": 10.0}  # its defaults, where they are others
+FROZEN_DEFAULTS: dict[str, Any] = {
+    "size": 224,
+    "epochs": 10.0,
+}  # its defaults, where they are others
 FIXED = ("encoder", "method", "method_options", "convention", "normalization")  # there, likewise
 NORMALIZATIONS = ("imagenet", "stl10")
 OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
@@ -233,7 +236,7 @@ class Settings:
     column: tuple[str, ...] = field(default=(), metadata=_about("Images", COLUMN_HELP))
     read_as: str | None = field(
         default=None,
-        metadata=_about("Images", READ_AS_HELP, Rule(str, choices=KINDS, optional=True)),
+        metadata=_about("Images", READ_AS_HELP, Rule(str, choices=LAYOUTS, optional=True)),
     )
     stream: bool = field(
         default=False,
@@ -363,7 +366,9 @@ def _weights(augself: Any) -> dict[str, float]:
 def command_line(settings: Settings) -> str:
     """The `augself` command of a run; folders by their last name only."""
     fit = settings.method == FROZEN
-    defaults = {o.name: o.default for o in dataclasses.fields(Settings)} | (HEADS if fit else {})
+    defaults = {o.name: o.default for o in dataclasses.fields(Settings)} | (
+        FROZEN_DEFAULTS if fit else {}
+    )
     words = [f"augself fit-heads {source_name(settings.encoder)}" if fit else "augself pretrain"]
     for option in dataclasses.fields(Settings):
         if fit and option.name in ("method", "encoder"):
