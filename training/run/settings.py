@@ -21,10 +21,7 @@ from training.run.rules import Rule
 
 JOINT = "joint"  # how a matcher may be trained: with the encoder
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
-FROZEN_DEFAULTS: dict[str, Any] = {
-    "size": 224,
-    "epochs": 10.0,
-}  # its defaults, where they are others
+FROZEN_DEFAULTS: dict[str, Any] = {"size": 224, "epochs": 10.0}  # where it has others
 FIXED = ("encoder", "method", "method_options", "convention", "normalization")  # there, likewise
 NORMALIZATIONS = ("imagenet", "stl10")
 OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
@@ -366,9 +363,8 @@ def _weights(augself: Any) -> dict[str, float]:
 def command_line(settings: Settings) -> str:
     """The `augself` command of a run; folders by their last name only."""
     fit = settings.method == FROZEN
-    defaults = {o.name: o.default for o in dataclasses.fields(Settings)} | (
-        FROZEN_DEFAULTS if fit else {}
-    )
+    defaults = {o.name: o.default for o in dataclasses.fields(Settings)}
+    defaults |= FROZEN_DEFAULTS if fit else {}
     words = [f"augself fit-heads {source_name(settings.encoder)}" if fit else "augself pretrain"]
     for option in dataclasses.fields(Settings):
         if fit and option.name in ("method", "encoder"):
