@@ -65,9 +65,7 @@ def budget(corpus: Path, arms: tuple[str, ...]) -> None:
 @_CORPUS
 @click.option("--photographs", type=_PATH, required=True, help="What research.matching built.")
 @click.option("--records", type=_PATH, required=True, help="A JSON file of each candidate.")
-@click.option(
-    "--jobs", default=2, show_default=True, help="Candidates side by side, a thread each."
-)
+@click.option("--jobs", default=2, show_default=True, help="Runs side by side, a thread each.")
 def run(output: Path, corpus: Path, photographs: Path, records: Path, jobs: int) -> None:
     """Every step, from candidates to the folder OUTPUT/embedded; what is done is not done again."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -15,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from augself_hub import card
 from augself_hub.atomic import write_json
 from augself_hub.errors import AugSelfError, UsageError
-from augself_hub.folder import files_of, new_folder, verify
+from augself_hub.folder import files_of, verify
 from augself_hub.modeling.api import export
 from research import matching
 from research.corpora.building import PRETRAIN
@@ -144,7 +147,7 @@ def make(
             the other: matched/, quantised/, embedded/.
         corpus: of the first study (research/data.md). photographs: of `research.matching`.
         records: a JSON file of each candidate, and choice/choice.json.
-        jobs: candidates side by side.
+        jobs: candidates side by side; of two and more also model and twin.
 
     Returns:
         output/embedded, to be copied to augself_hub/pretrained.
@@ -160,8 +163,7 @@ def make(
     write_json(records / "choice" / "choice.json", dataclasses.asdict(choice))
     log.info("%s for %d epochs, beside %s", choice.arm, choice.epochs, choice.twin)
     model, twin = pair_settings(plan, choice, final, output, corpus)
-    for settings in (model, twin):
-        trained(settings)
+    train_pair(model, twin, jobs)
     joint = model.matcher == JOINT
     options = None if joint else {**final.matcher, "seed": final.seed}
     matched = step(
@@ -215,13 +217,42 @@ def trained(settings: Settings) -> None:
         raise SystemExit(143)
 
 
+def train_pair(model: Settings, twin: Settings, jobs: int) -> None:
+    """Both runs; of two jobs the twin's in a process of its own, which ends when this one does.
+
+    Raises:
+        SystemExit: SIGTERM stopped them after a checkpoint of each.
+        AugSelfError: the twin's run failed.
+    """
+    if jobs < 2:
+        trained(model)
+        trained(twin)
+        return
+    beside = multiprocessing.get_context("spawn").Process(target=_alone, args=(twin,))
+    beside.start()
+    try:
+        trained(model)
+        beside.join()
+    finally:
+        beside.terminate()
+        beside.join()
+    if not (twin.output / MODEL).is_dir():
+        raise AugSelfError(f"the run in {twin.output} failed: see above, then start again")
+
+
+def _alone(settings: Settings) -> None:
+    torch.set_num_threads(1)
+    trained(settings)
+
+
 def step(source: Path, target: Path, change: Callable[[Path], Any]) -> Path:
     """A copy of a model folder with one change, which appears whole or not at all."""
     if not target.is_dir():
         log.info("%s", target.name)
-        with new_folder(target) as stage:
-            shutil.copytree(source, stage, dirs_exist_ok=True)
-            change(stage)
+        with tempfile.TemporaryDirectory(dir=target.parent) as place:
+            copy = shutil.copytree(source, Path(place) / target.name)
+            change(copy)
+            copy.rename(target)
     return verify(target)
 
 
