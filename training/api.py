@@ -170,12 +170,11 @@ def fit_matcher(
         UsageError: an option that is wrong, or an encoder that gives no maps.
         AugSelfError: no usable images.
     """
-    folder, chosen = Path(path_text("model", model)), _reading(column, split, read_as)
-    others = None if held_out is None else path_text("held_out", held_out)
+    folder, images, others, reading = _addition(model, data, held_out, column, split, read_as)
     with needs("train"):
         from training.run.matching import add_matcher
 
-        add_matcher(folder, path_text("data", data), others, chosen, seed, options)
+        add_matcher(folder, images, others, reading, seed, options)
     return folder
 
 
@@ -206,19 +205,28 @@ def fit_uncertainty(
         UsageError: no such head, or an option that is wrong.
         AugSelfError: no usable images.
     """
-    folder, chosen = Path(path_text("model", model)), _reading(column, split, read_as)
-    others = None if held_out is None else path_text("held_out", held_out)
+    folder, images, others, reading = _addition(model, data, held_out, column, split, read_as)
     with needs("train"):
         from training.run.uncertainty import add_uncertainty
 
-        add_uncertainty(folder, path_text("data", data), others, chosen, seed)
+        add_uncertainty(folder, images, others, reading, seed)
     return folder
 
 
-def _reading(column: Sequence[str], split: str | None, read_as: str | None) -> Reading:
+def _addition(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    held_out: str | os.PathLike[str] | None,
+    column: Sequence[str],
+    split: str | None,
+    read_as: str | None,
+) -> tuple[Path, str, str | None, Reading]:
+    """The folder that something is added to, images to fit and to measure on, and their reading."""
     from augself_hub.images import Columns, Options
 
-    return Options(Columns.parse(tuple(column)), split, read_as)
+    others = None if held_out is None else path_text("held_out", held_out)
+    reading = Options(Columns.parse(tuple(column)), split, read_as)
+    return Path(path_text("model", model)), path_text("data", data), others, reading
 
 
 def _run(

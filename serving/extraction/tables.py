@@ -67,8 +67,8 @@ def difference_table(items: Sequence[Item], spec: Spec, answered: Answered | Non
 
     For each number there are three columns, NAME, NAME_standard_error (whose field says of what, a
     pair or the average) and NAME_reason: where one cannot be told it is null and the reason is
-    there. `match` is the probability that both pictures
-    show one thing, null where the model cannot tell.
+    there. `match` is the probability that both pictures show one thing, null where the model
+    cannot tell.
     """
     columns: dict[str, tuple[pa.Array, dict[str, str] | None]] = {
         name: (pa.array([item.names[side] for item in items], pa.string()), None)

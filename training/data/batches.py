@@ -82,6 +82,10 @@ class ViewsDataset(Views):
     def __len__(self) -> int:
         return len(self.images)
 
+    def at(self, rows: Sequence[int]) -> ViewsDataset:
+        """Some of the images, seen the same way."""
+        return ViewsDataset(self.images.at(rows), self.policy, self.seed)
+
     def read(self, key: tuple[int, int]) -> Read:
         epoch, index = key
         image, used, skipped = self._first_readable(index)

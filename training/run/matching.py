@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from training.methods.joint import JointSettings
 from training.methods.matcher import MatcherSettings, calibrate, fit_matcher
 from training.methods.options import checked_options
 from training.methods.pairs import encoded
-from training.monitoring.awareness import FEWEST_TO_CALIBRATE, PAIRS, halves
+from training.monitoring.awareness import FEWEST_TO_CALIBRATE, PAIRS, Result, halves
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run.images import split
 from training.run.publishing import AFTERWARDS, PROTOCOL, graphs, stage
@@ -125,10 +126,7 @@ def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
         The others, to measure it on; all, where they are too few for both, which is said.
     """
     assert model.matcher is not None and model.spec.matcher is not None
-    one, other = (
-        ViewsDataset(held_out.images.at(rows), held_out.policy, held_out.seed)
-        for rows in halves(len(held_out))
-    )
+    one, other = (held_out.at(rows) for rows in halves(len(held_out)))
     if not len(one):
         log.info(
             "the matcher's errors are stated as it learned them: to calibrate them takes %d "
@@ -231,15 +229,31 @@ def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsData
     if "matcher" in model.spec.provenance and not kept:  # of the one that is replaced
         provenance = {**model.spec.provenance, "matcher": AFTERWARDS}
         model.spec = dataclasses.replace(model.spec, provenance=provenance)
-    with changed_folder(folder) as new:
+    with rewritten(folder, model, kept) as (new, found):
         model.write_matcher(new)
-        (new / CONFIG).write_text(model.spec.to_json())
-        evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
-        others = [r for r in evaluation["results"] if r["task"] != TASK]
-        write_json(new / EVALUATION, {**evaluation, "results": [*others, *results]}, nan=True)
-        write_manifest(new, new_graphs(model, new, kept))
-        card.write(new)
+        found[:] = [*(r for r in found if r["task"] != TASK), *results]
     return model.spec
+
+
+@contextlib.contextmanager
+def rewritten(folder: Path, model: AugSelfModel, kept: bool) -> Iterator[tuple[Path, list[Result]]]:
+    """Change a part of a model folder in one exchange: its description, graphs, card and manifest
+    follow the model.
+
+    Args:
+        kept: the answers are what they were, so that quantised graphs are still what was measured.
+
+    Yields:
+        Where the part's weights belong, and the results, a list to be changed in place.
+    """
+    with changed_folder(folder) as new:
+        evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
+        results: list[Result] = list(evaluation["results"])
+        yield new, results
+        (new / CONFIG).write_text(model.spec.to_json())
+        write_json(new / EVALUATION, {**evaluation, "results": results}, nan=True)
+        write_manifest(new, _new_graphs(model, new, kept))
+        card.write(new)
 
 
 def _only_calibrated(old: Matcher | None, new: Matcher | None) -> bool:
@@ -253,12 +267,8 @@ def _only_calibrated(old: Matcher | None, new: Matcher | None) -> bool:
     )
 
 
-def new_graphs(model: AugSelfModel, folder: Path, kept: bool) -> dict[str, Any]:
-    """The graphs anew, where there were any.
-
-    Args:
-        kept: the answers are what they were, so that quantised graphs are still what was measured.
-    """
+def _new_graphs(model: AugSelfModel, folder: Path, kept: bool) -> dict[str, Any]:
+    """The graphs anew, where there were any; `kept` as `rewritten` takes it."""
     names = dict.fromkeys(graph_of(folder, p) for p in PRECISIONS)  # fp32 is bf16's, too
     there = [path for path in names if (folder / path).is_file()]
     smaller = [path for path in there if path.stem.endswith(QUANTIZED)]

@@ -5,16 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from augself_hub import card
-from augself_hub.atomic import write_json
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import UsageError
-from augself_hub.folder import CONFIG, EVALUATION, changed_folder, verify, write_manifest
+from augself_hub.folder import verify
 from augself_hub.images import AS_FOUND, Options
 from augself_hub.modeling.model import AugSelfModel
-from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
 from training.methods.uncertainty import PAIRS as FITTED_ON
 from training.methods.uncertainty import fit_uncertainty
@@ -22,10 +18,10 @@ from training.monitoring.awareness import PAIRS, TASK, halves, held_out_pairs
 from training.run.matching import (
     FEWEST_PAIRS,
     available_device,
-    new_graphs,
+    rewritten,
     views_for,
 )
-from training.run.publishing import PROTOCOL, stage
+from training.run.publishing import stage
 from training.run.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -91,16 +87,10 @@ def add_uncertainty(
     with stage(f"measuring {pairs} pairs of {len(measured_on)} held-out images"):
         found = held_out_pairs(model, measured_on, pairs)
     covered = [result for result in found if result["metric"] == "coverage"]
-    with changed_folder(folder) as new:
+    with rewritten(folder, model, kept=True) as (new, results):
         model.write_heads(new)
-        (new / CONFIG).write_text(model.spec.to_json())
-        evaluation: dict[str, Any] = {"protocol": PROTOCOL, **read_evaluation(new)}
-        was = [r for r in evaluation["results"] if r["task"] == TASK and r["metric"] != "coverage"]
-        others = [r for r in evaluation["results"] if r["task"] != TASK]
-        results = [*was, *covered, *others]
-        write_json(new / EVALUATION, {**evaluation, "results": results}, nan=True)
-        write_manifest(new, new_graphs(model, new, kept=True))
-        card.write(new)
+        was = [r for r in results if r["task"] == TASK and r["metric"] != "coverage"]
+        results[:] = [*was, *covered, *(r for r in results if r["task"] != TASK)]
     return model.spec
 
 
@@ -113,6 +103,6 @@ def _fitted(
     model: AugSelfModel, views: ViewsDataset, held_out: ViewsDataset, most: int, seed: int
 ) -> AugSelfModel:
     pairs, rows = min(FITTED_ON, most), halves(len(held_out))[0]
-    by = ViewsDataset(held_out.images.at(rows), held_out.policy, held_out.seed) if rows else None
+    by = held_out.at(rows) if rows else None
     with stage(f"fitting an error of each pair on {pairs} pairs of {len(views)} images"):
         return fit_uncertainty(model, views, by, pairs, seed).eval()
