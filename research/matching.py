@@ -413,13 +413,14 @@ def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] |
         views = training_views(spec.policy, corpus, photographs)
         settings = matcher_settings(options)
         matcher, place = fit_matcher(
-            model.encoder, views, spec, model.preprocessing, settings, seed
+            model.encoder, views, spec, model.preprocessing, settings, seed, model.matcher
         )
     assert matcher is not None
     calibrated(model, matcher, place, *held_out(corpus, photographs, development=True))
     tiles, _ = held_out(corpus, photographs, development=False)
     measured_on = ViewsDataset(tiles, spec.policy, seed)
-    save_matcher(folder, matcher, place.level, measured_on)
+    further = options is not None and bool(options.get("go_on"))
+    save_matcher(folder, matcher, place.level, measured_on, further)
 
 
 def main(arguments: list[str]) -> None:

@@ -150,7 +150,7 @@ def fit_matcher(
     """Add a matcher to a model folder: where view b lies in view a, from the encoder's maps.
 
     Encoder and heads stay as they are. The folder is changed in one step, with its graphs, card and
-    results; a matcher that it has already is replaced.
+    results; a matcher that it has already is replaced, or with the option go_on fitted further.
 
     Example:
         fit_matcher("runs/first/model", "PHOTOS", options={"pairs": 20000})
@@ -161,7 +161,7 @@ def fit_matcher(
         held_out: images to measure on; default: 5% of data.
         split, column, read_as: how data is read, as `pretrain` takes them.
         seed: of initialisation, order and views.
-        options: of the fit, e.g. pairs (of views, in all), passes (of each) or rate.
+        options: of the fit, e.g. pairs (of views, in all), passes (of each), rate or go_on.
 
     Returns:
         The folder.

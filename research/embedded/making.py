@@ -54,7 +54,7 @@ class Final:
         transfer: points of the linear probe that a joint matcher may cost.
         gain: of the matcher's mean R^2, that it has to bring.
         megabytes: of the folder, at most.
-        matcher: fields of MatcherSettings.
+        matcher: fields of MatcherSettings; joint: those that a joint one, fitted further, has else.
     """
 
     hours: float
@@ -64,6 +64,7 @@ class Final:
     gain: float
     megabytes: float
     matcher: dict[str, Any] = field(default_factory=dict)
+    joint: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Final:
@@ -164,8 +165,8 @@ def make(
     log.info("%s for %d epochs, beside %s", choice.arm, choice.epochs, choice.twin)
     model, twin = pair_settings(plan, choice, final, output, corpus)
     train_pair(model, twin, jobs)
-    joint = model.matcher == JOINT
-    options = None if joint else {**final.matcher, "seed": final.seed}
+    further = final.joint if model.matcher == JOINT else {}
+    options = {**final.matcher, **further, "seed": final.seed}
     matched = step(
         model.output / MODEL,
         output / "matched",

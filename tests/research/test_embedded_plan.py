@@ -83,9 +83,10 @@ def test_the_best_probe_with_augself_and_the_joint_matcher_where_it_costs_little
     """By hand: 9,700 seconds spent, 0.9 * (28,800 - 9,700) left, 75 + 40 seconds an epoch."""
     found = records()
     assert sum(r["cpu_seconds"]["making"] for r in found.values()) == 9700
-    choice = choose(PLAN, HOW, found)
+    choice = choose(PLAN, dataclasses.replace(HOW, most_epochs=300), found)
     assert (choice.arm, choice.twin) == ("simclr-64-joint", "simclr-64-plain")
     assert choice.epochs == int(0.9 * (28800 - 9700) / (1500 / 20 + 800 / 20)) == 149
+    assert choose(PLAN, HOW, found).epochs == HOW.most_epochs == 100
     assert choice.scores["moco-64-plain"] == 60 and choice.matchers["simclr-96"] == 0.6
 
 
@@ -103,7 +104,7 @@ def test_the_final_pair_is_the_candidates_for_longer(tmp_path):
     choice = choose(PLAN, HOW, records())
     model, twin = pair_settings(PLAN, choice, HOW, tmp_path, Path("corpus"))
     assert (model.matcher, twin.matcher) == ("joint", "off")
-    assert model.epochs == twin.epochs == 149 and model.seed == twin.seed == 0
+    assert model.epochs == twin.epochs == 100 and model.seed == twin.seed == 0
     assert (model.output, twin.output) == (tmp_path / "model", tmp_path / "twin")
     other = dataclasses.replace(choice, arm="simclr-64")
     assert pair_settings(PLAN, other, HOW, tmp_path, Path("corpus"))[0].matcher == "off"
@@ -186,13 +187,15 @@ def test_all_of_it_in_miniature_and_nothing_twice(corpus, tmp_path, monkeypatch,
     quantised = []
     monkeypatch.setattr(making, "export", lambda folder, **how: quantised.append((folder, how)))
     fitted = {"pairs": 64, "passes": 1, "batch": 32}
-    final = Final(8.0, 2, 0, 100.0, gain, 45.0, fitted)
+    final = Final(8.0, 2, 0, 100.0, gain, 45.0, fitted, {"go_on": True})
     places = corpus, tmp_path / "photographs", tmp_path / "records"
     done = make(tmp_path / "out", *places, jobs, final)
     assert done == tmp_path / "out/embedded" and verify(done) == done
     spec = read_spec(done)
     joint = gain < 0
     assert spec.matcher is not None and ("--matcher joint" in spec.provenance["command"]) == joint
+    made = "trained with the encoder, then fitted further on the frozen encoder"
+    assert (spec.provenance.get("matcher") == made) == joint
     assert {p.stem for p in places[2].glob("*.json")} == {
         f"candidates-{arm}-seed100" for arm in ("a", "a-plain", "a-joint")
     }

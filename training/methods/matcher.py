@@ -12,6 +12,7 @@ pictures are not trained on: by them the stated errors are made to cover what th
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.matching import combined
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Spec
-from augself_hub.errors import AugSelfError
+from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.modeling.maps import MapPlace, features_and_map, find_map
 from augself_hub.modeling.matcher import Match, Matcher, MatcherShape, gaussian_loss
 from augself_hub.preprocess import Preprocessing
@@ -55,6 +56,8 @@ class MatcherSettings:
         memory: bytes of maps that are kept at once.
         spared: pairs of pictures not trained on, which say how far errors reach.
         bf16: take products in bfloat16; only where the processor has instructions for it.
+        go_on: start from the matcher the model has, with the maps it takes; its errors are
+            calibrated anew. A third of the rate does for one that has learned.
     """
 
     pairs: int = 36_000
@@ -66,6 +69,7 @@ class MatcherSettings:
     memory: int = 1 << 30
     spared: int = 2000
     bf16: bool = False
+    go_on: bool = False
 
 
 def fit_matcher(
@@ -75,6 +79,7 @@ def fit_matcher(
     preprocessing: Preprocessing,
     settings: MatcherSettings | None = None,
     seed: int = 0,
+    there: Matcher | None = None,
 ) -> tuple[Matcher, MapPlace]:
     """A matcher for an encoder, which is left as it is.
 
@@ -83,25 +88,33 @@ def fit_matcher(
         images: what views are drawn from; its policy is the spec's.
         spec: of convention `relative`, with a crop head, whose unit and deviations are taken.
         seed: of initialisation and order; the views are keyed by the data set's own.
+        there: the one that `spec` describes, if the model has one; it is left as it is.
 
     Returns:
         The matcher, in evaluation mode, and where its maps are taken.
 
     Raises:
-        UsageError: the encoder gives no maps.
+        UsageError: the encoder gives no maps, or there is no matcher to go on from.
         AugSelfError: the convention is `paper`, or there is nothing to match.
     """
     settings = settings or MatcherSettings()
     if spec.convention != "relative" or "crop" not in spec.heads:
         raise AugSelfError("a matcher needs convention relative and a crop head: --matcher off")
+    if settings.go_on and (there is None or spec.matcher is None):
+        raise UsageError("matcher option go_on=True: the model has no matcher to go on from")
     if len(images) < 2:
         raise AugSelfError("a matcher needs two pictures or more: --matcher off")
     was_training = network.training
     network.eval()  # its batch statistics stay what they are
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        place = find_map(network, preprocessing.size)
-        matcher = matcher_for(place, spec).to(network.device)
+        if settings.go_on:
+            assert there is not None and spec.matcher is not None
+            place, matcher = MapPlace.of(spec.matcher), copy.deepcopy(there)
+        else:
+            place = find_map(network, preprocessing.size)
+            matcher = matcher_for(place, spec)
+        matcher.to(network.device)
         _train(matcher, network, images, spec, preprocessing, place, settings)
     network.train(was_training)
     return matcher.eval(), place
@@ -139,7 +152,7 @@ def _train(
         chosen = (used[i % len(used)] for i in range(number * together, (number + 1) * together))
         keys = [(number * each + e, index) for index in chosen for e in range(each)]
         views = encoded(network, images, spec, preprocessing, place, keys)
-        if number == 0:
+        if number == 0 and not settings.go_on:
             matcher.standardise(views.encodings[: 4000 * each : each].float())
         matcher.train()
         for step, rows in enumerate(_batches(views, settings)):

@@ -44,6 +44,7 @@ from training.run.settings import JOINT, Settings
 
 log = logging.getLogger(__name__)
 FEWEST_PAIRS = 2000  # that a run must have drawn: of fewer a matcher learns nothing
+FURTHER = ", then fitted further on the frozen encoder"
 STREAMED = 2000  # images of a stream that are kept for it
 
 
@@ -65,7 +66,11 @@ def refuse_unmatched(settings: Settings, spec: Spec, network: PreTrainedModel) -
     Raises:
         UsageError: says why.
     """
-    (joint_settings if settings.matcher == JOINT else matcher_settings)(settings.matcher_options)
+    how = (joint_settings if settings.matcher == JOINT else matcher_settings)(
+        settings.matcher_options
+    )
+    if getattr(how, "go_on", False):
+        raise UsageError("matcher option go_on is of augself fit-matcher: a run's is a new one")
     asked = settings.matcher is not None or bool(settings.matcher_options)
     why = _impossible(spec, network, settings.size) if asked else None
     if why is not None and settings.matcher != "off":
@@ -151,7 +156,9 @@ def _fitted(
     """The model with a matcher that nothing has been measured of yet."""
     spec, preprocessing = model.spec, model.preprocessing
     with stage(f"fitting the matcher on {how.pairs} pairs of views of {len(views)} images"):
-        matcher, place = fit_matcher(model.encoder, views, spec, preprocessing, how, seed)
+        matcher, place = fit_matcher(
+            model.encoder, views, spec, preprocessing, how, seed, model.matcher
+        )
     return model.with_matcher(matcher, place.level).eval()
 
 
@@ -165,7 +172,7 @@ def add_matcher(
 ) -> Spec:
     """Fit a matcher for the encoder of a model folder and write it there, in one exchange.
 
-    Encoder and heads stay as they are; a matcher that is there is replaced.
+    Encoder and heads stay as they are; a matcher that is there is replaced, or gone on from.
 
     Args:
         folder: a model folder with a crop head of convention relative.
@@ -188,7 +195,8 @@ def add_matcher(
     views, measured_on = views_for(model.spec, data, held_out, options, seed)
     model = _fitted(model.to(available_device()), views, settings, seed)
     assert model.matcher is not None and model.spec.matcher is not None
-    return save_matcher(folder, model.matcher, model.spec.matcher.level, measured_on)
+    level = model.spec.matcher.level
+    return save_matcher(folder, model.matcher, level, measured_on, settings.go_on)
 
 
 def views_for(
@@ -208,7 +216,9 @@ def available_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset) -> Spec:
+def save_matcher(
+    folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset, further: bool = False
+) -> Spec:
     """Write a fitted matcher into a model folder, in one exchange, with what it is worth.
 
     Weights, description and results, the graphs anew where there are some, card and manifest.
@@ -218,6 +228,7 @@ def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsData
     Args:
         matcher, level: as `fit_matcher` gives them, `MapPlace.level`.
         held_out: images to measure on, which it was not fitted on; none are allowed.
+        further: it was fitted from the one that is there.
     """
     before = AugSelfModel.from_pretrained(verify(folder))
     model = before.with_matcher(matcher.cpu(), level).eval()
@@ -227,7 +238,8 @@ def save_matcher(folder: Path, matcher: Matcher, level: int, held_out: ViewsData
     model.spec = with_matched(model.spec, results)
     kept = _only_calibrated(before.matcher, model.matcher)
     if "matcher" in model.spec.provenance and not kept:  # of the one that is replaced
-        provenance = {**model.spec.provenance, "matcher": AFTERWARDS}
+        was = model.spec.provenance["matcher"].removesuffix(FURTHER)
+        provenance = {**model.spec.provenance, "matcher": was + FURTHER if further else AFTERWARDS}
         model.spec = dataclasses.replace(model.spec, provenance=provenance)
     with rewritten(folder, model, kept) as (new, found):
         model.write_matcher(new)

@@ -266,6 +266,33 @@ def test_a_folder_given_another_matcher_says_so(run, photo_folder):
     assert read_spec(folder).provenance["matcher"] == "fitted on the frozen encoder"
 
 
+def test_a_matcher_goes_on_from_where_it_is(run, photo_folder):
+    """At a rate that changes nothing the weights stay, and what it standardises by."""
+    folder = run(size=32, matcher="joint")
+    before = load_file(folder / MATCHER)
+    there = {"held_out": photo_folder, "seed": 3}
+    for _ in range(2):  # what is said of it is said once
+        fit_matcher(folder, photo_folder, **there, options={**FEW, "go_on": True, "rate": 1e-9})
+        assert read_spec(folder).provenance["matcher"] == (
+            "trained with the encoder, then fitted further on the frozen encoder"
+        )
+    after = load_file(folder / MATCHER)
+    learned = [n for n in before if n not in ("slope", "shift") and before[n].is_floating_point()]
+    kept = [n for n in learned if "running" not in n]
+    assert kept and all(torch.allclose(after[n], before[n], atol=1e-5) for n in kept)
+    fit_matcher(folder, photo_folder, **there, options={**FEW, "go_on": True})
+    assert not torch.allclose(load_file(folder / MATCHER)["scale"], before["scale"], atol=1e-5)
+
+
+def test_without_a_matcher_there_is_nothing_to_go_on_from(folder, photo_folder, run):
+    before = read_manifest(folder)
+    with pytest.raises(UsageError, match="the model has no matcher to go on from"):
+        fit_matcher(folder, photo_folder, options={**FEW, "go_on": True})
+    assert read_manifest(folder) == before
+    with pytest.raises(UsageError, match="go_on is of augself fit-matcher"):
+        run(matcher_options={**FEW, "go_on": True})
+
+
 JOINT_REFUSED = {
     "paper": ({"convention": "paper"}, "--matcher joint: convention paper has no matcher"),
     "no crop head": ({"augself": {"color": 1.0}}, "--matcher joint: a matcher needs a crop head"),
