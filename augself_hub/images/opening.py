@@ -173,7 +173,8 @@ def _open(text: str, options: Options) -> tuple[Source, Options]:
             return _files(text, _matches(place), replace(options, kind="tars")), options
         raise UsageError(
             f"unknown source {text}: give a folder, a glob, a list, tars, parquet files or "
-            "org/name; torchvision's data sets (stl10:DIR ...) are read by pretrain and evaluate"
+            "org/name; torchvision's data sets (stl10:DIR ...) are read where models are trained, "
+            "and by evaluate as --datasets stl10 --data DIR"
         )
     path = Path(text)
     if path.is_dir():
