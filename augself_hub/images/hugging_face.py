@@ -98,6 +98,7 @@ class StreamedSplit:
     """One split that is not downloaded first."""
 
     name: str
+    location: str
     data: Any
     roots: tuple[Path, ...]
     size = labels = splits = ends = None
@@ -108,13 +109,14 @@ class StreamedSplit:
         return self.name
 
     def shards(self, rows: Rows, count: int) -> list[StreamShard]:
-        return [StreamShard(self.data, n, rows) for n in range(self.data.num_shards)]
+        return [StreamShard(self.location, self.data, n, rows) for n in range(self.data.num_shards)]
 
 
 @dataclass(frozen=True)
 class StreamShard:
     """One shard of a streaming data set."""
 
+    location: str
     data: Any
     number: int
     rows: Rows
@@ -125,7 +127,9 @@ class StreamShard:
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(f"{self.rows} {self.number}".encode()).hexdigest()
+        """A stream says of its content nothing but where it comes from."""
+        facts = (self.location, self.data.num_shards, self.number, self.rows)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
     def images(self) -> None:
@@ -175,7 +179,7 @@ def dataset_source(
         if names is None:
             notes.append(f"{chosen.label}: a stream knows class numbers alone, and no other labels")
         parts: list[Any] = [
-            StreamedSplit(name, _undecoded(data, chosen, "__key__"), roots)
+            StreamedSplit(name, location, _undecoded(data, chosen, "__key__"), roots)
             for name, data in found.items()
         ]
         rule = Labels(names or [], strict=False)

@@ -19,7 +19,7 @@ from augself_hub.features import DIFFERENCES, DIFFERENCES_FORMAT, FORMAT, TABLE
 from augself_hub.folder import versions
 from augself_hub.images import Options, Shard, Source
 from serving.extraction.tables import TableSettings
-from serving.inference.engine import Engine
+from serving.inference.engine import DIGESTS, Engine
 
 MOST_PARTS = 100_000  # part-00000 to part-99999: names that sort as their numbers do
 _WORDS = {
@@ -65,8 +65,8 @@ def plan_of(
             "name": engine.name,
             "revision": engine.name.partition("@")[2] or None,
             "sha256": engine.sha256,
-            "heads_sha256": engine.heads_sha256 if settings.pairs else None,
-            "matcher_sha256": engine.matcher_sha256 if settings.pairs else None,
+            # Features are the encoder's alone: new heads change nothing in them.
+            **{d: getattr(engine, d) if settings.pairs else None for d in DIGESTS if d != "sha256"},
             "features": engine.spec.features,
         },
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),
@@ -93,9 +93,15 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     if begun.get("format") != plan["format"]:
         return ["another version of augself-hub"]
     found = []
-    if begun["model"]["sha256"] != plan["model"]["sha256"]:
-        old, new = (p["model"]["sha256"][:12] for p in (begun, plan))
-        found.append(f"the model ({old} then, {new} now)")
+    for digest, word in DIGESTS.items():
+        old, new = (p["model"].get(digest) or "none" for p in (begun, plan))
+        if old != new and digest in begun["model"]:  # 0.1.0 kept no spec_sha256
+            found.append(f"{word} ({old[:12]} then, {new[:12]} now)")
+    # Of a data set the digests tell neither which columns are read nor where its paths lead.
+    for key, option in (("columns", "--column"), ("image_root", "--image-root")):
+        old, new = (_given(p["source"].get(key)) for p in (begun, plan))
+        if old != new:
+            found.append(f"{option} ({old} then, {new} now)")
     found += [
         f"{word} ({begun[key]} then, {plan[key]} now)"
         for key, word in _WORDS.items()
@@ -107,3 +113,10 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         counts = f"{len(begun['shards'])} shards then, {len(plan['shards'])} now"
         found.append(f"the input, first in {first} ({counts})")
     return found
+
+
+def _given(value: dict[str, str | None] | str | None) -> str:
+    """What an option of the source was given; of columns as on the command line."""
+    if isinstance(value, dict):
+        value = " ".join(f"{role}={name}" for role, name in value.items() if name)
+    return value or "none"

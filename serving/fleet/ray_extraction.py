@@ -31,7 +31,7 @@ from augself_hub.images import Shard
 from serving.extraction.parts import Counts, Parts
 from serving.extraction.pipeline import PartMaker, Work
 from serving.extraction.tables import TableSettings
-from serving.inference.engine import EMBEDDED_NAME, Engine, load
+from serving.inference.engine import DIGESTS, EMBEDDED_NAME, Engine, load
 from serving.inference.providers import ON_CPUS
 
 RETRIES = 3  # of a shard whose worker died
@@ -93,19 +93,24 @@ def room(
 
 @dataclass(frozen=True)
 class Model:
-    """The driver's model, for a worker to load."""
+    """The driver's model, for a worker to load.
+
+    Args:
+        digests: by their names in `DIGESTS`.
+    """
 
     folder: Path
     name: str
     precision: str
     decode: str
-    sha256: str
+    digests: dict[str, str | None]
     provider: str
 
     @classmethod
     def of(cls, engine: Engine) -> Model:
         decode, folder = engine.preprocessing.decode, engine.folder.resolve()
-        return cls(folder, engine.name, engine.precision, decode, engine.sha256, engine.provider)
+        digests = {name: getattr(engine, name) for name in DIGESTS}
+        return cls(folder, engine.name, engine.precision, decode, digests, engine.provider)
 
     def load(self) -> Engine:
         """From its folder where this node sees it, else by its name.
@@ -117,11 +122,13 @@ class Model:
         device = self.provider.removesuffix("ExecutionProvider").lower()
         place = str(self.folder) if self.folder.is_dir() else named
         engine = load(place, device, 1, self.precision, self.decode)
-        if engine.sha256 != self.sha256:
-            raise AugSelfError(
-                f"{engine.name} on {platform.node()} is model {engine.sha256[:12]}, on the driver "
-                f"{self.sha256[:12]}: give every node the same"
-            )
+        for name, word in DIGESTS.items():
+            here, there = ((d or "none")[:12] for d in (getattr(engine, name), self.digests[name]))
+            if here != there:
+                raise AugSelfError(
+                    f"{engine.name} on {platform.node()}: {word} is {here}, on the driver {there}: "
+                    "give every node the same"
+                )
         return engine
 
 

@@ -13,6 +13,7 @@ Sessions may be run from several threads at once.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,12 @@ from serving.inference.providers import (
 MAX_BATCH = BUCKETS[-1]  # images in one run: ONNX Runtime keeps the memory of its largest batch
 LANE_IMAGES = 4  # in one run in a lane; on one thread more are no faster
 EMBEDDED_NAME = "embedded"
+DIGESTS = {  # of all that decides what an engine says: its attribute -> what it is the sha256 of
+    "sha256": "the model",
+    "heads_sha256": "the model's heads",
+    "matcher_sha256": "the model's matcher",
+    "spec_sha256": "what the model's augself/config.json says",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ class Engine:
         folder: where it is. spec: the augmentations and heads.
         preprocessing: side, mean, std and decode.
         sha256, heads_sha256, matcher_sha256: of the encoder's graph, of the heads' and of the
-            matcher's (None: there are none).
+            matcher's (None: there are none). spec_sha256: of `spec`, provenance apart.
         provider: what the sessions run on, ONNX Runtime's name.
         lanes: how many runs of one thread make use of all threads; 1: there are no such runs.
 
@@ -119,6 +126,8 @@ class Engine:
         self.heads_sha256, self.matcher_sha256 = (
             of.get(path.name) for path in (HEADS_GRAPH, MATCHER_GRAPH)
         )
+        decisive = replace(self.spec, provenance={}).to_json()
+        self.spec_sha256 = hashlib.sha256(decisive.encode()).hexdigest()
         runners = dict(zip(of, open_graphs(graphs, device, threads), strict=True))
         self._encoder = runners[graphs[0].path.name]
         self._heads, self._matcher = (

@@ -59,7 +59,8 @@ class ModelSource:
 
     def load(self) -> Engine:
         """Raises AugSelfError where the folder is no longer what it was at the start."""
-        if graphs_of(verify(self.folder), self.precision) != self.graphs:
+        found = graphs_of(verify(self.folder), self.precision), read_spec(self.folder)
+        if found != (self.graphs, self.spec):
             raise AugSelfError(f"{self.folder} has changed: start the server again")
         return Engine(
             self.folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -221,6 +224,80 @@ def test_a_changed_run_is_refused(change, told, finished, source, tmp_path, engi
     with pytest.raises(AugSelfError, match=f"was begun with something else: {told}"):
         extract(source, output, engine, settings, **options)
     assert contents(output) == before
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("digest", "told"),
+    [
+        ("heads_sha256", r"the model's heads \(\w{12} then, ffffffffffff now\)"),
+        ("matcher_sha256", r"the model's matcher \(\w{12} then, ffffffffffff now\)"),
+        ("spec_sha256", r"what the model's augself/config.json says \(\w{12} then, ffff"),
+    ],
+)
+def test_differences_by_another_head_are_refused(
+    digest, told, finished, source, tmp_path, engine, monkeypatch
+):
+    """And features, in which heads have no part, are left as they are."""
+    names = [f"{source}/a/{number:03}.png" for number in range(0, 20, 2)]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("\n".join(["a,b", *map(",".join, itertools.pairwise(names))]))
+    settings = TableSettings(pairs=True)
+    if finished:
+        extract(pairs, tmp_path / "out", engine, settings, shard_rows=SHARD)
+    else:
+        stopped(pairs, tmp_path / "out", engine, 1, settings=settings)
+    extract(source, tmp_path / "features", engine, shard_rows=40)
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(engine, digest, "f" * 64)
+    with pytest.raises(AugSelfError, match=f"was begun with something else: {told}"):
+        extract(pairs, tmp_path / "out", engine, settings, shard_rows=SHARD)
+    assert contents(tmp_path / "out") == before
+    assert extract(source, tmp_path / "features", engine, shard_rows=40).computed == 0
+
+
+def test_another_column_or_folder_of_a_data_set_is_refused(tmp_path, engine, source):
+    """They change no digest of a data set, which is of all its columns."""
+    files = sorted((source / "a").iterdir())[:8:2]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        for number, path in enumerate(files if folder == "one" else files[::-1]):
+            shutil.copy(path, tmp_path / folder / f"{number}.png")
+    features = datasets.Features(
+        {"left": datasets.Image(), "right": datasets.Image(), "path": datasets.Value("string")}
+    )
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in files]
+    columns = {"left": rows, "right": rows[::-1], "path": [f"{n}.png" for n in range(4)]}
+    data = datasets.Dataset.from_dict(columns, features=features)
+    datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / "data"))
+
+    def again(output: str, column: str, root: str | None = None) -> FeatureTable:
+        below = None if root is None else tmp_path / root
+        options = Options(Columns(image=column), image_root=below)
+        extract(tmp_path / "data", tmp_path / output, engine, options=options)
+        return FeatureTable.read(tmp_path / output)
+
+    left = again("out", "left")
+    with pytest.raises(AugSelfError, match=r"--column \(image=left then, image=right now\)"):
+        again("out", "right")
+    assert (left.features == again("out", "left").features).all()
+    first = again("paths", "path", "one")
+    np.testing.assert_allclose(first.features, left.features, rtol=1e-3, atol=1e-5)
+    with pytest.raises(AugSelfError, match=r"--image-root \(.*one then, .*two now\)"):
+        again("paths", "path", "two")
+
+
+def test_another_stream_is_another_input(tmp_path, engine, source):
+    """Of as many shards and the same columns."""
+    files = sorted((source / "a").iterdir())[:8:2]
+    rows = [{"bytes": path.read_bytes(), "path": None} for path in files]
+    features = datasets.Features({"image": datasets.Image()})
+    for name, images in (("one", rows), ("two", rows[::-1])):
+        data = datasets.Dataset.from_dict({"image": images}, features=features)
+        datasets.DatasetDict({"train": data}).save_to_disk(str(tmp_path / name))
+    extract(f"stream:{tmp_path / 'one'}", tmp_path / "out", engine)
+    with pytest.raises(AugSelfError, match="the input, first in shard 0"):
+        extract(f"stream:{tmp_path / 'two'}", tmp_path / "out", engine)
 
 
 def test_changed_labels_are_changed_input(source, tmp_path, engine):

@@ -153,7 +153,8 @@ def test_a_node_that_sees_another_source_is_refused(cluster, engine, tmp_path):
 @pytest.mark.slow
 def test_an_error_of_a_worker_is_the_command_s_error(cluster, source, engine, tmp_path):
     """One line, as if it had happened here."""
-    wrong = dataclasses.replace(Model.of(engine), sha256="f" * 64)
+    told = Model.of(engine)
+    wrong = dataclasses.replace(told, digests=told.digests | {"sha256": "f" * 64})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray_engine.Model, "of", lambda engine: wrong)
         with pytest.raises(AugSelfError) as refusal:
@@ -167,8 +168,14 @@ def test_a_node_loads_the_driver_s_model_or_refuses(engine, tiny_model):
     assert told.load().sha256 == engine.sha256
     gone = dataclasses.replace(told, folder=Path("/nowhere"))
     assert gone.load().sha256 == engine.sha256
-    with pytest.raises(AugSelfError, match=r"is model \w{12}, on the driver \w{12}: give every"):
+    with pytest.raises(
+        AugSelfError, match=r"the model is \w{12}, on the driver \w{12}: give every"
+    ):
         dataclasses.replace(told, folder=tiny_model).load()
+    for name, word in (("heads_sha256", "heads"), ("spec_sha256", r"augself/config\.json says")):
+        other = dataclasses.replace(told, digests=told.digests | {name: "f" * 64})
+        with pytest.raises(AugSelfError, match=rf"{word} is \w{{12}}, on the driver ffffffffffff"):
+            other.load()
 
 
 def test_workers_fill_the_cluster():

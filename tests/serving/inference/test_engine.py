@@ -62,6 +62,24 @@ def test_it_is_named_after_its_folder(engine, tiny_model):
     assert engine.provider == "CPUExecutionProvider"
 
 
+def test_its_digest_of_the_spec_is_of_what_decides_answers(engine, tiny_model, tmp_path):
+    """Who trained the model, and when, decides none."""
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    spec = read_spec(folder)
+
+    def digest(spec) -> str:
+        (folder / CONFIG).write_text(spec.to_json())
+        write_manifest(folder)
+        return load(str(folder), "cpu", 1).spec_sha256
+
+    assert digest(dataclasses.replace(spec, provenance={"by": "us"})) == engine.spec_sha256
+    crop = spec.heads["crop"]
+    first = dataclasses.replace(crop.dimensions[0], standard_error=0.5)
+    crop = dataclasses.replace(crop, dimensions=[first, *crop.dimensions[1:]])
+    measured = dataclasses.replace(spec, heads=spec.heads | {"crop": crop})
+    assert digest(measured) != engine.spec_sha256
+
+
 @pytest.mark.parametrize("graph", ["features.onnx", "heads.onnx"])
 def test_a_folder_without_graphs_says_how_to_make_them(tiny_model, tmp_path, graph):
     folder = shutil.copytree(tiny_model, tmp_path / "bare")

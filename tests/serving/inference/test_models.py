@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import shutil
 import threading
 from collections import Counter
@@ -13,7 +14,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from augself_hub.augmentations.spec import Match
 from augself_hub.errors import UsageError
+from augself_hub.folder import CONFIG, read_spec, write_manifest
 from serving.http.api import create_app
 from serving.inference import models as registry
 from serving.inference.engine import Engine
@@ -221,14 +224,20 @@ def test_a_model_that_cannot_be_loaded_is_503_and_tried_again(
     ask(app, scenario)
 
 
+@pytest.mark.parametrize("change", ["graphs", "spec"])
 def test_a_model_that_changed_since_the_start_is_not_served(
-    ask, tmp_path, tiny_model, other_tiny_model, caplog
+    change, ask, tmp_path, tiny_model, other_tiny_model, caplog
 ):
     folder = shutil.copytree(tiny_model, tmp_path / "tiny")
     source = ModelSource.find(str(folder), "cpu", 1, "fp32", "exact")
     app = create_app([source], ServerSettings(lazy=True))
-    shutil.rmtree(folder)
-    shutil.copytree(other_tiny_model, folder)
+    if change == "graphs":
+        shutil.rmtree(folder)
+        shutil.copytree(other_tiny_model, folder)
+    else:  # as measuring the heads again does
+        spec = read_spec(folder)
+        (folder / CONFIG).write_text(dataclasses.replace(spec, match=Match()).to_json())
+        write_manifest(folder)
     answer = ask(app, lambda client: ask.post(client, 1, "tiny"))
     assert code(answer) == (503, "model_not_loaded")
     assert "has changed: start the server again" in caplog.text
