@@ -52,7 +52,7 @@ def write(folder: Path, name: str = PLACEHOLDER) -> None:
         log.warning("%s was edited and stays: remove it to have it generated", folder / CARD)
         return
     text = render(folder, name)
-    (folder / CARD).write_text(text)
+    (folder / CARD).write_bytes(text.encode())  # as it is hashed, on any system
     if (folder / MANIFEST).is_file():
         manifest = read_manifest(folder)
         manifest["card"] = {"generated": hashlib.sha256(text.encode()).hexdigest()}

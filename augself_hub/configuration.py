@@ -135,7 +135,7 @@ def _warn_of_others(name: str, command: click.Command, commands: Collection[str]
         if given.startswith(prefix):
             near = difflib.get_close_matches(given.removeprefix(prefix), endings, 1)
             mend = f"{prefix}{near[0]} is" if near else f"augself {name} --help shows what there is"
-        elif given.removeprefix("AUGSELF_") in endings:
+        elif given.startswith("AUGSELF_") and given.removeprefix("AUGSELF_") in endings:
             mend = f"{prefix}{given.removeprefix('AUGSELF_')} is"
         else:
             continue

@@ -75,7 +75,7 @@ def verify(folder: Path) -> Path:
     """
     named = read_manifest(folder)["files"]
     places = [folder.resolve()]
-    for place in places[0].parents[:3]:  # of a subfolder, too
+    for place in places[0].parents:  # the model may be in a subfolder
         if place.name == "snapshots":  # of the Hub's cache, which keeps the files in its blobs
             places += [place.parent / "blobs", place.parents[1] / "blobs"]
             break

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from augself_hub.augmentations.difference import to_physical
-from augself_hub.augmentations.spec import Head, HeadType
+from augself_hub.augmentations.difference import deviations, to_physical
+from augself_hub.augmentations.spec import HeadType, Spec
 
 MEAN_COSINE, WORST_COSINE = 0.99, 0.97  # of an image's features with its fp32 features: int8, fp16
 MAPS_COSINE = 0.97  # of an image's map on average; what a matcher makes of it has its own bounds
@@ -26,11 +26,12 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return cosines
 
 
-def head_change(head: Head, raw: np.ndarray, other: np.ndarray) -> float:
+def head_change(spec: Spec, kind: str, raw: np.ndarray, other: np.ndarray) -> float:
     """How far two raw answers (N, outputs) of one head are apart on average: regression in standard
     deviations of the target, other heads in probabilities.
     """
-    scale = [d.std for d in head.dimensions] if head.type == "regression" else 1.0
+    head = spec.heads[kind]
+    scale = deviations(spec, kind) if head.type == "regression" else 1.0
     return float((np.abs(to_physical(head, raw) - to_physical(head, other)) / scale).mean())
 
 

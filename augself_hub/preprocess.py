@@ -11,6 +11,7 @@ file may cost is bounded before Pillow sees it: `augself_hub.images.structure`.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -87,6 +88,14 @@ class Preprocessing:
             raise ModelFolderError(
                 f"{path} must resize the short side to the crop's side, bicubic (resample 3)"
             )
+        steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+        fixed = dict.fromkeys(steps, True) | {"do_flip_channel_order": False}
+        for name, value in fixed.items():
+            if config.get(name) not in (None, value):
+                raise ModelFolderError(f"{path}: {name} must be {str(value).lower()} or left out")
+        factor = number(config.get("rescale_factor") or 1 / 255, f"{path}: rescale_factor", 0, 1)
+        if not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+            raise ModelFolderError(f"{path}: rescale_factor must be 1/255 or left out")
         return cls(side, mean, std)
 
 

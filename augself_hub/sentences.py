@@ -146,7 +146,7 @@ def sentences(
         for sentence in (
             [_number_said(kind, record, convention) for record in told]
             if isinstance(told, list)
-            else [_one_of(kind, told)]
+            else [_one_of(kind, told, convention)]
         )
     ]
     if match is not None and any(sentence.number.startswith(UNLIKE) for sentence in said):
@@ -188,7 +188,7 @@ def _number(record: dict[str, Any]) -> str:
     return f"{record['value']:+.2f} {known}, {record['unit']}"
 
 
-def _one_of(kind: str, told: dict[str, Any]) -> Sentence:
+def _one_of(kind: str, told: dict[str, Any], convention: str) -> Sentence:
     """Of a probability, or of one for each class."""
     name, p = next((n, v) for n, v in told.items() if n not in ("reason", "head"))
     if p is None:
@@ -201,7 +201,8 @@ def _one_of(kind: str, told: dict[str, Any]) -> Sentence:
         number = f"probability {largest:.0%}"
         if largest < SURE:
             return Sentence(kind, "The model cannot tell how b is turned", number, known=False)
-        return Sentence(kind, _TURNS[p.index(largest)], number)
+        turns = p.index(largest) * (-1 if convention == "paper" else 1)  # a's minus b's
+        return Sentence(kind, _TURNS[turns % 4], number)
     yes, no, unsure = _ANSWERS[name]
     number = f"probability {p:.0%}"
     if 1 - SURE < p < SURE:

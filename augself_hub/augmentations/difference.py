@@ -21,7 +21,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from augself_hub.augmentations.sampling import Parameters, draw
-from augself_hub.augmentations.spec import Head, Policy
+from augself_hub.augmentations.spec import Head, Policy, Spec
 from augself_hub.errors import UsageError
 
 Array = Any
@@ -62,10 +62,30 @@ def standardised(
     Raises:
         UsageError: a dimension that never differs under this policy.
     """
-    index = np.arange(100_000)
+    a, b = _random_pairs(policy, 100_000, sizes)
+    return {kind: _measured(kind, head, a, b, policy, convention) for kind, head in heads.items()}
+
+
+def deviations(spec: Spec, kind: str) -> list[float]:
+    """Standard deviation of each dimension of a regression's targets, in physical units.
+
+    That of convention `paper`, whose targets are not divided by it, is of square images.
+    """
+    head = spec.heads[kind]
+    if spec.convention != "paper":
+        return [d.std for d in head.dimensions]
+    a, b = _random_pairs(spec.policy, 10_000)
+    target = targets(kind, a, b, spec.policy, spec.convention)[0]
+    return [float(s) for s in np.sqrt(np.mean(target**2, axis=0))]
+
+
+def _random_pairs(
+    policy: Policy, pairs: int, sizes: Sizes = ((1024, 1024),)
+) -> tuple[Parameters, Parameters]:
+    index = np.arange(pairs)
     heights, widths = np.asarray(sizes)[index % len(sizes)].T
     a, b = (draw(policy, (0, 0, index, view), heights, widths) for view in (0, 1))
-    return {kind: _measured(kind, head, a, b, policy, convention) for kind, head in heads.items()}
+    return a, b
 
 
 def _measured(
@@ -73,12 +93,13 @@ def _measured(
 ) -> Head:
     if head.type != "regression":
         return head
-    target, mask = targets(kind, a, b, policy, convention)
+    with np.errstate(invalid="ignore"):  # `paper` divides by a range, which may be 0
+        target, mask = targets(kind, a, b, policy, convention)
     dimensions = []
     for dimension, column, seen in zip(head.dimensions, target.T, mask.T, strict=True):
         shown = column[seen]
         rms = np.sqrt(np.mean(shown**2)) if len(shown) else 0.0
-        if rms == 0:
+        if not rms > 0:
             raise UsageError(
                 f"{kind} {dimension.name} never differs between views under this policy: "
                 f"widen its range or do not ask for {kind!r}"
@@ -179,7 +200,8 @@ def _relative_color(a: Parameters, b: Parameters, policy: Policy) -> Array:
     xp = array_namespace(a["color"])
     # A factor of 0 exists only for strengths of 1 and more; its logarithm is bounded here.
     factors_a, factors_b = (xp.clip(p["color"][:, :3], min=1e-3) for p in (a, b))
-    hue = (b["color"] - a["color"])[:, 3:]
+    turned = (b["color"] - a["color"])[:, 3:]
+    hue = turned - xp.round(turned)  # 0.6 of a turn is -0.4: the pictures are the same
     return xp.concat([xp.log(factors_b / factors_a), hue], axis=1)
 
 

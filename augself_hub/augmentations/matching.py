@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from augself_hub.augmentations.difference import both_orders, standard_errors, to_physical
 from augself_hub.augmentations.spec import LOG_VARIANCE, MatcherSpec, Spec
@@ -75,7 +75,7 @@ def matcher_prediction(
 ) -> dict[str, Array]:
     """`combined`, of a matcher by its description."""
     xp, stds = array_namespace(ab["crop"]), [d.std for d in matcher.heads["crop"].dimensions]
-    std = xp.asarray(stds, dtype=ab["crop"].dtype, device=ab["crop"].device)
+    std = xp.asarray(stds, dtype=ab["crop"].dtype, device=device(ab["crop"]))
     return combined(ab, ba, std, matcher.turns)
 
 

@@ -193,6 +193,13 @@ class Head:
     def outputs(self) -> int:
         return self.classes if self.type == "classes" else len(self.dimensions)
 
+    def unmeasured(self) -> Head:
+        """The same without what was measured on held-out pairs."""
+        names = ("standard_error", "learned", "score", "confidence_interval", "baseline")
+        unknown: dict[str, Any] = dict.fromkeys(names)
+        dimensions = tuple(dataclasses.replace(d, **unknown) for d in self.dimensions)
+        return dataclasses.replace(self, dimensions=dimensions)
+
 
 def _regression(unit: str, *names: str, tanh: bool = False, **kwargs: Any) -> Head:
     return Head("regression", tuple(Dimension(n, unit, **kwargs) for n in names), tanh=tanh)
@@ -359,6 +366,16 @@ class Spec:
         outputs = {kind: head.outputs for kind, head in self.heads.items()}
         stated = sum(h.outputs for h in self.heads.values() if h.type == "regression")
         return outputs | ({LOG_VARIANCE: stated} if self.uncertainty and stated else {})
+
+    def unmeasured(self) -> Spec:
+        """The same without what was measured of heads and matcher, for other weights."""
+        heads = {kind: head.unmeasured() for kind, head in self.heads.items()}
+        matcher = self.matcher and dataclasses.replace(
+            self.matcher,
+            heads={kind: head.unmeasured() for kind, head in self.matcher.heads.items()},
+            match=None,
+        )
+        return dataclasses.replace(self, heads=heads, matcher=matcher, match=None)
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"

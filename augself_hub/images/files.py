@@ -23,6 +23,8 @@ SUFFIXES = (
 DATASET_FILES = ("dataset_dict.json", "state.json")  # of a data set that was saved to disk
 MAX_BYTES = 2**29  # of one image's file; 50 million pixels of 64 bits are 400 MB
 MAX_PATH = 4096  # bytes of a name
+# A FIFO must not be waited for, and no other program handed the file; Windows has neither.
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_NAMES = 1_000_000  # a {0..n} may stand for
 
@@ -40,8 +42,8 @@ def read_file(path: Path) -> bytes:
     Raises:
         ImageError: it is no regular file, or larger than MAX_BYTES. OSError: it cannot be read.
     """
-    try:  # a FIFO must not be waited for
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
     except ValueError:
         raise ImageError("no file can have such a name") from None
     with open(descriptor, "rb") as file:  # noqa: PTH123 (what is checked is what is read)

@@ -77,10 +77,11 @@ def model_from_checkpoint(checkpoint: Path, pretrain_data: str) -> AugSelfModel:
     """The model `convert` writes, in evaluation mode. Arguments and errors are `convert`'s."""
     preprocessing = _known(PRETRAIN_DATA, pretrain_data, "pretraining set")
     content = read_checkpoint(checkpoint)
-    official = "backbone" in content
+    official = isinstance(content.get("backbone"), dict) and "ss_predictor" in content
     heads = _heads_in(content, checkpoint) if official else {}
-    policy = Policy(size=preprocessing.size).with_kinds(heads)
-    weights = resnet_of(content, checkpoint)
+    drawn = {"saturate": "hsv", "order": "batch"} if official else {}  # as official runs did
+    policy = Policy(size=preprocessing.size, **drawn).with_kinds(heads)
+    weights = resnet_of(content, checkpoint, taken=("ss_predictor",) if official else ())
     try:
         encoder = encoder_from_torchvision(weights)
         spec = Spec(

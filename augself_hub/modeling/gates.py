@@ -108,8 +108,8 @@ def _head_changes(folder: Path, fp32: Any, quantized: Any, images: Photographs) 
     for encoder in (fp32, quantized):
         a, b = (_outputs(encoder, view) for view in views)
         answers.append(session.run(list(spec.heads), {"features_a": a, "features_b": b}))
-    pairs = zip(spec.heads.items(), *answers, strict=True)
-    return {kind: head_change(head, raw, other) for (kind, head), raw, other in pairs}
+    pairs = zip(spec.heads, *answers, strict=True)
+    return {kind: head_change(spec, kind, raw, other) for kind, raw, other in pairs}
 
 
 def _matcher_changes(

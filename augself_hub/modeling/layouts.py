@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ _NOT_ENCODER = re.compile(
 log = logging.getLogger(__name__)
 
 
-def resnet_of(content: dict[str, Any], path: Path) -> State:
+def resnet_of(content: dict[str, Any], path: Path, taken: Collection[str] = ()) -> State:
     """A checkpoint's ResNet, by torchvision's names, without its classifier.
 
     Args:
         content: of the file, as `read_checkpoint` gives it.
         path: the file, for messages and as the bound of what its tensors may claim.
+        taken: its other parts that are taken as well.
 
     Raises:
         CheckpointError: no ResNet in it, or several of which none is clearly the trained one.
@@ -51,7 +53,7 @@ def resnet_of(content: dict[str, Any], path: Path) -> State:
     encoder = {name: value for name, value in inside.items() if not _NOT_ENCODER.match(name)}
     out = {n.split(".")[0] for n in state if not n.startswith(prefix)}
     out |= {name.split(".")[0] for name in inside if _NOT_ENCODER.match(name)}
-    out |= {str(key) for key in content if place is not None and key != place}
+    out |= {str(key) for key in content if place is not None and key not in (place, *taken)}
     if out or prefix or place:
         whose = ".".join(part for part in (place, prefix.rstrip(".")) if part)
         log.info("%s: the encoder is %s; left out: %s", path, whose or "the file",

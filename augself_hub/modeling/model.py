@@ -380,12 +380,30 @@ class AugSelfModel(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a new model folder, in float32; it appears in one step.
 
+        What was measured of a model as it was loaded is left out of the description of one whose
+        weights have changed since.
+
         Raises:
             AugSelfError: the folder exists already.
         """
         with new_folder(Path(path_text("folder", folder))) as stage:
             self.write_files(stage)
+            if self._measured_before(stage):
+                log.warning("%s has changed: what was measured of it is left out", self.folder)
+                (stage / CONFIG).write_text(self.spec.unmeasured().to_json())
             write_manifest(stage)
+
+    def _measured_before(self, stage: Path) -> bool:
+        """Whether the spec's figures are those of the folder this was loaded from, which has other
+        weights or views than `stage`. In half precision nobody can tell."""
+        if self.folder is None or self.encoder.dtype != torch.float32:
+            return False
+        there = (self.folder / ENCODER).is_file() and (self.folder / CONFIG).is_file()
+        return (
+            there
+            and self.spec == _spec_of_what_is_there(self.folder)
+            and not _same_model(stage, self.folder)
+        )
 
     def push_to_hub(
         self,
@@ -398,7 +416,8 @@ class AugSelfModel(nn.Module):
         """Publish this model in one commit (see `hub.push`).
 
         The folder it was loaded from is published as it is if it is this model still. Otherwise
-        onnx/ and evaluation.json, which describe other weights, stay away, and a warning says so.
+        onnx/, evaluation.json and what was measured of its heads stay away, which describe other
+        weights, and a warning says so.
 
         Returns:
             The commit's URL.
@@ -413,7 +432,8 @@ class AugSelfModel(nn.Module):
                 folder = self.folder
             elif self.folder is not None:
                 log.warning(
-                    "%s has changed: published without onnx/ and evaluation.json", self.folder
+                    "%s has changed: published without onnx/ and without what was measured of it",
+                    self.folder,
                 )
                 for name in (TRAINING_LOG, CURVES):
                     if (self.folder / name).is_file():
@@ -504,11 +524,7 @@ def described(matcher: Matcher, level: int, spec: Spec) -> MatcherSpec:
     shape = dataclasses.asdict(matcher.shape)
     kinds = ["crop", *["flip"] * shape["flips"], *["rot"] * shape["turns"]]
     heads = heads_for(kinds, spec.policy, spec.convention)
-    names = ("standard_error", "learned", "score", "confidence_interval", "baseline")
-    unknown: dict[str, Any] = dict.fromkeys(names)
-    crop = spec.heads["crop"]
-    dimensions = tuple(dataclasses.replace(d, **unknown) for d in crop.dimensions)
-    heads["crop"] = dataclasses.replace(crop, dimensions=dimensions)
+    heads["crop"] = spec.heads["crop"].unmeasured()
     return MatcherSpec(level, shape, heads)
 
 

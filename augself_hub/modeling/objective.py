@@ -82,7 +82,7 @@ class AugSelfLoss(nn.Module):
         target, mask = torch.cat([ab, ba]), torch.cat([mask_ab, mask_ba])
         if (convention, kind) == ("paper", "sol"):
             return broadcast_loss(raw, target.to(raw))
-        return head_loss(self.spec.heads[kind], raw, target.to(raw), mask)
+        return head_loss(self.spec.heads[kind], raw, target.to(raw), mask.to(raw.device))
 
 
 def broadcast_loss(raw: Tensor, target: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from augself_hub import card
 from augself_hub.errors import AugSelfError, ModelFolderError
 from augself_hub.folder import changed_folder, read_manifest, read_spec, write_manifest
 from augself_hub.modeling import gates
@@ -70,6 +71,7 @@ def quantize_folder(
             failed = gates.failed(measured, spec, require_speedup)
             if not failed:
                 write_manifest(stage, read_manifest(stage)["parity"] | {precision: measured})
+                card.write(stage)
                 return measured
         raise AugSelfError(f"{precision} refused, the folder is as it was: {failed}")
 

@@ -93,7 +93,7 @@ def _failed(
         for each, features in ((engine, found), (reference, expected))
     )
     for kind, head in engine.spec.heads.items():
-        change = head_change(head, answers[kind], wanted[kind])
+        change = head_change(engine.spec, kind, answers[kind], wanted[kind])
         most = most_change(head.type)
         if not change <= most:
             yield f"the change of head {kind} is {change:.3f}, at most {most} is wanted"

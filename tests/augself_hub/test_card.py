@@ -13,9 +13,11 @@ import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors import safe_open
 
 from augself_hub import card
@@ -51,10 +53,15 @@ def test_every_python_block_runs(kind, request, photographs, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     for name, photograph in zip(("a.jpg", "b.jpg"), photographs, strict=False):
         shutil.copy(photograph, name)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # as phones save pictures that are held upright
+    Image.open(photographs[0]).save("a.jpg", exif=exif)
     names: dict = {}
     for block in blocks(card.render(folder, str(folder)), "python"):
         exec(block, names)
     assert names["features"].shape == (2, 128)
+    first = names["model"](**names["pixels"]).pooler_output.flatten(1).detach().numpy()
+    np.testing.assert_allclose(names["features"][0], first[0], rtol=1e-4, atol=1e-5)
     assert names["difference"]["color"].shape == (1, 4)
 
 

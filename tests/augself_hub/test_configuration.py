@@ -176,6 +176,7 @@ def test_variables_that_are_nobodys_are_named(augself, monkeypatch):
     monkeypatch.setenv("AUGSELF_SERVE_XYZZY", "1")
     monkeypatch.setenv("AUGSELF_DEVICE", "cpu")
     monkeypatch.setenv("AUGSELF_PORT", "tcp://10.0.0.1:80")  # Kubernetes, of a service "augself"
+    monkeypatch.setenv("PORT", "8080")  # platforms set it for whoever reads it
     monkeypatch.setenv("AUGSELF_SERVE_PORT_80_TCP", "tcp://10.0.0.1:80")
     monkeypatch.setenv("AUGSELF_EXTRACT_THREADS", "1")  # another command's
     done = augself("serve", "--print-config")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from augself_hub import AugSelfModel, hub
+from augself_hub import AugSelfModel, export, hub
 from augself_hub.errors import AugSelfError, HubError, ModelFolderError, UsageError
 from augself_hub.folder import MANIFEST, read_manifest, verify, write_manifest
 from augself_hub.modeling.encoders import build_encoder
@@ -281,12 +281,12 @@ def test_a_changed_model_is_pushed_without_what_describes_the_old(
             next(getattr(model, part).parameters()).add_(1)
     with caplog.at_level(logging.WARNING):
         model.push_to_hub(NAME, commit_message="Changed")
-    assert "published without onnx/ and evaluation.json" in caplog.text
+    assert "published without onnx/ and without what was measured" in caplog.text
     there = set(published.files(NAME))
     assert not {path for path in there if path.startswith("onnx/")} | ({"evaluation.json"} & there)
     assert "training_log.json" in there
     again = AugSelfModel.from_pretrained(NAME)
-    assert again.spec == model.spec
+    assert again.spec == (model.spec if part == "spec" else model.spec.unmeasured())
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], value, rtol=0, atol=0)
 
@@ -439,12 +439,21 @@ def test_a_subfolder_of_a_repository(local_hub, model_folder):
     HfApi().create_repo(NAME)
     files = {p.relative_to(model_folder).as_posix(): p.read_bytes()
              for p in model_folder.rglob("*") if p.is_file()}  # fmt: skip
-    local_hub.repositories[NAME].commit({f"deep/er/{n}": data for n, data in files.items()})
+    local_hub.repositories[NAME].commit({f"very/deep/er/{n}": data for n, data in files.items()})
     local_hub.repositories[NAME].tags["v1"] = local_hub.repositories[NAME].commits[-1][0]
-    model = AugSelfModel.from_pretrained(NAME, subfolder="deep/er", revision="v1")
-    assert model.folder.parts[-2:] == ("deep", "er")
+    model = AugSelfModel.from_pretrained(NAME, subfolder="very/deep/er", revision="v1")
+    assert model.folder.parts[-3:] == ("very", "deep", "er")
     with pytest.raises(HubError, match=r"the Hub has no augself/manifest\.json in it"):
         AugSelfModel.from_pretrained(NAME)
+
+
+def test_the_client_s_cache_is_not_exported_into(published, model_folder):
+    """Its files are the Hub's, which `augself verify NAME` says."""
+    there = hub.resolve(NAME)
+    before = {p: p.read_bytes() for p in there.rglob("*") if p.is_file()}
+    with pytest.raises(ModelFolderError, match=f"augself pull {NAME} FOLDER, then export"):
+        export(NAME)
+    assert {p: p.read_bytes() for p in there.rglob("*") if p.is_file()} == before
 
 
 def test_an_encoder_of_the_hub_comes_without_what_it_does_not_need(local_hub, model_folder):

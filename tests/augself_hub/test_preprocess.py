@@ -131,7 +131,7 @@ def write_config(folder, **changes):
 
 
 def test_a_folders_preprocessing_is_read(tmp_path):
-    ours = Preprocessing.from_folder(write_config(tmp_path, do_resize=True))
+    ours = Preprocessing.from_folder(write_config(tmp_path, do_resize=True, do_rescale=None))
     assert ours == Preprocessing(96, (0.43, 0.42, 0.39), (0.27, 0.26, 0.27))
 
 
@@ -140,6 +140,8 @@ def test_a_folders_preprocessing_is_read(tmp_path):
     [
         {"resample": 2}, {"crop_size": {"height": 96, "width": 64}}, {"size": {"height": 96}},
         {"size": {"shortest_edge": 110}}, {"image_mean": None}, {"crop_size": 96},
+        {"do_normalize": False}, {"do_center_crop": False}, {"do_flip_channel_order": True},
+        {"rescale_factor": 1 / 127.5}, {"rescale_factor": "1/255"},
     ],
 )  # fmt: skip
 def test_another_contract_is_refused(tmp_path, changes):

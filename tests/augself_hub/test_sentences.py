@@ -99,6 +99,12 @@ def test_turns_have_names(probabilities, text):
     assert said("rot", *probabilities) == [text]
 
 
+def test_convention_paper_counts_turns_from_b_to_a():
+    """Its class 1: a is turned once more to the left than b is."""
+    assert said("rot", 0, 0.9, 0, 0.1, convention="paper") == ["B is turned a quarter to the right"]
+    assert said("rot", 0.9, 0, 0, 0.1, convention="paper") == ["B is not turned"]
+
+
 def test_solarization_is_a_share_of_the_range():
     assert said("sol", -0.4) == ["Less of b is inverted, by 40% of the range"]
 

@@ -10,13 +10,14 @@ import torch
 from augself_hub.augmentations import functional
 from augself_hub.augmentations.difference import (
     both_orders,
+    deviations,
     standard_errors,
     standardised,
     targets,
     to_physical,
 )
 from augself_hub.augmentations.sampling import draw, pixel_box
-from augself_hub.augmentations.spec import HEADS, KINDS, Dimension, Head, Policy, heads_for
+from augself_hub.augmentations.spec import HEADS, KINDS, Dimension, Head, Policy, Spec, heads_for
 from augself_hub.errors import UsageError
 
 POLICY = Policy()
@@ -343,10 +344,34 @@ def test_what_is_not_a_number_and_convention_paper_are_not_standardised():
     assert standardised(heads, policy, "relative") == heads
 
 
-def test_a_dimension_that_never_differs_is_refused_by_name():
+@pytest.mark.parametrize("convention", ["relative", "paper"])
+def test_a_dimension_that_never_differs_is_refused_by_name(convention):
     policy = Policy(hue=0.0)
     with pytest.raises(UsageError, match="color hue never differs"):
-        standardised(heads_for(["color"], policy), policy, "relative")
+        standardised(heads_for(["color"], policy, convention), policy, convention)
+
+
+def test_hues_that_are_a_whole_turn_apart_are_one_hue():
+    """Of 0.3 and -0.3 of a turn the difference that is seen is 0.4, not -0.6; of 0.1, -0.1 -0.2."""
+    policy = Policy(hue=0.5)
+    a, b = (draw(policy, (0, 0, np.arange(2), view), 64, 64) for view in (0, 1))
+    for side, sign in ((a, 1), (b, -1)):
+        side["color"][:, 3] = sign * np.array([0.3, 0.1])
+    hue = targets("color", a, b, policy, "relative")[0][:, 3]
+    np.testing.assert_allclose(hue, [0.4, -0.2], atol=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["relative", "paper"])
+def test_deviations_are_those_of_the_targets_also_where_they_are_not_divided(convention):
+    policy = Policy()
+    heads = standardised(heads_for(["crop", "color"], policy, convention), policy, convention)
+    spec = Spec(convention, policy, heads, features=8)
+    index = np.arange(20_000)
+    a, b = (draw(policy, (5, 0, index, view), 512, 512) for view in (0, 1))
+    for kind in heads:
+        target, mask = targets(kind, a, b, policy, convention)
+        expected = [np.sqrt(np.mean(c[m] ** 2)) for c, m in zip(target.T, mask.T, strict=True)]
+        np.testing.assert_allclose(deviations(spec, kind), expected, rtol=0.05)
 
 
 def head_of(kind="regression", tanh=False, classes=0):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from augself_hub.augmentations.difference import targets
-from augself_hub.augmentations.matching import combined
+from augself_hub.augmentations.matching import combined, matcher_prediction
 from augself_hub.augmentations.sampling import draw
-from augself_hub.augmentations.spec import Policy
+from augself_hub.augmentations.spec import MatcherSpec, Policy, heads_for
 
 STD = np.array([0.2, 0.2, 0.3, 0.3])
 N = 4000
@@ -53,6 +53,25 @@ def test_the_other_order_turned_round_is_the_same_answer(pairs, sure):
         assert answer["rot"].sum(1) == pytest.approx(np.ones(N))
     else:
         assert "rot" not in answer
+
+
+class OldArray(np.ndarray):
+    """NumPy's before 2.0, which has no device."""
+
+    @property
+    def device(self):
+        raise AttributeError("'numpy.ndarray' object has no attribute 'device'")
+
+
+def test_arrays_of_numpy_1_are_matched_too(pairs):
+    policy, a, b = pairs
+    ab, ba = (perfect(*views, policy) for views in ((a, b), (b, a)))
+    heads = heads_for(("crop", "flip"), policy)
+    spec = MatcherSpec(-1, {"turns": policy.rot > 0}, heads)
+    old = [{name: x.view(OldArray) for name, x in said.items()} for said in (ab, ba)]
+    found, expected = matcher_prediction(spec, *old), matcher_prediction(spec, ab, ba)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(np.asarray(found[name]), values)
 
 
 def test_two_equal_errors_are_not_smaller_than_one(pairs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import places
@@ -119,6 +121,18 @@ def test_what_is_no_regular_file_is_an_error_and_not_waited_for():
     assert {"fifo.png", "zero.png"} <= set(listing.names)
     with pytest.raises(ImageError, match="no regular file"):
         listing.read(list(listing.names).index("fifo.png"))
+
+
+def test_a_system_without_flags_for_fifos_reads_files_too():
+    """As Windows is; there is no such machine here."""
+    code = (
+        "import os; del os.O_NONBLOCK, os.O_CLOEXEC\n"
+        "from pathlib import Path; from augself_hub.images.files import read_file\n"
+        "print(read_file(Path('a.bin')))"
+    )
+    places.write(Path("a.bin"), b"abc")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "b'abc'\n", done.stderr
 
 
 def test_a_file_that_is_too_large_is_not_read(monkeypatch):

@@ -45,11 +45,13 @@ def images(size=64):
     ids=["basic", "bottleneck"],
 )
 @torch.no_grad()
-def test_an_official_checkpoint_keeps_features_and_heads(block, depths, dim, tmp_path):
+def test_an_official_checkpoint_keeps_features_and_heads(block, depths, dim, tmp_path, caplog):
     backbone = torchvision_resnet(block, depths)
     heads = official_heads(dim, *WIDTHS)
     path = save_official(tmp_path / "official.pth", backbone, heads)
-    convert(path, "stl10", tmp_path / "model")
+    with caplog.at_level("INFO"):
+        convert(path, "stl10", tmp_path / "model")
+    assert "left out: " in caplog.text and "ss_predictor" not in caplog.text
     model = AugSelfModel.from_pretrained(tmp_path / "model")
     x = images()
     ya, yb = model(x).features, model(x.flip(0)).features
@@ -59,6 +61,19 @@ def test_an_official_checkpoint_keeps_features_and_heads(block, depths, dim, tmp
         assert difference(raw, expected) < 1e-5, kind
     assert model.spec.convention == "paper" and model.preprocessing.size == 96
     assert model.preprocessing.mean == (0.43, 0.42, 0.39)
+    policy = model.spec.policy
+    assert (policy.saturate, policy.order) == ("hsv", "batch")  # as official runs drew views
+
+
+@pytest.mark.parametrize("place", ["backbone", "state_dict"])
+def test_a_file_with_a_backbone_is_not_official_for_that(place, tmp_path):
+    """Others name their encoder so, or its architecture beside the weights."""
+    network = torchvision_resnet(resnet.BasicBlock, (1, 1, 1, 1))
+    content = {"backbone": "resnet18", "epoch": 3, place: network.state_dict()}
+    torch.save(content, tmp_path / "theirs.pth")
+    spec = convert(tmp_path / "theirs.pth", "imagenet100", tmp_path / "model").spec
+    assert (spec.convention, spec.policy.saturate) == ("relative", "luma")
+    assert spec.provenance["converted_from"] == "ResNet weights"
 
 
 def true_crop_head(dim):

@@ -12,7 +12,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
-from augself_hub.folder import FEATURES_GRAPH, MANIFEST, read_manifest, verify, write_manifest
+from augself_hub.folder import (
+    FEATURES_GRAPH,
+    MANIFEST,
+    card_is_edited,
+    read_manifest,
+    verify,
+    write_manifest,
+)
 from augself_hub.modeling import gates, quantize
 from augself_hub.modeling.commands import export as export_command
 from augself_hub.precision import GRAPHS
@@ -26,6 +33,11 @@ def quantized(tiny_model, photo_folder, tmp_path_factory):
     for precision in ("int8", "fp16"):
         quantize.quantize_folder(folder, precision, photo_folder)
     return folder
+
+
+def test_the_card_lists_the_graphs_that_are_there(quantized):
+    assert "(fp32, int8, fp16)" in (quantized / "README.md").read_text()
+    assert not card_is_edited(quantized)
 
 
 @pytest.fixture
