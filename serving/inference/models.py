@@ -22,6 +22,7 @@ from functools import partial
 import numpy as np
 
 from augself_hub.errors import UsageError
+from augself_hub.images.budget import DECODED
 from serving.inference.batcher import Batcher
 from serving.inference.engine import LANE_IMAGES
 from serving.inference.errors import ModelNotLoaded, UnknownModel
@@ -39,7 +40,7 @@ class Model:
 
     Attributes:
         batcher: its queue and worker; None: it is not in memory.
-        bytes: what it takes; before it was first loaded, what its graphs take on disk.
+        bytes: what it took when it was last loaded; before that, what its graphs take on disk.
         provider: what it runs on, while it is loaded.
         users: requests that hold it. waiting: requests that wait for it to be loaded.
     """
@@ -117,10 +118,15 @@ class Models:
         return all(m.batcher.ready for m in self.in_memory if m.batcher and not m.evicting)
 
     def preload(self) -> None:
-        """Load at start, in their order, what fits; the rest is loaded when it is asked for."""
+        """Load at start, in their order, what fits; the rest is loaded when it is asked for.
+
+        Raises:
+            UsageError: one that, measured, would not fit alone.
+        """
         for model in self.all.values():
             batcher = self._open(model) if self._fits(model) else None
-            if batcher is not None and self._fits(model):  # now that it has been measured
+            self._refuse_too_large(model)  # now that it has been measured
+            if batcher is not None and self._fits(model):
                 self._enter(model, batcher)
             else:
                 logger.info("%s does not fit beside the others: loaded when asked for", model.name)
@@ -197,6 +203,7 @@ class Models:
         except Exception:
             logger.exception("model %s cannot be loaded", model.name)
             await self._evict(model)
+            model.bytes = model.source.graph_bytes  # measured anew the next time
             model.failed_at = time.monotonic()
         finally:
             model.loading = None
@@ -212,8 +219,12 @@ class Models:
                     grant.set_result(None)
 
     def _open(self, model: Model) -> Batcher:
-        """Load and run all at once that may, since arenas keep their memory; measure it."""
-        before = resident()
+        """Load and run all at once that may, since arenas keep their memory; measure it.
+
+        Pictures that are decoded meanwhile are no part of it; whatever else makes the process grow
+        is taken for the model's, until it is loaded again.
+        """
+        before = resident() - DECODED.lent
         engine = model.source.load()
         side = engine.preprocessing.size
         black = np.zeros((side, side, 3), np.uint8)
@@ -221,7 +232,8 @@ class Models:
         if engine.lanes > 1:
             with ThreadPoolExecutor(engine.lanes) as pool:
                 list(pool.map(engine.encode_in_lane, [[black] * LANE_IMAGES] * engine.lanes))
-        model.bytes = max(model.bytes, resident() - before)
+        grown = resident() - DECODED.lent - before
+        model.bytes = max(model.source.graph_bytes, grown)
         return self._batcher(engine, renew=model.source.load)
 
     def _enter(self, model: Model, batcher: Batcher) -> None:

@@ -17,6 +17,7 @@ import pytest
 from augself_hub.augmentations.spec import Match
 from augself_hub.errors import UsageError
 from augself_hub.folder import CONFIG, read_spec, write_manifest
+from augself_hub.images.budget import DECODED
 from serving.http.api import create_app
 from serving.inference import models as registry
 from serving.inference.engine import Engine
@@ -251,6 +252,46 @@ def test_at_start_as_many_are_loaded_as_fit(ask, sources, room_for_one):
 def test_a_limit_below_a_model_is_refused_at_start(sources):
     with pytest.raises(UsageError, match=r"tiny takes \d+ bytes, more than --memory-limit 1000"):
         create_app(sources, ServerSettings(memory_limit=1000))
+
+
+def test_a_model_measured_above_the_limit_is_refused_at_start(sources, monkeypatch):
+    """As it would be by its files: it could not be answered with."""
+    limit = 2 * sources[0].graph_bytes
+    measured = iter([0, limit + 1])
+    monkeypatch.setattr(registry, "resident", lambda: next(measured))
+    with pytest.raises(UsageError, match=rf"tiny takes {limit + 1} bytes, more than --memory-lim"):
+        create_app(sources[:1], ServerSettings(memory_limit=limit))
+
+
+def test_one_wrong_measurement_is_forgotten(ask, sources, monkeypatch):
+    """The process grew for another reason while the model was loaded the first time."""
+    limit = 2 * sources[0].graph_bytes
+    measured = iter([0, 10 * limit])
+    monkeypatch.setattr(registry, "resident", lambda: next(measured, 0))
+    monkeypatch.setattr(registry, "RETRY_SECONDS", 0.0)
+    app = create_app(sources[:1], ServerSettings(lazy=True, memory_limit=limit))
+
+    async def scenario(client):
+        assert code(await ask.post(client, 1, "tiny")) == (503, "model_not_loaded")
+        assert (await ask.post(client, 1, "tiny")).status_code == 200
+
+    ask(app, scenario)
+
+
+def test_pictures_decoded_while_a_model_loads_are_not_counted(ask, slow, tiny_model, monkeypatch):
+    monkeypatch.setattr(registry, "resident", lambda: DECODED.lent)
+    source = slow("tiny", tiny_model, "cpu", 1)
+    app = create_app([source], ServerSettings(lazy=True))
+
+    async def scenario(client):
+        asking = asyncio.create_task(ask.post(client, 1, "tiny"))
+        await asyncio.to_thread(slow.loading.wait, 5)
+        with DECODED.lend(10 * source.graph_bytes):
+            slow.gate.set()
+            assert (await asking).status_code == 200
+        assert app.app.state.service.models.first.bytes == source.graph_bytes
+
+    ask(app, scenario)
 
 
 def test_memory_is_measured(start_server, other_tiny_model, pixels, encoded):
