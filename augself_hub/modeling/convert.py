@@ -79,9 +79,8 @@ def model_from_checkpoint(checkpoint: Path, pretrain_data: str) -> AugSelfModel:
     content = read_checkpoint(checkpoint)
     official = isinstance(content.get("backbone"), dict) and "ss_predictor" in content
     heads = _heads_in(content, checkpoint) if official else {}
-    drawn: dict[str, Any] = (
-        {"saturate": "hsv", "order": "batch"} if official else {}
-    )  # as official runs did
+    # Official runs drew their views so.
+    drawn: dict[str, Any] = {"saturate": "hsv", "order": "batch"} if official else {}
     policy = Policy(size=preprocessing.size, **drawn).with_kinds(heads)
     weights = resnet_of(content, checkpoint, taken=("ss_predictor",) if official else ())
     try:
