@@ -28,6 +28,7 @@ from training.evaluation.examples import METRICS, classes_of, majority_class
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, LabelledImages
 from training.evaluation.results import Result
 from training.evaluation.tasks import METRIC_NAMES, Subject, TaskSettings
+from training.run.arguments import on_one_gpu
 
 BATCH, RATE, DECAY = 64, 0.01, 1e-4
 
@@ -105,6 +106,8 @@ def finetune(subject: Subject, model: Model, settings: TaskSettings) -> list[Res
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=BATCH,
             per_device_eval_batch_size=BATCH,
+            # Of a last batch of one image BN may have no variance.
+            dataloader_drop_last=len(train) > BATCH and len(train) % BATCH == 1,
             learning_rate=RATE,
             lr_scheduler_type="cosine",
             max_grad_norm=0.0,
@@ -116,8 +119,10 @@ def finetune(subject: Subject, model: Model, settings: TaskSettings) -> list[Res
             report_to=[],
             disable_tqdm=True,
         )
+        on_one_gpu(arguments)
         trainer = Trainer(network, arguments, train_dataset=pictures[0], optimizers=(sgd, None))
         trainer.train()
+        arguments.dataloader_drop_last = False  # of the test every image counts
         answers = trainer.predict(pictures[1]).predictions
         predicted = classes[np.asarray(answers).argmax(axis=1)]
     result = Result(

@@ -190,11 +190,16 @@ def _points(axes: Axes, results: Sequence[Result], name: str, color: str) -> Non
 
 
 def knowledge(results: Sequence[Result]) -> dict[str, float]:
-    """Augmentation -> share of the difference that is read; colour by its four dimensions."""
+    """Augmentation -> share of the difference that is read; colour by its four dimensions.
+
+    Where the commonest class is the only one in the test, nothing is there to be read.
+    """
     read: dict[str, list[float]] = {}
     for r in filter(_of_two_views, results):
         kind, dimension = r.details["kind"], r.details["dimension"].partition(" ")[2]
         baseline = r.baseline or 0.0
+        if r.metric != "r_squared" and baseline == 100:
+            continue
         share = r.value if r.metric == "r_squared" else (r.value - baseline) / (100 - baseline)
         read.setdefault(dimension if kind == "color" else kind, []).append(share)
     return {kind: sum(values) / len(values) for kind, values in read.items()}

@@ -8,6 +8,7 @@ field waits for a decision instead of doing something nobody looked at.
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from augself_hub.errors import MissingExtra, UsageError
 from augself_hub.lazy import installed
 from training.run.rules import Rule
 from training.run.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # Of a 3x3 convolution of stride 2 on a map of one pixel, which a ResNet has below this many pixels,
 # torch 2.14 reads the bf16 weight gradient from memory nobody wrote, on CPUs with AVX512_BF16.
@@ -208,6 +211,22 @@ def training_arguments(settings: Settings) -> TrainingArguments:
     arguments.per_device_train_batch_size = _share(settings, arguments)
     arguments.distributed_state.wait_for_everyone()
     return arguments
+
+
+def on_one_gpu(arguments: TrainingArguments) -> None:
+    """Where one process sees several GPUs, make transformers' trainer use the first.
+
+    It would wrap the model in nn.DataParallel: as many batches as GPUs at a time, cut up by rows,
+    which parts the two views of an image.
+    """
+    if arguments.n_gpu > 1:
+        log.warning(
+            "%d GPUs are here and one is used: augself pretrain uses all where torchrun "
+            "--nproc-per-node %d starts it",
+            arguments.n_gpu,
+            arguments.n_gpu,
+        )
+        arguments._n_gpu = 1
 
 
 def set_intervals(arguments: TrainingArguments, settings: Settings, steps: int) -> None:

@@ -25,6 +25,7 @@ from transformers import TrainingArguments
 from augself_hub.augmentations.difference import Sizes
 from augself_hub.cores import usable_cores
 from training.data.batches import ViewsDataset, collate
+from training.run.optimisation import run_steps
 from training.run.settings import CHOSEN, Settings, flag
 from training.run.trainer import AugSelfTrainer
 
@@ -178,11 +179,13 @@ def estimate(trainer: AugSelfTrainer, settings: Settings) -> str | None:
         A sentence; None where several processes share the run, or the images come as a stream.
     """
     train = trainer.train_dataset
-    steps = trainer.steps_left()
+    steps = run_steps(trainer.args, trainer.epoch_steps)
     if trainer.args.world_size > 1 or not isinstance(train, ViewsDataset) or steps < 1:
         return None
-    few = min(settings.batch_size, len(train)) if trainer.args.device.type != "cpu" else SAMPLE
-    keys = [(0, index) for index in range(min(few, settings.batch_size, len(train)))]
+    few = trainer.args.per_device_train_batch_size  # what is computed at a time, and fits a GPU
+    if trainer.args.device.type == "cpu":
+        few = min(few, SAMPLE)
+    keys = [(0, index) for index in range(few)]
     began = time.monotonic()
     items = train.__getitems__(keys)
     read = (time.monotonic() - began) / len(keys)

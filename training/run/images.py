@@ -82,7 +82,8 @@ def views_of(
         train = StreamViews(images, policy, settings.seed)
     else:
         if settings.decode == "fast":
-            narrowest = math.sqrt(policy.scale[0] * policy.ratio[0])  # crop, to the short side
+            ratio = min(policy.ratio[0], 1 / policy.ratio[1])
+            narrowest = math.sqrt(policy.scale[0] * ratio)  # crop, to the short side
             images = images.decoded_smaller(math.ceil(settings.size / narrowest))
         train = ViewsDataset(images, policy, settings.seed)
     train.check_readable()

@@ -121,6 +121,8 @@ def optimizer_of(
         from timm.optim.lars import Lars
     except ModuleNotFoundError as error:
         raise MissingExtra(error.name or "timm", "train") from error
+    for group in groups:  # by itself timm's adapts the rate of what decays, so with decay 0 none
+        group["always_adapt"] = "weight_decay" not in group
     return Lars(groups, momentum=MOMENTUM, **rate)
 
 
@@ -159,6 +161,13 @@ def scheduler_of(
 def reached_step(settings: Settings, step: int, epoch_steps: int) -> int:
     """Where a run is on its schedules: at this step, or at the first one of its epoch."""
     return step // epoch_steps * epoch_steps if settings.schedule_by == "epoch" else step
+
+
+def run_steps(arguments: TrainingArguments, epoch_steps: int) -> int:
+    """Optimizer steps of a whole run."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    return math.ceil(arguments.num_train_epochs * epoch_steps)
 
 
 def warmup_steps(settings: Settings, images: int) -> int:

@@ -48,7 +48,7 @@ from training.run.matching import (
     with_fitted_matcher,
 )
 from training.run.objective import Pretraining
-from training.run.optimisation import warmup_steps
+from training.run.optimisation import run_steps, warmup_steps
 from training.run.publishing import push, stage, steps_of, write_folder
 from training.run.resuming import (
     SETTINGS,
@@ -115,7 +115,8 @@ def pretrain(
     model = _with_joint_matcher(model, settings)
     trainer = _trainer(settings, arguments, model, train)
     folder = settings.output / MODEL
-    if folder.exists() and steps_of(folder) >= trainer.steps_left():  # unless it is extended
+    steps = run_steps(arguments, trainer.epoch_steps)
+    if folder.exists() and steps_of(folder) >= steps:  # unless it is extended
         raise AugSelfError(
             f"{folder} exists, the run has ended: remove it to write it again, or go on with more "
             "--epochs"
@@ -123,8 +124,8 @@ def pretrain(
     trainer.earlier = checkpoints.spent_until(checkpoint)
     known = known_images(images, held_out_images, settings.seed)
     if settings.monitor_every:
-        steps = max(1, round(settings.monitor_every * (len(train) // settings.batch_size)))
-        trainer.add_callback(Monitor(trainer, lambda: _model_of(trainer), held_out, known, steps))
+        every = max(1, round(settings.monitor_every * trainer.epoch_steps))
+        trainer.add_callback(Monitor(trainer, lambda: _model_of(trainer), held_out, known, every))
     arguments.distributed_state.wait_for_everyone()  # all have compared the settings
     if arguments.should_save and (before is None or extended):
         spec = json.loads(model.augself.spec.to_json())
@@ -176,12 +177,15 @@ def _trainer(
     model: Pretraining,
     train: ViewsDataset | StreamViews,
 ) -> AugSelfTrainer:
-    set_intervals(arguments, settings, len(train) // settings.batch_size)
-    warmup = warmup_steps(settings, len(train))
-    if 0 < arguments.max_steps <= warmup:
+    epoch_steps = len(train) // settings.batch_size
+    set_intervals(arguments, settings, epoch_steps)
+    warmup, steps = warmup_steps(settings, len(train)), run_steps(arguments, epoch_steps)
+    if 0 < steps <= warmup:
+        epochs = f"--epochs {settings.epochs:g}, which are {steps}"
+        length = f"--set max_steps={steps}" if arguments.max_steps > 0 else epochs
         raise UsageError(
             f"--warmup-epochs {settings.warmup_epochs:g} are {warmup} steps and leave nothing of "
-            f"--set max_steps={arguments.max_steps}: give fewer"
+            f"{length}: give fewer"
         )
     refuse_full_disk(settings, arguments, model)
     if settings.push_to_hub and arguments.should_save:  # refused now, not after days of training

@@ -42,6 +42,7 @@ from training.data.streams import StreamViews
 from training.methods.layers import all_reduce, world_size
 from training.monitoring.monitor import Alarm
 from training.run import checkpoints
+from training.run.arguments import on_one_gpu
 from training.run.memory import keep_freed_memory
 from training.run.objective import Pretraining
 from training.run.optimisation import optimizer_of, reached_step, scheduler_of, warmup_steps
@@ -64,6 +65,7 @@ class AugSelfTrainer(Trainer):
     def __init__(
         self, settings: Settings, model: Pretraining, args: TrainingArguments, **kwargs: Any
     ) -> None:
+        on_one_gpu(args)
         if world_size() > 1 and args.device.type == "cuda":  # SyncBN does not exist on CPUs
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         if args.device.type == "cpu":
@@ -177,12 +179,6 @@ class AugSelfTrainer(Trainer):
             )
         also = f", or {without}" if without else ""
         raise Diverged(f"{what}: lower --base-lr or the weights in --augself{also}")
-
-    def steps_left(self) -> int:
-        """Optimizer steps of a run that has not begun."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * self.epoch_steps)
 
     def spent(self) -> checkpoints.Spent:
         """The time of all starts of this run until now; CPU time is this process's alone."""

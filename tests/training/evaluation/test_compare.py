@@ -16,7 +16,7 @@ from augself_hub.preprocess import Preprocessing
 from training.evaluation.cache import Model
 from training.evaluation.compare import bootstrap, check_sides, compare, paired_t
 from training.evaluation.published import PUBLISHED
-from training.evaluation.report import difference_chart, tradeoff_chart
+from training.evaluation.report import difference_chart, knowledge, tradeoff_chart
 from training.evaluation.results import Result
 
 
@@ -119,3 +119,17 @@ def test_charts_are_drawn_from_what_is_there(tmp_path):
         assert "<svg" in (tmp_path / f"{name}.svg").read_text()
     svg = (tmp_path / "awareness.svg").read_text()
     assert "<!-- hue -->" in svg
+
+
+def test_what_a_tiny_test_set_cannot_tell_is_left_out_of_the_chart():
+    """All its pairs are alike: the commonest class is always right, and nothing is beyond it."""
+    known = {
+        kind: result(value, task="awareness, two views", metric=metric, baseline=baseline,
+                     details={"kind": kind, "dimension": f"{kind} {dimension}"})
+        for kind, dimension, value, metric, baseline in (
+            ("flip", "mirrored", 100, "accuracy", 100),
+            ("rot", "quarter_turns", 70, "accuracy", 40),
+            ("blur", "sigma", 0.25, "r_squared", 0.0),
+        )
+    }  # fmt: skip
+    assert knowledge(known.values()) == {"rot": 0.5, "blur": 0.25}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from transformers import Trainer, TrainingArguments
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.cli import augself
@@ -292,6 +293,35 @@ def test_finetuning_learns_what_is_easy(tables, plain, monkeypatch):
     (found,) = finetune(subject(tables, plain), tables.model, TaskSettings(epochs=6))
     assert found.value > 90
     assert found.value == pytest.approx(found.scores.mean())
+
+
+@pytest.mark.parametrize(("images", "trained_on"), [(33, 32), (18, 18)])
+def test_a_batch_is_never_a_single_image_and_is_of_one_gpu(
+    tables, paint, tmp_path, monkeypatch, images, trained_on
+):
+    """A 32-pixel ResNet's last maps have one place: BN has no variance over a single image."""
+    sizes, arguments = [], []
+
+    class Two(TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 2
+
+    class Watched(Trainer):
+        def training_step(self, model, inputs, *others):
+            arguments.append(self.args)
+            sizes.append(len(inputs["labels"]))
+            return super().training_step(model, inputs, *others)
+
+    for split, count in (("train", images), ("test", 4)):
+        for i in range(count):
+            paint(tmp_path / f"set/{split}/{'ab'[i % 2]}/{i}.png", 9 * (i % 2) + i)
+    monkeypatch.setattr("training.evaluation.finetune.BATCH", 16)
+    monkeypatch.setattr("training.evaluation.finetune.TrainingArguments", Two)
+    monkeypatch.setattr("training.evaluation.finetune.Trainer", Watched)
+    finetune(subject(tables, tmp_path / "set"), tables.model, TaskSettings(epochs=1))
+    assert sum(sizes) == trained_on and max(sizes) == 16
+    assert arguments[0].n_gpu == 1
 
 
 def test_what_was_measured_is_kept_where_another_set_cannot_be_read(

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
 from augself_hub import pretrain
+from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError
-from training.data.sources import open_images
+from training.data.batches import ViewsDataset
+from training.data.sources import Images, open_images
 from training.recipes import recipe
 from training.run import choosing, pretraining
 from training.run.choosing import Machine, choices, duration
-from training.run.settings import CHOSEN, Settings, command_line
+from training.run.images import opened, views_of
+from training.run.settings import CHOSEN, Settings, command_line, policy_of
 
 TWO_CORES, GPU = Machine(2, False), Machine(16, True)
 PHOTOGRAPHS = [(600, 800)]
@@ -173,6 +178,23 @@ def test_the_estimate_changes_nothing_and_is_of_the_right_size(small_run, caplog
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize(("device", "expected"), [("cuda", 24), ("cpu", 16)])
+def test_the_estimate_computes_what_the_run_computes_at_a_time(
+    small_run, photo_folder, monkeypatch, device, expected
+):
+    """A quarter of a batch here: the whole would not fit a GPU that accumulation was chosen for."""
+    seen = []
+    monkeypatch.setattr(choosing, "_compute", lambda _, items: seen.append(len(items)) or 0.5)
+    args = SimpleNamespace(
+        world_size=1, device=torch.device(device), per_device_train_batch_size=24,
+        max_steps=2, num_train_epochs=1,
+    )  # fmt: skip
+    views = ViewsDataset(open_images(photo_folder), Policy(size=8), 0)
+    trainer = SimpleNamespace(train_dataset=views, args=args, epoch_steps=1)
+    assert "2 steps of" in choosing.estimate(trainer, small_run(batch_size=96, workers=2))
+    assert seen == [expected]
+
+
 def test_durations():
     assert [duration(s) for s in (0.2, 40, 125, 5400, 12600)] == [
         "1 seconds", "40 seconds", "2 minutes", "1.5 hours", "3.5 hours",
@@ -201,3 +223,17 @@ def test_large_jpegs_are_decoded_smaller_by_asking(tmp_path):
     assert smaller.read(0).size == (400, 300) and smaller.read(1).size == (1600, 1200)
     assert smaller.at([0]).read(0).size == (400, 300) and images.read(0).size == (1600, 1200)
     assert images.at([0]).decoded_smaller(600).read(0).size == (800, 600)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "narrowest"), [((0.75, 4 / 3), 0.2 * 0.75), ((1, 4), 0.2 / 4), ((0.5, 0.8), 0.2 / 2)]
+)
+def test_they_are_no_smaller_than_the_narrowest_crop_needs(
+    small_run, monkeypatch, ratio, narrowest
+):
+    """A fifth of a square, four times as wide as high, is 0.22 of its side high."""
+    asked = []
+    monkeypatch.setattr(Images, "decoded_smaller", lambda self, n: asked.append(n) or self)
+    made = small_run(decode="fast", policy={"ratio": ratio}, size=64)
+    views_of(made, policy_of(made), *opened(made))
+    assert asked == [math.ceil(64 / math.sqrt(narrowest))]

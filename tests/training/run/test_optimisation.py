@@ -128,3 +128,17 @@ def test_lars_moves_weights_as_lightly_s_does(made, model):
             optimizer.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-7)
+
+
+def test_lars_adapts_the_rate_of_weights_that_do_not_decay(model, small_run):
+    """lr * 0.001 * |w| / |g| of each weight; biases and norms are moved by lr."""
+    optimizer = optimizer_of(
+        small_run(optimizer="lars"), arguments(weight_decay=0.0), model, model["method"]
+    )
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape)
+    optimizer.step()
+    for p, w in zip(model.parameters(), before, strict=True):
+        adapted = 0.001 * w.norm() / p.grad.norm() if p.ndim > 1 else 1
+        torch.testing.assert_close(p.detach(), w - 0.5 * adapted * p.grad)

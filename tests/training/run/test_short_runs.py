@@ -205,6 +205,13 @@ def test_the_room_a_run_needs_is_what_its_checkpoints_take(small_run, monkeypatc
     assert (whole - model) / 3 == pytest.approx(taken, rel=0.05)
 
 
-def test_warm_up_that_is_longer_than_the_run_is_refused(small_run):
-    with pytest.raises(UsageError, match="are 4 steps and leave nothing of --set max_steps=3"):
-        pretrain(small_run(warmup_epochs=1, epochs=2, arguments={"max_steps": 3}))
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"warmup_epochs": 1, "epochs": 2, "arguments": {"max_steps": 3}}, "--set max_steps=3"),
+        ({"warmup_epochs": 0.9, "epochs": 1}, "--epochs 1, which are 4"),  # 3.6 of 4 steps
+    ],
+)
+def test_warm_up_that_is_longer_than_the_run_is_refused(small_run, given, said):
+    with pytest.raises(UsageError, match=f"are 4 steps and leave nothing of {said}: give fewer"):
+        pretrain(small_run(**given))

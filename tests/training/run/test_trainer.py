@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from augself_hub.errors import UsageError
 from training.data.batches import KeyedSampler
@@ -89,6 +90,23 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(settings):
     settings.arguments["gradient_accumulation_steps"] = 3
     with pytest.raises(UsageError, match=r"--batch-size 8 cannot be shared .* multiple of 3"):
         training_arguments(settings)
+
+
+def test_several_gpus_without_torchrun_are_one(settings, monkeypatch, caplog):
+    """nn.DataParallel would take two batches a step and part the two views of an image."""
+
+    class Two(TrainingArguments):
+        def __post_init__(self):
+            super().__post_init__()
+            self._n_gpu = 2
+
+    done = []
+    monkeypatch.setattr("training.run.arguments.TrainingArguments", Two)
+    monkeypatch.setattr(pretraining, "_publish", lambda s, t, *_: done.append(t))
+    pretrain(dataclasses.replace(settings, epochs=1))
+    assert done[0].args.n_gpu == 1 and done[0].args.train_batch_size == 8
+    assert done[0].state.global_step == 4  # of 38 images
+    assert caplog.text.count("2 GPUs are here and one is used: ") == 1
 
 
 def test_an_epoch_is_whole_batches_of_an_order_of_its_own():
