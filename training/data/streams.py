@@ -17,8 +17,9 @@ partitions; else partitions are read by several, and nothing but the reading is 
 depends on how many images a process takes at a time, hence on the number of processes, which a
 resume compares; the views never do.
 
-No image comes twice in an epoch unless its partition has run out, which is then repeated, with
-other views. What an epoch leaves out, others bring: the shards are dealt anew.
+No image comes twice in an epoch unless its partition has run out, which is then dealt shards anew,
+with other views; so is one whose shards have nothing to train on. What an epoch leaves out, others
+bring: the shards are dealt anew.
 """
 
 from __future__ import annotations
@@ -187,6 +188,7 @@ class Partition:
         self.damaged: list[str] = []
         self.first = 0  # position of the window's first sample
         self._window: deque[tuple[int, Sample]] = deque()
+        self._empty: set[int] = set()  # shards that have nothing to train on
         self._coming = self._repeated()
 
     def since(self, position: int) -> Iterator[tuple[int, Sample]]:
@@ -200,23 +202,28 @@ class Partition:
             yield self._window[ahead]
 
     def _repeated(self) -> Iterator[tuple[int, Sample]]:
+        """Where its shards have nothing, the next repeat deals it others."""
         for repeat in itertools.count():
-            samples = self._shuffled(self._samples(repeat), repeat)
-            empty = True
-            for sample in samples:
-                empty = False
+            for sample in self._shuffled(self._samples(repeat), repeat):
                 yield repeat, sample
-            if empty:
+            if len(self._empty) == len(self.stream.shards):
                 raise AugSelfError(f"no images in {', '.join(self.stream.names[:3])} ...")
 
     def _samples(self, repeat: int) -> Iterator[Sample]:
         shards = self.stream.shards
         order = np.random.default_rng((self.seed, self.epoch, repeat)).permutation(len(shards))
-        for number in order[self.number :: self.stream.partitions]:
+        for number in order[self.number :: self.stream.partitions].tolist():
+            if number in self._empty:
+                continue
+            found = False
             try:
-                yield from filter(self.stream.trains_on, samples_of(shards[number]))
+                for sample in filter(self.stream.trains_on, samples_of(shards[number])):
+                    found = True
+                    yield sample
             except ShardError:
                 self.damaged.append(shards[number].name)
+            if not found:
+                self._empty.add(number)
 
     def _shuffled(self, samples: Iterable[Sample], repeat: int) -> Iterator[Sample]:
         """A buffer from which a keyed choice is drawn whenever it is full."""

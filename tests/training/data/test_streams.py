@@ -260,6 +260,34 @@ def test_what_is_damaged_is_skipped_and_named(damaged):
     assert {name for drawn in places for name in drawn["skipped"]} == {"b-0.tar", "b-1.tar/no"}
 
 
+@pytest.mark.parametrize("why", ["damaged", "unlabelled", "held out"])
+def test_a_partition_whose_shards_have_nothing_is_dealt_others(tars, photographs, tmp_path, why):
+    """Four shards are four partitions. No view comes twice, and a resume sees what was seen."""
+    folder = shutil.copytree(tars, tmp_path / "tars")
+    if why == "damaged":
+        (folder / "b-0.tar").write_bytes(b"x" * 5000)
+    else:
+        with tarfile.open(folder / "b-0.tar", "w") as tar:
+            held_out = [n for n in range(60) if key_of(f"b-0.tar/{n}") % 20 == 0]
+            for number in held_out if why == "held out" else [1]:
+                tar.add(photographs[0], f"{number}.jpg")
+    stream = open_stream(
+        f"stream:wds:{folder}/b-{{0..3}}.tar", 40, why == "held out", labelled=why == "unlabelled"
+    )
+    assert stream.partitions == 4
+    for epoch in (0, 1):
+        dataset = StreamViews(stream, Policy(size=16), seed=3)
+        sampler = dataset.sampler(3, 4, 4)
+        sampler.set_epoch(epoch)
+        keys = list(sampler)
+        places = [dataset[key] for key in keys]
+        assert len({item(drawn) for drawn in places}) == 40
+        skipped = {name for drawn in places for name in drawn["skipped"]}
+        assert skipped == ({"b-0.tar"} if why == "damaged" else set())
+        again = StreamViews(stream, Policy(size=16), seed=3)
+        assert [item(again[key]) for key in keys[30:]] == [item(drawn) for drawn in places[30:]]
+
+
 def test_the_image_after_a_damaged_one_takes_its_place(damaged):
     """And comes again in its own: which it is does not depend on where reading began."""
     stream = open_stream(f"stream:wds:{damaged}", 44, held_out=False)
