@@ -159,7 +159,8 @@ def fit_matcher(
         model: a model folder with a crop head of convention relative.
         data: images to fit on, any source that `pretrain` takes but a stream.
         held_out: images to measure on; default: 5% of data.
-        split, column, read_as: how data is read, as `pretrain` takes them.
+        split, column, read_as: how data is read, as `pretrain` takes them; held_out is read by the
+            same columns and as the same layout, where it has them.
         seed: of initialisation, order and views.
         options: of the fit, e.g. pairs (of views, in all), passes (of each), rate or go_on.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import logging
 from array import array
 from collections import Counter
@@ -29,6 +30,7 @@ from augself_hub.images.listed import read_text
 from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
 from augself_hub.images.structure import structure
+from augself_hub.images.words import USUAL
 from augself_hub.preprocess import decode, to_rgb
 
 log = logging.getLogger(__name__)
@@ -179,6 +181,36 @@ def open_images(
         opened.inventory,
         opened.advice,
     )
+
+
+def open_held_out(source: str | Path, options: Options = AS_FOUND) -> Images:
+    """Images to measure on: of a source with splits its validation images, else its test images.
+
+    They are read as those to train on, by the same columns and as the same layout, where they have
+    them; else as they are found, which is said.
+
+    Args:
+        options: of the images to train on.
+
+    Raises:
+        UsageError, AugSelfError: as `open_images`.
+    """
+    refused: AugSelfError | None = None
+    columns, kinds = (
+        dict.fromkeys(given) for given in ((options.columns, USUAL), (options.kind, None))
+    )
+    for one, kind in itertools.product(columns, kinds):
+        try:
+            images = open_images(source, Options(one, kind=kind), ("validation", "test"))
+        except AugSelfError as error:
+            if refused is None or (type(refused) is UsageError and type(error) is not UsageError):
+                refused = error  # not that an option has no effect, if there is worse
+            continue
+        if refused is not None:
+            log.info("--held-out is read otherwise than --data: %s", refused)
+        return images
+    assert refused is not None
+    raise refused
 
 
 def one_split(source: Source, options: Options, wanted: Sequence[str]) -> Source:

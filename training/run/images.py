@@ -16,7 +16,7 @@ from augself_hub.images import Columns, Inventory, Options
 from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
 from training.data.batches import ViewsDataset
-from training.data.sources import Images, lines_of, open_images
+from training.data.sources import Images, lines_of, open_held_out, open_images
 from training.data.streams import Stream, StreamViews, held_out_images, open_stream
 from training.methods import METHODS
 from training.run.settings import Settings
@@ -46,7 +46,7 @@ def opened(settings: Settings) -> tuple[Images | Stream, Images]:
     if needs_labels:
         images = _labelled(images)
     if settings.held_out:
-        return images, _held_out(settings, settings.held_out)
+        return images, _held_out(settings, settings.held_out, options)
     return split(images, settings.seed)
 
 
@@ -59,7 +59,7 @@ def _streamed(settings: Settings, options: Options, needs_labels: bool) -> tuple
     stream = open_stream(settings.data, settings.epoch_images, held_out, needs_labels, options)
     _tell(stream.inventory)
     if settings.held_out:
-        return stream, _held_out(settings, settings.held_out)
+        return stream, _held_out(settings, settings.held_out, options)
     return stream, held_out_images(stream, HELD_OUT_MOST)
 
 
@@ -100,9 +100,8 @@ def _tell(inventory: Inventory) -> None:
         log.info("%s", inventory.text())
 
 
-def _held_out(settings: Settings, source: str) -> Images:
-    """--held-out: of a source with splits its validation images, else its test images."""
-    images = open_images(source, wanted=("validation", "test"))
+def _held_out(settings: Settings, source: str, options: Options) -> Images:
+    images = open_held_out(source, options)
     return images if settings.classes is None else images.only(lines_of(settings.classes))
 
 

@@ -30,7 +30,7 @@ from augself_hub.modeling.model import AugSelfModel
 from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
-from training.data.sources import open_images
+from training.data.sources import open_held_out, open_images
 from training.data.streams import StreamViews, first_images
 from training.methods.joint import JointSettings
 from training.methods.matcher import MatcherSettings, calibrate, fit_matcher
@@ -178,7 +178,8 @@ def add_matcher(
         folder: a model folder with a crop head of convention relative.
         data: images to fit on, as `augself pretrain` takes them.
         held_out: images to measure on; None: 5% of `data`.
-        options: how `data` is read. seed: of initialisation, order and views.
+        options: how `data` is read, and by the same columns and layout `held_out`.
+        seed: of initialisation, order and views.
         how: fields of `MatcherSettings`.
 
     Returns:
@@ -208,7 +209,7 @@ def views_for(
     if held_out is None:
         images, others = split(images, seed)
     else:
-        others = open_images(held_out, wanted=("validation", "test"))
+        others = open_held_out(held_out, options)
     return ViewsDataset(images, spec.policy, seed), ViewsDataset(others, spec.policy, seed)
 
 

@@ -68,7 +68,8 @@ def add_uncertainty(
         folder: a model folder with a regression among its heads.
         data: images to fit on, as `augself pretrain` takes them.
         held_out: images to measure on; None: 5% of `data`.
-        options: how `data` is read. seed: of initialisation, order and views.
+        options: how `data` is read, and by the same columns and layout `held_out`.
+        seed: of initialisation, order and views.
 
     Returns:
         The new spec.

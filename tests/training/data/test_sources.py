@@ -18,10 +18,10 @@ from torchvision import datasets
 
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, UndecodableImage, UsageError
-from augself_hub.images import Options
+from augself_hub.images import Columns, Options
 from augself_hub.images.source import UNLABELED
 from training.data.batches import ViewsDataset
-from training.data.sources import key_of, lines_of, open_images
+from training.data.sources import key_of, lines_of, open_held_out, open_images
 
 
 def picture(value: int) -> PillowImage.Image:
@@ -189,6 +189,49 @@ def test_the_training_split_is_read_and_said(tmp_path, caplog):
     assert list(open_images(tmp_path, Options(split="val")).names) == ["val/a/2.png"]
     assert list(open_images(tmp_path, wanted=("validation",)).names) == ["val/a/2.png"]
     assert len(open_images(tmp_path, Options(kind="classes"))) == 3
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Name, header -> a CSV of two images, of classes a and b."""
+
+    def make(name: str, header: str) -> str:
+        for number in (0, 1):
+            places.write(tmp_path / f"{name}-{number}.png", places.png(number))
+        rows = "".join(f"{name}-{number}.png,{'ab'[number]}\n" for number in (0, 1))
+        (tmp_path / f"{name}.csv").write_text(f"{header}\n{rows}")
+        return str(tmp_path / f"{name}.csv")
+
+    return make
+
+
+UNUSUAL = Options(Columns(image="view", label="kind"))
+
+
+def test_held_out_images_are_read_by_the_columns_of_the_others(table):
+    images = open_held_out(table("held", "view,kind"), UNUSUAL)
+    assert list(images.classes) == ["a", "b"] and list(images.labels) == [0, 1]
+
+
+def test_what_has_no_such_columns_is_read_as_it_is_found_and_said(table, tmp_path, caplog):
+    """The usual columns; a folder, which has none; torchvision's sets, which take no option.
+
+    The split is of those to train on.
+    """
+    caplog.set_level(logging.INFO)
+    assert list(open_held_out(table("held", "path,label"), UNUSUAL).classes) == ["a", "b"]
+    assert "held.csv has no column 'view', only path, label" in caplog.text
+    for name in ("train/0.png", "test/1.png"):
+        places.write(tmp_path / "folder" / name, places.png(0))
+    options = Options(UNUSUAL.columns, "train", "classes")
+    assert list(open_held_out(tmp_path / "folder", options).classes) == ["test", "train"]
+    with pytest.raises(AugSelfError, match="no STL10 in nowhere"):
+        open_held_out("stl10:nowhere", UNUSUAL)
+
+
+def test_of_a_table_that_cannot_be_read_it_is_said_what_it_lacks(table):
+    with pytest.raises(AugSelfError, match="has no column 'view', only sight, sort"):
+        open_held_out(table("held", "sight,sort"), UNUSUAL)
 
 
 # -- Tars ------------------------------------------------------------------------------------------

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from augself_hub import AugSelfModel, fit_matcher
-from augself_hub.augmentations.spec import MatchCalibration
+from augself_hub.augmentations.spec import MatchCalibration, Policy
 from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import ENCODER, HEADS, MATCHER, read_manifest, read_spec, verify
+from augself_hub.images import Columns, Options
 from augself_hub.modeling.matcher import Matcher, MatcherShape
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run import matching, pretraining
+from training.run.images import opened
 from training.run.settings import FROZEN, Settings
 
 FEW = {"pairs": 64, "passes": 1, "batch": 32, "spared": 32}
@@ -205,6 +208,25 @@ def test_a_folder_or_data_it_cannot_be_fitted_for(folder, photo_folder, tmp_path
     with pytest.raises(AugSelfError):
         fit_matcher(folder, data, options=FEW)
     assert read_manifest(folder) == before
+
+
+def test_held_out_images_are_read_by_the_columns_that_were_named(photo_folder, tmp_path):
+    """Of fit-matcher and fit-uncertainty, and of a run with --held-out."""
+    paths = sorted(photo_folder.rglob("*.*"))
+    for name, some in (("train", paths[5:]), ("held", paths[::4])):
+        rows = [f"{path},{path.parent.name}\n" for path in some]
+        (tmp_path / f"{name}.csv").write_text("view,kind\n" + "".join(rows))
+    columns = ("image=view", "label=kind")
+    data, held_out = (str(tmp_path / f"{name}.csv") for name in ("train", "held"))
+    options = Options(Columns.parse(columns))
+    spec = SimpleNamespace(policy=Policy(size=16))
+    asked = [
+        matching.views_for(spec, data, held_out, options, 0)[1].images,
+        opened(Settings(data=data, output=tmp_path, held_out=held_out, column=columns))[1],
+    ]
+    for images in asked:
+        assert len(images) == 10 and set(images.labels) == {0, 1}
+        assert list(images.classes) == ["even", "odd"]
 
 
 # -- What is measured ------------------------------------------------------------------------------
