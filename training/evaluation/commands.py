@@ -11,7 +11,7 @@ import click
 
 from augself_hub.atomic import write_json
 from augself_hub.commands import table
-from augself_hub.errors import UsageError
+from augself_hub.errors import AugSelfError, UsageError
 
 if TYPE_CHECKING:
     from training.evaluation.cache import Tables
@@ -141,14 +141,27 @@ def evaluate(
 
 
 def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_json: bool) -> str:
-    """Evaluate both sides and write comparison.json, .md, .png and .svg."""
+    """Evaluate both sides and write comparison.json, .md, .png and .svg of what all models have.
+
+    Raises:
+        AugSelfError: what could not be measured of a model; the rest is written first.
+    """
     from training.evaluation.compare import check_sides, compare
-    from training.evaluation.evaluate import evaluate
+    from training.evaluation.evaluate import Unmeasured, evaluate
     from training.evaluation.report import difference_chart, tradeoff_chart
 
     check_sides(*([tables.model for tables in side] for side in sides))
     datasets = plan.open()
-    without, with_ = ([evaluate(tables, plan, datasets) for tables in side] for side in sides)
+    refused: list[str] = []
+
+    def measured(tables: Tables) -> list[Result]:
+        try:
+            return evaluate(tables, plan, datasets)
+        except Unmeasured as error:
+            refused.append(f"{tables.model.title}: {error}")
+            return error.results
+
+    without, with_ = (list(map(measured, side)) for side in sides)
     differences = compare(without, with_, plan.settings.seed)
     output.mkdir(parents=True, exist_ok=True)
     names = [[tables.model.title for tables in side] for side in sides]
@@ -156,6 +169,8 @@ def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_js
     difference_chart(differences, output / "comparison")
     first = {"without AugSelf": without[0], "with AugSelf": with_[0]}
     tradeoff_chart(first, output / "awareness")
+    if refused:
+        raise AugSelfError("; ".join(refused))
     return json.dumps([d.record() for d in differences], indent=2) if as_json else text
 
 

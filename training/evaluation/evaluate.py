@@ -10,7 +10,7 @@ from pathlib import Path
 from augself_hub.errors import AugSelfError, UsageError
 from training.evaluation.awareness import awareness
 from training.evaluation.cache import Tables
-from training.evaluation.datasets import check_name, metric_of, open_dataset
+from training.evaluation.datasets import DATASETS, check_name, metric_of, open_dataset
 from training.evaluation.finetune import finetune
 from training.evaluation.listing import LabelledImages
 from training.evaluation.results import Result
@@ -30,7 +30,7 @@ class Plan:
         data: where the paper's data sets are. download: those that are not there.
 
     Raises:
-        UsageError: an unknown task or data set.
+        UsageError: an unknown task or data set; two data sets that results would call the same.
     """
 
     tasks: Sequence[str]
@@ -42,8 +42,14 @@ class Plan:
     def __post_init__(self) -> None:
         if unknown := [task for task in self.tasks if task not in ALL_TASKS]:
             raise UsageError(f"unknown task {unknown[0]!r}: use {', '.join(ALL_TASKS)}")
+        called: dict[str, str] = {}
         for name in self.datasets:
             check_name(name)
+            if (other := called.setdefault(short_name(name), name)) != name:
+                raise UsageError(
+                    f"{other} and {name} are both called {short_name(name)} in results: rename "
+                    "one, or evaluate them apart and into an --output each"
+                )
 
     def open(self) -> dict[str, LabelledImages]:
         """The data sets by their names.
@@ -76,18 +82,24 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
         datasets: what `plan.open` gave.
 
     Raises:
-        Unmeasured: a task refused a data set, or one cannot be extracted; it has the results of all
-            others.
+        Unmeasured: a task refused a data set or failed on it, or one cannot be extracted; it has
+            the results of all others.
     """
     found: list[Result] = []
     refused: list[str] = []
+
+    def refuse(what: str, error: Exception) -> None:
+        foreseen = isinstance(error, AugSelfError | OSError)
+        reason = str(error) if foreseen else f"{type(error).__name__}: {error}"
+        log.error("%s: %s", what, reason, exc_info=None if foreseen else error)
+        refused.append(f"{what}: {reason}")
+
     for source, images in datasets.items():
         name = short_name(source)
         try:
             subject = Subject(name, images, tables.of(images), metric_of(source))
-        except AugSelfError as error:  # an image of it cannot be read
-            log.error("%s: %s", name, error)
-            refused.append(f"{name}: {error}")
+        except Exception as error:  # an image of it cannot be read; whatever else it may be
+            refuse(name, error)
             continue
         for task in plan.tasks:
             if reason := unsuited(task, images):
@@ -101,14 +113,19 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
                     found += finetune(subject, tables.model, plan.settings)
                 else:
                     found += TASKS[task](subject, plan.settings)
-            except AugSelfError as error:
-                log.error("%s on %s: %s", task, name, error)
-                refused.append(f"{task} on {name}: {error}")
+            except Exception as error:  # hours of other results are not lost by it
+                refuse(f"{task} on {name}", error)
     if refused:
         raise Unmeasured(found, refused)
     return found
 
 
 def short_name(name: str) -> str:
-    """How a data set is called in results: without the folders above it."""
-    return source_name(name.removeprefix("folder:"))
+    """How a data set is called in results: without the folders above it.
+
+    A folder that has the name of one of DATASETS is none of them: folder:pets.
+    """
+    if name in DATASETS:
+        return name
+    short = source_name(name.removeprefix("folder:"))
+    return f"folder:{short}" if short in DATASETS else short

@@ -76,12 +76,19 @@ class LabelledImages:
         return np.flatnonzero(np.isin(self.splits, splits))
 
     def fingerprint(self) -> str:
-        """sha256 of names, classes, splits and of every file's size and time of change."""
+        """sha256 of names, classes, splits and of every file's size and time of change.
+
+        Raises AugSelfError: a file that is listed is not there.
+        """
         seen = hashlib.sha256(repr((self.name, self.version)).encode())
         for row in zip(self.ids, self.classes, self.splits, strict=True):
             seen.update(repr(row).encode())
         for path in self.files:
-            status = path.stat()
+            try:
+                status = path.stat()
+            except OSError as error:
+                reason = error.strerror or "it cannot be read"
+                raise AugSelfError(f"{self.name}: {path}: {reason}: mend or remove it") from error
             seen.update(repr((status.st_size, status.st_mtime_ns)).encode())
         return seen.hexdigest()
 

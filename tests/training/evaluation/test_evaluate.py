@@ -22,11 +22,13 @@ from serving.extraction.pipeline import extract
 from serving.inference.engine import load
 from training.evaluation.awareness import awareness
 from training.evaluation.cache import Model, Tables
+from training.evaluation.compare import compare
 from training.evaluation.datasets import open_dataset
-from training.evaluation.evaluate import Plan, evaluate
+from training.evaluation.evaluate import Plan, Unmeasured, evaluate, short_name
 from training.evaluation.examples import majority_class
 from training.evaluation.finetune import finetune
-from training.evaluation.tasks import Subject, TaskSettings
+from training.evaluation.layouts import of_files
+from training.evaluation.tasks import TASKS, Subject, TaskSettings
 from training.evaluation.views import CHANGES, changed, pairs
 
 
@@ -158,6 +160,62 @@ def test_what_can_be_measured_is_kept_where_one_set_cannot(
     assert {"plain"} <= {
         result["dataset"] for result in results if result["task"] == "linear probe"
     }
+
+
+def test_what_both_sides_have_is_compared_where_one_set_cannot(
+    tiny_model, plain, cache, paint, tmp_path
+):
+    for i in range(30):
+        paint(tmp_path / "one" / "class" / f"{i}.png", i)
+    out, sets = tmp_path / "out", f"{tmp_path / 'one'},{plain}"
+    asked = ("--compare", tiny_model, tiny_model, "--tasks", "linear", "--output", out)
+    words = ["evaluate", *asked, "--datasets", sets, "--cache", cache, "--device", "cpu"]
+    done = CliRunner().invoke(augself, list(map(str, words)))
+    assert done.exit_code == 1 and isinstance(done.exception, AugSelfError)
+    assert str(done.exception).count("tiny: linear on one: ") == 2
+    (difference,) = json.loads((out / "comparison.json").read_text())["differences"]
+    assert (difference["dataset"], difference["difference"]) == ("plain", 0)
+    assert (out / "comparison.png").is_file()
+
+
+def test_one_fault_of_any_kind_costs_one_result(tables, plain, drawn, tmp_path, monkeypatch):
+    """A bug in a task; a picture that is in a set's list and no longer there."""
+
+    def fails(subject, settings):
+        raise ValueError("of a library")
+
+    monkeypatch.setitem(TASKS, "linear", fails)
+    paths = [*sorted(plain.rglob("*.png")), tmp_path / "gone.png"]
+    listed = of_files("listed", Path("/"), [(path, path.parent.name, "train") for path in paths])
+    plan = Plan(["linear", "knn"], [f"folder:{plain}"], None, TaskSettings())
+    with pytest.raises(Unmeasured) as refused:
+        evaluate(tables, plan, {"./listed": listed, **plan.open()})
+    assert [(r.task, r.dataset) for r in refused.value.results] == [("kNN", "plain")]
+    assert "linear on plain: ValueError: of a library" in str(refused.value)
+    assert "gone.png: No such file or directory: mend or remove it" in str(refused.value)
+
+
+def test_two_sets_of_one_name_are_not_measured_together(plain, paint, tmp_path):
+    """One would replace the other in evaluation.json."""
+    for place in ("a", "b"):
+        paint(tmp_path / place / "photos" / "class" / "0.png", 0)
+    sets = [str(tmp_path / "a/photos"), f"folder:{tmp_path / 'b/photos'}"]
+    with pytest.raises(UsageError, match=r"a/photos and folder:.*b/photos are both called photos"):
+        Plan(["knn"], sets, None, TaskSettings())
+    paint(tmp_path / "pets" / "class" / "0.png", 0)
+    for others in ([sets[0], sets[0]], [sets[0], str(plain)], ["pets", str(tmp_path / "pets")]):
+        Plan(["knn"], others, None, TaskSettings())
+
+
+def test_a_folder_named_like_the_papers_sets_is_not_taken_for_one(tables, plain, tmp_path):
+    """Its results stand beside none of the paper's figures, and replace none of that set's."""
+    place = shutil.copytree(plain, tmp_path / "pets")
+    assert short_name("pets") == "pets"
+    plan = Plan(["linear"], [str(place)], None, TaskSettings())
+    (found,) = evaluate(tables, plan, plan.open())
+    assert (found.dataset, found.name) == ("folder:pets", "folder:pets, top-1")
+    (difference,) = compare([[found]], [[found]])
+    assert difference.published == {}
 
 
 def test_one_class_only_is_refused_by_name(tables, paint, tmp_path):
