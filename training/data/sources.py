@@ -196,12 +196,10 @@ def open_held_out(source: str | Path, options: Options = AS_FOUND) -> Images:
         UsageError, AugSelfError: as `open_images`.
     """
     refused: AugSelfError | None = None
-    columns, kinds = (
-        dict.fromkeys(given) for given in ((options.columns, USUAL), (options.kind, None))
-    )
-    for one, kind in itertools.product(columns, kinds):
+    ways = itertools.product((options.columns, USUAL), (options.kind, None))
+    for columns, kind in dict.fromkeys(ways):
         try:
-            images = open_images(source, Options(one, kind=kind), ("validation", "test"))
+            images = open_images(source, Options(columns, kind=kind), ("validation", "test"))
         except AugSelfError as error:
             if refused is None or (type(refused) is UsageError and type(error) is not UsageError):
                 refused = error  # not that an option has no effect, if there is worse
