@@ -259,28 +259,34 @@ class ClientSteps:
         """The features of a batch, (n, D); the rows of skipped images are NaN."""
         rows = np.full((len(packed), record["dimension"]), np.nan, np.float32)
         left = [at for at, one in enumerate(packed) if one.url is not None]
+        most, readable = len(left), 0  # images in the next request; those the server has decoded
         while left:
+            some = left[: readable or most]
             body = {
                 "model": record["id"],
-                "input": [packed[at].url for at in left],
+                "input": [packed[at].url for at in some],
                 "encoding_format": "base64",
             }
             try:
                 answer = yield from self._asked("/v1/embeddings", body)
             except ServerError as error:
                 found = re.fullmatch(r"input\[(\d+)\]", error.param or "")
-                if found is None or int(found[1]) >= len(left):
+                if found is None or int(found[1]) >= len(some):
                     raise
-                one = packed[left.pop(int(found[1]))]
+                readable = int(found[1])
+                one = packed[left.pop(readable)]
                 if skipped is None:
                     raise _of_image(error, one.name) from error
                 skipped[one.number] = f"{one.name}: {error}"
+                most = max(1, most // 2)  # what is behind it may be as bad, and is sent again
                 continue
             with _understood(self.url, "/v1/embeddings"):
-                for at, row in zip(left, answer["data"], strict=True):
+                for at, row in zip(some, answer["data"], strict=True):
                     found_row = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
                     rows[at] = found_row.reshape(record["dimension"])  # one number would fill it
-            break
+            if not readable:
+                most *= 2
+            left, readable = left[len(some) :], 0
         return rows
 
     def _difference(self, a: GivenImage, b: GivenImage, model: str | None) -> Steps[Difference]:
@@ -288,7 +294,7 @@ class ClientSteps:
         if not record["augmentations"]:
             raise NoHeads(record["id"])
         given = {"a": a, "b": b}
-        pair = {side: named(side, image, _url) for side, image in given.items()}
+        pair = {side: _url(side, image, record["limits"]) for side, image in given.items()}
         body = {"model": record["id"], "pairs": [pair]}
         try:
             answer = yield from self._asked("/v1/augmentations", body)
@@ -327,7 +333,7 @@ def _packed(
     for number, image in enumerate(images):
         url = None
         try:
-            url = named(number, image, _url)
+            url = _url(number, image, limits)
         except AugSelfError as error:
             if skipped is None or isinstance(error, UsageError):
                 raise
@@ -342,11 +348,21 @@ def _packed(
         yield packed
 
 
-def _url(image: GivenImage) -> str:
-    """A URL as it is, for the server to fetch; anything else as data:."""
+def _url(number: int | str, image: GivenImage, limits: dict[str, Any]) -> str:
+    """A URL as it is, for the server to fetch; anything else as data:.
+
+    Raises:
+        AugSelfError: no request could hold it. Whatever `named` raises.
+    """
     if isinstance(image, str) and image.startswith(URLS):
         return image
-    return f"data:image/*;base64,{base64.b64encode(encoded(image)).decode()}"
+    url = f"data:image/*;base64,{base64.b64encode(named(number, image, encoded)).decode()}"
+    if BESIDE + len(url) > limits["body_bytes"]:
+        raise AugSelfError(
+            f"{name_of(number, image)}: {len(url)} bytes as it is sent, and the server takes "
+            f"{limits['body_bytes']} in a request: send a smaller file"
+        )
+    return url
 
 
 def _of_image(error: ServerError, name: str) -> AugSelfError:

@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -153,13 +153,19 @@ RECORD = {
 
 
 @contextlib.contextmanager
-def answering(busy: list[tuple[int, dict[str, str]] | None]) -> Iterator[tuple[str, list[float]]]:
-    """A server that answers POSTs with these statuses and headers first, None by hanging up."""
+def answering(
+    busy: Sequence[tuple[int, dict[str, str]] | None] = (), sizes: list[int] | None = None, **limits
+) -> Iterator[tuple[str, list[float]]]:
+    """A server that answers POSTs with these statuses and headers first, None by hanging up.
+
+    It cannot read images that begin with `bad`. Images of each request are added to `sizes`.
+    """
     asked: list[float] = []
+    record = RECORD | {"limits": RECORD["limits"] | limits}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            self._say(200, {"data": [RECORD]})
+            self._say(200, {"data": [record]})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -171,6 +177,14 @@ def answering(busy: list[tuple[int, dict[str, str]] | None]) -> Iterator[tuple[s
                 error = {"message": "the server is full", "code": "full", "param": None}
                 self._say(told[0], {"error": error}, told[1])
                 return
+            images = [base64.b64decode(url.partition(",")[2]) for url in body["input"]]
+            if sizes is not None:
+                sizes.append(len(images))
+            for place, image in enumerate(images):
+                if image.startswith(b"bad"):
+                    where = {"code": "undecodable_image", "param": f"input[{place}]"}
+                    self._say(400, {"error": {"message": "no image", **where}})
+                    return
             ones = np.ones(2, "<f4")
             told = {"embedding": base64.b64encode(ones.tobytes()).decode()}
             self._say(200, {"data": [told] * len(body["input"])})
@@ -208,6 +222,41 @@ def awaited(url: str, **options: object) -> np.ndarray:
 
 
 EITHER = pytest.mark.parametrize("ask", [blocking, awaited])
+
+
+def test_an_image_larger_than_a_request_is_named_or_skipped():
+    """A body of 1,000,000 bytes, of which base64 takes four for three of the file's."""
+    images = [b"x", b"x" * 800_000, b"x" * 700_000]
+    with answering() as (url, asked), Client(url, retries=0) as client:
+        with pytest.raises(AugSelfError, match=r"image 1: 10666\d\d bytes .* takes 1000000"):
+            client.features(images)
+        before = len(asked)
+        with pytest.warns(Skipped, match="1 of 3 images"):
+            rows = client.features(images, on_error="skip")
+        assert len(asked) == before + 2
+    assert np.isnan(rows[:, 0]).tolist() == [False, True, False]
+
+
+def test_an_image_of_a_difference_larger_than_a_request_is_named(client):
+    with pytest.raises(AugSelfError, match=r"image b: 53333\d\d bytes .* takes 4000000 in a req"):
+        client.difference(b"x", b"x" * 4_000_000)
+
+
+@pytest.mark.parametrize(
+    ("bad", "most"),
+    [([40], 2 * 64), (range(64), 4 * 64), (range(0, 64, 2), 4 * 64), (range(1, 64, 2), 4 * 64)],
+)
+def test_skipping_sends_no_image_often(bad, most):
+    """Each bad image ends its request: of 64 all behind it would be sent 64 times."""
+    images, sizes = [b"bad" if n in bad else b"x" for n in range(64)], []
+    with (
+        answering(sizes=sizes, items=64) as (url, _),
+        Client(url) as client,
+        pytest.warns(Skipped, match=f"{len(bad)} of 64"),
+    ):
+        rows = client.features(images, on_error="skip")
+    assert np.flatnonzero(np.isnan(rows[:, 0])).tolist() == list(bad)
+    assert sum(sizes) <= most
 
 
 @EITHER
