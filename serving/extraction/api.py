@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,13 +198,13 @@ def _plain(source: Any) -> Any:
 
 
 def limit_of(allowed: int | float | str) -> Callable[[int], float]:
-    """`10` -> at most ten errors; `0.01` or `1%` -> at most that share of the images."""
+    """`10` -> at most ten errors; `0.01`, `1e-2` or `1%` -> at most that share of the images."""
     text = str(allowed)
+    share = not text.isdecimal()
     try:
         number = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         number = -1.0
-    if not 0 <= number < float("inf"):
+    if not 0 <= number <= (1 if share else sys.float_info.max):
         raise UsageError(f"--max-errors {text}: write a number (10) or a share (0.01 or 1%)")
-    share = text.endswith("%") or "." in text
     return lambda images: number * (images if share else 1)

@@ -26,9 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from augself_hub import hub
 from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import TABLE
+from augself_hub.folder import MANIFEST, file_sha256
 from augself_hub.images import (
     AS_FOUND,
     Inventory,
@@ -337,10 +339,15 @@ def extract_with(
     Args:
         model: a model folder, a Hub id, or None for the embedded one. options: as of `extract`.
     """
-    return extract(source, destination, _engine(model, device), **options)
+    manifest = file_sha256(hub.resolve(model) / MANIFEST)
+    return extract(source, destination, _engine(model, device, manifest), **options)
 
 
 @lru_cache(maxsize=1)
-def _engine(model: str | None, device: str) -> Engine:
-    """One engine for the many lists of an evaluation."""
+def _engine(model: str | None, device: str, manifest: str) -> Engine:
+    """One engine for the many lists of an evaluation.
+
+    Args:
+        manifest: its sha256, as the folder may be another model's the next time.
+    """
     return load(model, device, 1)

@@ -18,8 +18,10 @@ from pyarrow import parquet
 
 from augself_hub import FeatureTable
 from augself_hub.errors import AugSelfError
+from augself_hub.folder import read_manifest as model_manifest
 from augself_hub.images import Inventory, open_source
-from serving.extraction.pipeline import TableSettings, extract
+from serving.extraction.api import limit_of
+from serving.extraction.pipeline import TableSettings, extract, extract_with
 from serving.inference.engine import Engine, load
 
 
@@ -257,7 +259,10 @@ def test_a_part_that_is_none_is_noticed(source, tmp_path, engine, spoil, told):
 
 @pytest.mark.parametrize(
     ("allowed", "status"),
-    [("1", 0), ("0", 1), ("10%", 0), ("0.05", 1), ("5%", 1), ("many", 2), ("-1", 2)],
+    [
+        *[("1", 0), ("0", 1), ("10%", 0), ("0.05", 1), ("5%", 1), ("many", 2), ("-1", 2)],
+        *[("5e-2", 1), ("2.5", 2), ("101%", 2), ("1e3", 2)],
+    ],
 )
 def test_max_errors_decides_the_exit_status(source, tmp_path, augself, allowed, status):
     (source / "a/bad.jpg").write_bytes(b"\xff\xd8\xff truncated")
@@ -267,6 +272,25 @@ def test_max_errors_decides_the_exit_status(source, tmp_path, augself, allowed, 
     assert ("1 of 11 images cannot be read" in done.err) is (status == 1)
     if status < 2:
         assert len(FeatureTable.read(tmp_path / "out").ids) == 10
+
+
+@pytest.mark.parametrize(
+    ("allowed", "most"), [(0.00005, 50), ("5e-5", 50), (1e-2, 10_000), (1.0, 10**6), (50, 50)]
+)
+def test_small_shares_are_no_numbers_of_images(allowed, most):
+    assert limit_of(allowed)(10**6) == pytest.approx(most)
+
+
+def test_a_model_in_another_s_place_is_loaded(tiny_model, other_tiny_model, source, tmp_path):
+    """An evaluation that trains a model again gets features of the new one."""
+    folder, tables, wanted = tmp_path / "model", [], []
+    for model in (tiny_model, other_tiny_model):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(model, folder)
+        extract_with(str(folder), "cpu", source, tmp_path / model.name)
+        tables.append(FeatureTable.read(tmp_path / model.name).model)
+        wanted.append(model_manifest(model)["files"]["onnx/features.onnx"])
+    assert tables == wanted and wanted[0] != wanted[1]
 
 
 def test_the_summary_as_json(source, tmp_path, augself):
