@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,8 +60,10 @@ class Limits:
     def __post_init__(self) -> None:
         """A request within one limit must not be impossible under another."""
         for name, value in vars(self).items():
-            if not value > 0:  # nan too
-                raise UsageError(f"the limit {name} is {value}: it must be more than 0")
+            if not 0 < value < math.inf:  # nan neither
+                raise UsageError(f"the limit {name} is {value}: it must be more than 0, and finite")
+            if name.endswith("_seconds") and value > threading.TIMEOUT_MAX:
+                raise UsageError(f"the limit {name} is {value}: no thread can wait as long")
         if self.max_queue_size < 2 * self.items:
             raise UsageError(
                 f"max_queue_size is {self.max_queue_size}, but one request may bring "

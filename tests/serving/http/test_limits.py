@@ -236,6 +236,8 @@ def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
         (["items=8", "items=9"], "the limit items is given twice"),
         (["waiting_images=8", "max_queue_size=9"], "the limit max_queue_size is given twice"),
         (["upload_seconds=nan"], "must be more than 0"),
+        (["deadline_seconds=inf"], "must be more than 0, and finite"),  # no JSON can say it
+        (["deadline_seconds=1e300"], "no thread can wait as long"),
         (["items=900"], "allow at least 1800"),
         (["total_bytes=1000"], "one body may have"),
     ],
