@@ -18,13 +18,15 @@ from augself_hub.augmentations.difference import standardised
 from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError
 from augself_hub.images import Inventory
+from training.data.sources import lines_of
 from training.run import checkpoints
 from training.run.settings import JOINT, Settings
 
 SETTINGS = "settings.json"
-FREE = (  # they decide nothing of how a run goes
-    *("data", "inventory", "output", "workers", "license", "max_skipped", "monitor_every"),
-    *("report_to", "push_to_hub", "private", "arguments", "matcher", "matcher_options"),
+FREE = (  # they decide nothing of how a run goes; of paths what is read there does
+    *("data", "classes", "held_out", "inventory", "output", "workers", "license", "max_skipped"),
+    *("monitor_every", "report_to", "push_to_hub", "private", "arguments", "matcher"),
+    "matcher_options",
 )
 FREE_ARGUMENTS = (  # likewise of --set
     *("logging_strategy", "logging_steps", "logging_first_step", "log_level"),
@@ -63,11 +65,23 @@ def decisive_settings(
     """What settings.json says of a run."""
     return {
         **json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
+        **_decided_by_paths(settings.classes, settings.held_out),
         "images": images,
         "images_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "inventory": inventory.record(),
     }
+
+
+def _decided_by_paths(classes: str | Path | None, held_out: str | None) -> dict[str, Any]:
+    """What a class list says, wherever it lies, and whether images are held out of --data.
+
+    A list that is gone is its path.
+    """
+    said = None if classes is None else str(classes)
+    if classes is not None and Path(classes).is_file():
+        said = hashlib.sha256("\n".join(lines_of(Path(classes))).encode()).hexdigest()
+    return {"classes_sha256": said, "holds_out": held_out is None}
 
 
 def read_settings(output: Path) -> dict[str, Any] | None:
@@ -121,6 +135,8 @@ def _decisive_pairs(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[s
     """(name, now, before); what an older version did not write down was as its default is."""
     defaults = {f.name: f.default for f in dataclasses.fields(Settings)}
     defaults |= {"column": [], "matcher_options": {}}  # as JSON has it
+    if "holds_out" not in before:
+        defaults |= _decided_by_paths(before.get("classes"), before.get("held_out"))
     # A matcher that comes after the run decides nothing of it; one that is trained with it does.
     joint = JOINT in (now["matcher"], before.get("matcher"))
     free = set(FREE) - ({"matcher", "matcher_options"} if joint else set())

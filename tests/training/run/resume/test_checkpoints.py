@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import resource
 import shutil
@@ -109,6 +110,36 @@ def test_other_images_are_refused(run, photos, tmp_path):
     (data / "00.png").rename(data / "renamed.png")
     with pytest.raises(AugSelfError, match="was started with images_sha256 ="):
         pretrain(moved, resume=True)
+
+
+@pytest.mark.parametrize("begun_by", ["this version", "0.1.0"])
+def test_a_class_list_is_what_it_says_and_held_out_images_may_move(
+    settings, photo_folder, tmp_path, begun_by
+):
+    first, moved, turned = (tmp_path / f"{name}.txt" for name in ("first", "moved", "turned"))
+    for path, text in ((first, "odd\neven\n"), (moved, "odd\n\n even"), (turned, "even\nodd\n")):
+        path.write_text(text)
+    made = settings(
+        "run", data=str(photo_folder), classes=first, held_out=str(photo_folder), epochs=2
+    )
+    images = opened(made)[0]
+    record = resuming.decisive_settings(made, len(images), images.names, images.inventory)
+    if begun_by == "0.1.0":
+        del record["classes_sha256"], record["holds_out"]
+    made.output.mkdir()
+    (made.output / resuming.SETTINGS).write_text(json.dumps(record))
+    again = str(photo_folder / "even" / "..")
+    assert not compared(dataclasses.replace(made, classes=moved, held_out=again))
+    with pytest.raises(AugSelfError, match="was started with classes_sha256 = "):
+        compared(dataclasses.replace(made, classes=turned))
+    with pytest.raises(AugSelfError, match="was started with holds_out = False, not True"):
+        compared(dataclasses.replace(made, held_out=None))
+    first.unlink()
+    if begun_by == "0.1.0":  # nobody knows what it said
+        with pytest.raises(AugSelfError, match=r"classes_sha256 = .*first\.txt, not"):
+            compared(dataclasses.replace(made, classes=moved))
+    else:
+        assert not compared(dataclasses.replace(made, classes=moved))
 
 
 @pytest.mark.parametrize("megabytes", [1, pytest.param(4.5, marks=pytest.mark.slow)])
