@@ -67,6 +67,15 @@ def all_reduce(x: Tensor, operation: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM
     return x
 
 
+def all_union(names: set[str]) -> set[str]:
+    """What is in the set of any process."""
+    if world_size() == 1:
+        return names
+    found: list[set[str]] = [set()] * world_size()
+    dist.all_gather_object(found, names)
+    return set().union(*found)
+
+
 def all_gather(x: Tensor) -> Tensor:
     """(N, C) of every process -> (processes * N, C), with gradient to where it came from."""
     return _Gather.apply(x) if world_size() > 1 else x

@@ -39,7 +39,7 @@ from augself_hub.errors import AugSelfError, Diverged
 from augself_hub.progress import bar, shows_bars
 from training.data.batches import ViewsDataset, collate
 from training.data.streams import StreamViews
-from training.methods.layers import all_reduce, world_size
+from training.methods.layers import all_reduce, all_union, world_size
 from training.monitoring.monitor import Alarm
 from training.run import checkpoints
 from training.run.arguments import on_one_gpu
@@ -80,6 +80,7 @@ class AugSelfTrainer(Trainer):
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._batches = 0
         self._skipped: set[str] = set()
+        self._untold: set[str] = set()  # of these, what other processes do not know of
         self._bad: Tensor | None = None
         self.settings = settings
         self.epoch_steps = max(1, len(self.train_dataset) // batch)
@@ -149,9 +150,15 @@ class AugSelfTrainer(Trainer):
 
     def _report_skipped(self, skipped: list[str]) -> None:
         """Name everything that could not be decoded, once; stop the run where it is much."""
-        for name in sorted(set(skipped) - self._skipped):
+        new = set(skipped) - self._skipped
+        for name in sorted(new):
             log.warning("skipped %s: it cannot be decoded", name)
-        self._skipped |= set(skipped)
+        self._skipped |= new
+        self._untold |= new
+        self._refuse_lost()
+
+    def _refuse_lost(self) -> None:
+        """Raises AugSelfError where more than --max-skipped cannot be decoded."""
         lost = self.train_dataset.lost(self._skipped, max(1.0, self.state.epoch or 0.0))
         allowed = self.settings.max_skipped
         if lost > allowed:
@@ -186,7 +193,10 @@ class AugSelfTrainer(Trainer):
         return self.earlier + (now - self._started)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The stock log, and the mean of each part of the loss since the last one."""
+        """The stock log, and the mean of each part of the loss since the last one.
+
+        What cannot be decoded is judged by what all processes have met until now.
+        """
         if "loss" in logs and self._batches:
             count = self._batches * world_size()
             totals = {
@@ -195,6 +205,9 @@ class AugSelfTrainer(Trainer):
             logs |= {name: float(total) / count for name, total in totals.items()}
             self._parts.clear()
             self._batches = 0
+            self._skipped |= all_union(self._untold)
+            self._untold.clear()
+            self._refuse_lost()
         self._refuse_nan(logs.get("loss", 0.0))
         super().log(logs, start_time)
 

@@ -37,7 +37,7 @@ def torchrun(*command, processes=2):
 def test_loss_and_gradients_of_two_processes_equal_one_on_the_whole_batch():
     process = torchrun(SCRIPT, 2)
     assert process.returncode == 0, process.stderr
-    checks = ["simclr", "swav", "moco", "augself", "nothing_to_see_anywhere", "joint"]
+    checks = ["simclr", "swav", "moco", "augself", "nothing_to_see_anywhere", "joint", "union"]
     assert process.stdout.split() == [word for name in checks for word in ("passed", name)]
 
 

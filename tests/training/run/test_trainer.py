@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from augself_hub.errors import UsageError
+from augself_hub.errors import AugSelfError, UsageError
 from training.data.batches import KeyedSampler
 from training.methods import METHODS
 from training.run import pretraining, trainer
@@ -107,6 +107,15 @@ def test_several_gpus_without_torchrun_are_one(settings, monkeypatch, caplog):
     assert done[0].args.n_gpu == 1 and done[0].args.train_batch_size == 8
     assert done[0].state.global_step == 4  # of 38 images
     assert caplog.text.count("2 GPUs are here and one is used: ") == 1
+
+
+def test_what_other_processes_cannot_decode_counts(settings, monkeypatch, caplog):
+    """Each sees its share of an epoch: 4 of 38 are too many, of which this one met none."""
+    others = {f"{number}.jpg" for number in range(4)}
+    monkeypatch.setattr(trainer, "all_union", lambda names: names | others)
+    with pytest.raises(AugSelfError, match=r"10\.5% of the data cannot be decoded, more than 10"):
+        pretrain(settings)
+    assert "skipped" not in caplog.text  # it is for those who met them to name them
 
 
 def test_an_epoch_is_whole_batches_of_an_order_of_its_own():

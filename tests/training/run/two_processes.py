@@ -165,7 +165,14 @@ def joint():
     same(two.matcher.deviation, one.matcher.deviation)
 
 
-CHECKS = (simclr, swav, moco, augself, nothing_to_see_anywhere, joint)
+def union():
+    own = f"image {dist.get_rank()}"
+    assert layers.all_union({own, "both"}) == {"image 0", "image 1", "both"}
+    assert layers.all_union(set()) == set()
+    assert layers.all_union({own} if dist.get_rank() else set()) == {"image 1"}
+
+
+CHECKS = (simclr, swav, moco, augself, nothing_to_see_anywhere, joint, union)
 
 
 def main():
