@@ -22,7 +22,7 @@ from augself_hub.folder import CONFIG, EVALUATION, changed_folder, verify, write
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
-from training.data.sources import open_images
+from training.data.sources import open_held_out
 from training.monitoring import matching
 from training.monitoring.awareness import PAIRS, TASK, held_out_pairs, with_results
 from training.run.publishing import PROTOCOL
@@ -39,7 +39,7 @@ def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
         AugSelfError: a model without heads, or no images.
     """
     model = AugSelfModel.from_pretrained(verify(folder))
-    images = ViewsDataset(open_images(held_out), model.spec.policy, seed=0)
+    images = ViewsDataset(open_held_out(held_out), model.spec.policy, seed=0)
     results = held_out_pairs(model, images, PAIRS)
     if not results:
         raise AugSelfError(f"{folder} has no heads to measure, or {held_out} no images")
