@@ -57,10 +57,10 @@ def evaluate(
         Every task's results; `result.record(...)` is what evaluation.json has.
 
     Raises:
-        UsageError: an unknown task or data set, or a model without a folder that can be changed and
-            no output.
-        AugSelfError: a data set that is not there, or what a task cannot measure: all other results
-            are written first.
+        UsageError: an unknown task or data set, two data sets of one name, or a model without a
+            folder that can be changed and no output.
+        AugSelfError: a data set that is not there, or what a task cannot measure or fails by: all
+            other results are written first.
     """
     for name, names in (("tasks", tasks), ("datasets", datasets)):
         if isinstance(names, str | os.PathLike) or not names:
