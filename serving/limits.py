@@ -25,7 +25,8 @@ class Limits:
 
     Args:
         body_bytes: of one request's body, and of the images fetched for one request.
-        total_bytes: of all requests' bodies in memory at once; beyond it requests get 429.
+        total_bytes: of all requests' bodies and fetched images in memory at once; beyond it
+            requests get 429.
         items: images (or pairs) in one request.
         pixels: width times height of one image, read off its header.
         decoded_bytes: of decoded images in memory at once; a decoder waits for its share.
@@ -36,7 +37,8 @@ class Limits:
         header_seconds: for a request's head, from the connection's beginning or the answer before.
         upload_seconds: for the whole body of a request (408).
         answer_seconds: for a client to take some of its answer, else its connection is closed.
-        fetch_seconds: for one image fetched from a URL, redirects included.
+        fetch_seconds: for one image fetched from a URL, redirects included; it begins with its
+            turn, as a server opens so many connections at once.
         deadline_seconds: from the whole body to the answer (504); also the time to drain.
 
     Raises:

@@ -40,6 +40,7 @@ from serving.http.access_log import AccessLog, note
 from serving.http.bodies import Item, read, refuse_query
 from serving.http.callers import Callers
 from serving.http.deadline import before_deadline
+from serving.http.exchange import HOLD
 from serving.http.gate import Gate
 from serving.http.keys import Keys
 from serving.http.late_demo import LateDemo
@@ -208,7 +209,7 @@ async def embeddings(request: Request) -> Response:
     unknown = filter(_PLAIN.fullmatch, options.model_extra or ())
     ignored = ", ".join(itertools.islice(unknown, _MOST_IGNORED))
     headers = {"X-Ignored-Fields": ignored} if ignored else {}
-    work = _features(service, request.app.state.fetcher, model, items)
+    work = _features(request, service, model, items)
     features = await before_deadline(request, model, service.limits.deadline_seconds, work)
     with service.metrics.stage("encode"):
         if options.normalize:
@@ -243,7 +244,7 @@ async def augmentations(request: Request) -> Response:
         options, pairs = await read(request, parse)
     model = service.models.named(options.model)
     note(request.scope, model=model.name, images=2 * len(pairs))
-    work = _differences(service, request.app.state.fetcher, model, pairs)
+    work = _differences(request, service, model, pairs)
     data = await before_deadline(request, model, service.limits.deadline_seconds, work)
     with service.metrics.stage("encode"):
         return JSONResponse({"object": "list", "model": model.name, "data": data})
@@ -316,26 +317,31 @@ class Unrouted:
 
 
 async def _features(
-    service: Service, fetcher: Fetcher | None, model: Model, items: list[Item]
+    request: Request, service: Service, model: Model, items: list[Item]
 ) -> np.ndarray:
     """Images are fetched and decoded before any of them is queued."""
     async with service.models.acquired(model) as batcher:
-        files = items if fetcher is None else await fetcher.fetched(items)
+        files = await _fetched(request, items)
         images = await service.images(files, model.source.preprocessing)
         return await asyncio.wrap_future(batcher.submit(images))
 
 
 async def _differences(
-    service: Service, fetcher: Fetcher | None, model: Model, pairs: list[tuple[Item, Item]]
+    request: Request, service: Service, model: Model, pairs: list[tuple[Item, Item]]
 ) -> list[dict[str, Any]]:
     """All first images, then all second ones, so that one split gives both sides."""
     items = [a for a, _ in pairs] + [b for _, b in pairs]
     async with service.models.acquired(model) as batcher:
-        files = items if fetcher is None else await fetcher.fetched(items)
+        files = await _fetched(request, items)
         images = await service.images(files, model.source.preprocessing)
         found = await service.predict_pairs(batcher, images)
     answers = enumerate(records(model.source.spec, found))
     return [{"index": i, **record} for i, record in answers]
+
+
+async def _fetched(request: Request, items: list[Item]) -> list[Item]:
+    fetcher: Fetcher | None = request.app.state.fetcher
+    return items if fetcher is None else await fetcher.fetched(items, request.scope[HOLD])
 
 
 def _record(model: Model, limits: Limits) -> ModelRecord:

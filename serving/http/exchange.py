@@ -19,6 +19,7 @@ from serving.http.problems import Problem, body_too_large, no_room_for_bodies
 if TYPE_CHECKING:
     from serving.http.gate import Gate
 
+HOLD = "augself.hold"  # where the scope has `Exchange.hold`
 _LINGER_SECONDS, _PAUSE_SECONDS = 5.0, 1.0
 
 
@@ -26,7 +27,7 @@ class Exchange:
     """A request and its answer.
 
     Args:
-        gate: counts the bytes of all bodies in `held_bytes`.
+        gate: counts the bytes of all requests in `held_bytes`.
         record: of the request; its headers go on the answer.
 
     Attributes:
@@ -50,6 +51,7 @@ class Exchange:
         """
         self._held = length
         self.gate.held_bytes += length
+        scope[HOLD] = self.hold
         try:
             try:
                 await app(scope, self.receive, self.send)
@@ -73,16 +75,21 @@ class Exchange:
             self._problem = Problem(408, "slow_upload", "the body took too long to arrive")
             raise self._problem from None
         self._count(message)
-        more = max(0, self.bytes - self._held)  # than was announced
-        self._held += more
-        self.gate.held_bytes += more
-        if self.bytes > self.limits.body_bytes:
-            self._problem = body_too_large(self.limits.body_bytes)
-        elif self.gate.held_bytes > self.limits.total_bytes:
-            self._problem = no_room_for_bodies()
-        if self._problem is not None:
-            raise self._problem
+        try:
+            if self.bytes > self.limits.body_bytes:
+                raise body_too_large(self.limits.body_bytes)
+            self.hold(max(0, self.bytes - self._held))  # more than was announced
+        except Problem as problem:
+            self._problem = problem
+            raise
         return message
+
+    def hold(self, count: int) -> None:
+        """Count bytes that are in memory for this request until it is answered. Raises the 429."""
+        if count and self.gate.held_bytes + count > self.limits.total_bytes:
+            raise no_room_for_bodies()
+        self._held += count
+        self.gate.held_bytes += count
 
     async def send(self, message: Message) -> None:
         """A part of the application's answer."""

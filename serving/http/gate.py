@@ -48,7 +48,8 @@ class Gate:
         described: what a server says of itself at its start.
 
     Attributes:
-        active: requests with a body that are worked on now. held_bytes: of their bodies.
+        active: requests with a body that are worked on now. held_bytes: of their bodies, and of
+            the images fetched for them.
         draining: new ones, and whoever asks for readiness, get 503.
     """
 

@@ -90,7 +90,9 @@ def body_too_large(limit: int) -> Problem:
 
 
 def no_room_for_bodies() -> Problem:
-    return Problem(429, "busy", "the bodies of other requests fill the memory allowed: try again")
+    return Problem(
+        429, "busy", "bodies and images of other requests fill the memory allowed: try again"
+    )
 
 
 def problem_of(error: Exception) -> Problem:

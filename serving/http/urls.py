@@ -99,6 +99,7 @@ class Fetcher:
         self, hosts: AllowedHosts, limits: Limits, metrics: Metrics, resolve: Resolve | None = None
     ) -> None:
         self._hosts, self._limits, self._metrics = hosts, limits, metrics
+        self._at_once = asyncio.Semaphore(_AT_ONCE)
         self._pool = httpcore.AsyncConnectionPool(
             ssl_context=ssl.create_default_context(),
             max_connections=_AT_ONCE,
@@ -106,9 +107,13 @@ class Fetcher:
             network_backend=_CheckedBackend(hosts, resolve or _resolve),
         )
 
-    async def fetched(self, items: Sequence[Item]) -> list[Item]:
-        """The same items, URLs replaced by what they point to. Raises the first one's problem."""
-        room = _Room(self._limits.body_bytes)
+    async def fetched(self, items: Sequence[Item], hold: Callable[[int], None]) -> list[Item]:
+        """The same items, URLs replaced by what they point to. Raises the first one's problem.
+
+        Args:
+            hold: counts bytes as the server's; raises the problem where it has no room for them.
+        """
+        room = _Room(self._limits.body_bytes, hold)
         results = await asyncio.gather(
             *(self._item(item, room) for item in items), return_exceptions=True
         )
@@ -125,17 +130,10 @@ class Fetcher:
         if isinstance(url, bytes) or not url.startswith(("http://", "https://")):
             return item
         try:
-            with self._metrics.stage("fetch"):
-                async with asyncio.timeout(self._limits.fetch_seconds):
-                    for _ in range(REDIRECTS + 1):
-                        found = await self._get(url, room)
-                        if isinstance(found, bytes):
-                            return replace(item, content=found)
-                        try:
-                            url = urljoin(url, found)
-                        except ValueError:
-                            raise _Refused("bad_url", "a redirect leads to no URL") from None
-                    raise _Refused("too_many_redirects", f"more than {REDIRECTS} redirects")
+            async with self._at_once:  # its time begins with its turn
+                with self._metrics.stage("fetch"):
+                    async with asyncio.timeout(self._limits.fetch_seconds):
+                        return replace(item, content=await self._followed(url, room))
         except _Refused as refused:
             raise refused.problem(item.param) from None
         except TimeoutError:
@@ -143,6 +141,18 @@ class Fetcher:
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
             message = "the image cannot be fetched from its host"
             raise Problem(400, "url_failed", message, item.param) from None
+
+    async def _followed(self, url: str, room: _Room) -> bytes:
+        """What a URL leads to, redirects included."""
+        for _ in range(REDIRECTS + 1):
+            found = await self._get(url, room)
+            if isinstance(found, bytes):
+                return found
+            try:
+                url = urljoin(url, found)
+            except ValueError:
+                raise _Refused("bad_url", "a redirect leads to no URL") from None
+        raise _Refused("too_many_redirects", f"more than {REDIRECTS} redirects")
 
     async def _get(self, url: str, room: _Room) -> bytes | str:
         """The body, or where a redirect leads."""
@@ -155,11 +165,13 @@ class Fetcher:
             if headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise _Refused("url_compressed", "the host compresses its answer though not asked")
             length = headers.get(b"content-length", b"0")
-            room.require(int(length) if length.isdigit() and len(length) <= 18 else 0)
+            taken = int(length) if length.isdigit() and len(length) <= 18 else 0
+            room.take(taken)
             body = bytearray()
             async for part in response.aiter_stream():
-                room.take(len(part))
                 body += part
+                room.take(max(0, len(body) - taken))  # more than was announced
+                taken = max(taken, len(body))
             return bytes(body)
 
     def _checked(self, url: str) -> httpcore.URL:
@@ -182,18 +194,17 @@ class Fetcher:
 
 
 class _Room:
-    """How many bytes one request may still fetch."""
+    """How many bytes one request may still fetch, which `hold` counts as the server's."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, hold: Callable[[int], None]) -> None:
         self._limit = self._left = limit
+        self._hold = hold
 
-    def require(self, count: int) -> None:
+    def take(self, count: int) -> None:
         if count > self._left:
             message = f"the images have more than the {self._limit} bytes allowed"
             raise _Refused("url_too_large", message, 413)
-
-    def take(self, count: int) -> None:
-        self.require(count)
+        self._hold(count)
         self._left -= count
 
 

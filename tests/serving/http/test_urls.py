@@ -16,11 +16,14 @@ import numpy as np
 import pytest
 
 from augself_hub.errors import UsageError
+from serving.http.api import create_app
 from serving.http.bodies import Item
 from serving.http.problems import Problem
 from serving.http.urls import AllowedHosts, Fetcher
+from serving.inference.source import ModelSource
 from serving.limits import Limits
 from serving.metrics import Metrics
+from serving.settings import ServerSettings
 
 LIMIT = 20_000
 
@@ -33,6 +36,7 @@ class Images(ThreadingHTTPServer):
     def __init__(self, image: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.image, self.asked = image, []
+        self.gate = threading.Event()
 
     @property
     def host(self) -> str:
@@ -64,6 +68,16 @@ class Handler(BaseHTTPRequestHandler):
     def good(self, _: str) -> None:
         self.head(content_length=len(self.server.image))
         self.wfile.write(self.server.image)
+
+    def late(self, _: str) -> None:
+        time.sleep(1)
+        self.text("")
+
+    def held(self, announced: str) -> None:
+        self.head(**{"content_length": len(self.server.image)} if announced else {})
+        self.wfile.write(self.server.image[:-1])
+        self.server.gate.wait(10)
+        self.wfile.write(self.server.image[-1:])
 
     def to(self, where: str) -> None:
         self.head(302, location=where, content_length=0)
@@ -128,7 +142,7 @@ def fetch():
             fetcher = Fetcher(AllowedHosts.parse(hosts), limits, Metrics(), resolve)
             items = [Item(f"input[{i}]", url) for i, url in enumerate(urls)]
             try:
-                return [item.content for item in await fetcher.fetched(items)]
+                return [i.content for i in await fetcher.fetched(items, lambda count: None)]
             finally:
                 await fetcher.close()
 
@@ -313,6 +327,41 @@ def test_all_images_of_a_request_share_its_bytes(fetch, images):
     with pytest.raises(Problem) as caught:
         fetch([images.url("good")] * count, [images.host])
     assert (caught.value.status, caught.value.code) == (413, "url_too_large")
+
+
+def test_waiting_for_a_connection_is_no_fault_of_a_host(fetch, images):
+    """64 images of a second each, 16 at once: the last come after the three that each may take."""
+    urls = [images.url("late")] * 64
+    assert fetch(urls, [images.host]) == [b"hello"] * 64
+
+
+@pytest.mark.parametrize("announced", ["", "announced"])
+def test_fetched_images_count_among_the_bytes_of_all_requests(announced, images, tiny_model):
+    """Until their request is answered; one that there is no room for gets 429."""
+    size = len(images.image)
+    limits = Limits(body_bytes=size + 500, total_bytes=size * 3 // 2 + 500)
+    settings = ServerSettings(limits, url_hosts=(images.host,))
+    gate = create_app([ModelSource("tiny", tiny_model, "cpu", 1)], settings)
+    transport = httpx.ASGITransport(gate)
+
+    async def scenario() -> None:
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            ask = {"input": [images.url(f"held?{announced}")]}
+            first = asyncio.create_task(client.post("/v1/embeddings", json=ask))
+            async with asyncio.timeout(5):
+                while gate.held_bytes < size:
+                    await asyncio.sleep(0.01)
+            second = await client.post("/v1/embeddings", json={"input": [images.url("good")]})
+            assert (second.status_code, second.json()["error"]["code"]) == (429, "busy")
+            assert size <= gate.held_bytes < limits.total_bytes
+            images.gate.set()
+            assert (await first).status_code == 200
+            assert gate.held_bytes == 0
+            third = await client.post("/v1/embeddings", json={"input": [images.url("good")]})
+            assert third.status_code == 200 and gate.held_bytes == 0
+        await gate.app.state.service.stop()
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("host", ["", "http://example.org", "a b", "*.example.org", "a:b", "u@h"])
