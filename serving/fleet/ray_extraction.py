@@ -46,7 +46,8 @@ def fill(work: Work) -> Counts:
         AugSelfError: a node does not see the same files or model, or a shard kills every worker.
     """
     with _ray():
-        count, needs, threads = room(work.engine.provider, ray.cluster_resources(), work.workers)
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        count, needs, threads = room(work.engine.provider, nodes, work.workers)
         actor = ray.remote(max_restarts=-1, max_task_retries=RETRIES, **needs)(Worker)
         arguments = (work.parts.folder.resolve(), Model.of(work.engine), work.settings, threads)
         return _handed_out(
@@ -69,26 +70,28 @@ def _ray() -> Iterator[None]:
 
 
 def room(
-    provider: str, resources: dict[str, float], wanted: int | None
+    provider: str, nodes: Sequence[dict[str, float]], wanted: int | None
 ) -> tuple[int, dict[str, int], int]:
     """How many workers a cluster has room for, what each takes of it, and its threads.
 
     A worker is a core, which reads, decodes and runs the model; on GPUs it is a GPU and its share
-    of the cores. Nothing else needs a core: there are no readers, and the driver waits.
+    of its node's cores, on the node where that is least: an actor that fits no node is never
+    started. Nothing else needs a core: there are no readers, and the driver waits.
 
     Args:
-        provider: the driver's. resources: CPU and GPU of the whole cluster. wanted: workers.
+        provider: the driver's. nodes: CPU and GPU of each. wanted: workers.
 
     Raises:
         AugSelfError: the model runs on GPUs here, and the cluster has none.
     """
-    cores, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+    there = [(int(node.get("CPU", 0)), int(node.get("GPU", 0))) for node in nodes]
     if provider in ON_CPUS:
-        return wanted or cores, {"num_cpus": 1}, 1
-    if not gpus:
+        return wanted or max(1, sum(cores for cores, _ in there)), {"num_cpus": 1}, 1
+    if not any(gpus for _, gpus in there):
         raise AugSelfError("the Ray cluster has no GPU: add nodes that do, or give --device cpu")
-    threads = max(1, cores // gpus)
-    return wanted or gpus, {"num_cpus": threads, "num_gpus": 1}, threads
+    threads = max(1, min(cores // gpus for cores, gpus in there if gpus))
+    count = wanted or sum(gpus for _, gpus in there)
+    return count, {"num_cpus": threads, "num_gpus": 1}, threads
 
 
 @dataclass(frozen=True)

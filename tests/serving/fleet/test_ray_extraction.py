@@ -179,14 +179,20 @@ def test_a_node_loads_the_driver_s_model_or_refuses(engine, tiny_model):
 
 
 def test_workers_fill_the_cluster():
-    """A core each on CPUs; on GPUs a GPU and its share of the cores."""
-    assert room(CPU, {"CPU": 16.0, "GPU": 2.0}, None) == (16, {"num_cpus": 1}, 1)
-    assert room(CPU, {"CPU": 16.0}, 3) == (3, {"num_cpus": 1}, 1)
-    assert room(OPENVINO, {"CPU": 16.0}, None) == (16, {"num_cpus": 1}, 1)
-    assert room(CUDA, {"CPU": 16.0, "GPU": 2.0}, None) == (2, {"num_cpus": 8, "num_gpus": 1}, 8)
-    assert room(CUDA, {"CPU": 2.0, "GPU": 4.0}, None) == (4, {"num_cpus": 1, "num_gpus": 1}, 1)
+    """A core each on CPUs; on GPUs a GPU and its share of the cores, which every node has."""
+    whole = [{"CPU": 16.0, "GPU": 2.0}]
+    assert room(CPU, whole, None) == (16, {"num_cpus": 1}, 1)
+    assert room(CPU, [{"CPU": 16.0}], 3) == (3, {"num_cpus": 1}, 1)
+    assert room(OPENVINO, [{"CPU": 12.0}, {"CPU": 4.0}], None) == (16, {"num_cpus": 1}, 1)
+    assert room(CUDA, whole, None) == (2, {"num_cpus": 8, "num_gpus": 1}, 8)
+    few = [{"CPU": 2.0, "GPU": 4.0}]
+    assert room(CUDA, few, None) == (4, {"num_cpus": 1, "num_gpus": 1}, 1)
+    head, nodes = {"CPU": 16.0}, [{"CPU": 8.0, "GPU": 1.0}] * 4
+    assert room(CUDA, [head, *nodes], None) == (4, {"num_cpus": 8, "num_gpus": 1}, 8)
+    unlike = [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 4.0, "GPU": 1.0}]
+    assert room(CUDA, unlike, None) == (5, {"num_cpus": 4, "num_gpus": 1}, 4)
     with pytest.raises(AugSelfError, match="has no GPU"):
-        room(CUDA, {"CPU": 16.0}, None)
+        room(CUDA, [{"CPU": 16.0}], None)
 
 
 def test_without_ray_the_extra_is_named(monkeypatch, capsys, tmp_path):
