@@ -28,6 +28,7 @@ from augself_hub.errors import AugSelfError, UsageError
 from serving.http.callers import leads_to_loopback
 from serving.http.connections import Connection, ConnectionLimits, Handshake, RateLimited
 from serving.http.gate import Gate
+from serving.inference.service import Service
 from serving.tracing import traced
 
 _BACKLOG = 2048  # connections that wait for the loop
@@ -171,6 +172,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, gate: Gate, address: Address) -> None:
         super().__init__(config)
         self.gate, self.address = gate, address
+        self._service: Service = gate.app.state.service  # type: ignore[attr-defined]
         self.room = ConnectionLimits(gate.limits, gate.metrics, self.server_state.connections)
         self._drain_until = 0.0
         self._said = False
@@ -213,7 +215,7 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.gate.draining:
             self.should_exit = self.force_exit = True
-        self._drain_until = time.monotonic() + self.gate.limits.deadline_seconds
+        self._drain_until = self._service.drain()
         self.gate.draining = True
 
     async def on_tick(self, counter: int) -> bool:

@@ -19,7 +19,8 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,14 @@ class Batcher:
         self._failure: BaseException | None = None  # of a lane
         self._draining = self._lost = False
         self._succeeded_at = -math.inf
-        self._lanes = ThreadPoolExecutor(engine.lanes, thread_name_prefix="lane")
+        self._for_lanes: SimpleQueue[list[Work] | None] = SimpleQueue()  # None ends one
+        # Daemons, lanes too: a run that never ends does not keep the process from ending.
         self._worker = threading.Thread(target=self._live, name="batcher", daemon=True)
 
     def start(self) -> None:
         self._worker.start()
+        for number in range(self.engine.lanes if self.engine.lanes > 1 else 0):
+            threading.Thread(target=self._lane, name=f"lane_{number}", daemon=True).start()
 
     @property
     def ready(self) -> bool:
@@ -118,8 +122,9 @@ class Batcher:
                 self._check()
                 self._lost, rest = False, FIRST_REST
                 self._work()
-                self._lanes.shutdown()
-                return
+                with self._changed:
+                    self._changed.wait_for(lambda: self._busy == 0)
+                break
             except BaseException:  # a thread that ends silently would leave everybody waiting
                 logger.exception("model %s does not run", self.engine.name)
             with self._changed:
@@ -128,9 +133,11 @@ class Batcher:
             _tell_lost(queued)
             with self._changed:
                 if self._changed.wait_for(lambda: self._draining, rest):
-                    return
+                    break
             rest = min(2 * rest, LONGEST_REST)
             self.metrics.restarts.labels(self.engine.name).inc()
+        for _ in range(self.engine.lanes):
+            self._for_lanes.put(None)
 
     def _work(self) -> None:
         """Until everything accepted was answered and nothing more is accepted."""
@@ -139,7 +146,7 @@ class Batcher:
             if batch and alone:
                 self._run(batch)
             elif batch:
-                self._lanes.submit(self._run_in_lane, batch)
+                self._for_lanes.put(batch)
             elif time.monotonic() - self._succeeded_at > CHECK_SECONDS:
                 self._check()
 
@@ -190,13 +197,14 @@ class Batcher:
         small = self._queue.first <= LANE_IMAGES
         return self._busy == 0 or (small and self._busy < self.engine.lanes)
 
-    def _run_in_lane(self, batch: list[Work]) -> None:
-        """On a lane's thread."""
-        try:
-            self._run(batch, in_lane=True)
-        except BaseException as error:  # for the worker, which dies of it
-            self._failure = error
-        finally:
+    def _lane(self) -> None:
+        """The life of a lane's thread."""
+        while (batch := self._for_lanes.get()) is not None:
+            try:
+                self._run(batch, in_lane=True)
+            except BaseException as error:  # for the worker, which dies of it
+                self._failure = error
+            batch = None  # and with it the images, while the thread waits for the next
             with self._changed:
                 self._busy -= 1
                 self._changed.notify()

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -106,7 +107,6 @@ class Models:
         )
         self._max_batch_size = max_batch_size
         self._one_at_a_time = asyncio.Lock()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
 
     @property
     def in_memory(self) -> list[Model]:
@@ -162,7 +162,6 @@ class Models:
                 model.loading.cancel()
         drains = (asyncio.to_thread(m.batcher.drain, seconds) for m in self.in_memory if m.batcher)
         await asyncio.gather(*drains)
-        self._loader.shutdown(wait=False, cancel_futures=True)
 
     async def _loaded(self, model: Model) -> None:
         """Wait until the model is loaded; whoever waited is granted it then."""
@@ -195,8 +194,7 @@ class Models:
         try:
             async with self._one_at_a_time:
                 await self._make_room(model)
-                loop = asyncio.get_running_loop()
-                batcher = await loop.run_in_executor(self._loader, self._open, model)
+                batcher = await self._opened(model)
                 self._enter(model, batcher)
                 await self._make_room(model)  # now that it has been measured
                 failure = None
@@ -217,6 +215,20 @@ class Models:
                 else:
                     self._grant(model)
                     grant.set_result(None)
+
+    async def _opened(self, model: Model) -> Batcher:
+        """`_open` on a thread of its own, a daemon: one that hangs keeps no process from ending."""
+        batcher: Future[Batcher] = Future()
+        batcher.set_running_or_notify_cancel()  # so that nobody cancels what the thread will say
+
+        def run() -> None:
+            try:
+                batcher.set_result(self._open(model))
+            except BaseException as error:  # whoever waits must hear of it
+                batcher.set_exception(error)
+
+        threading.Thread(target=run, name="load", daemon=True).start()
+        return await asyncio.wrap_future(batcher)
 
     def _open(self, model: Model) -> Batcher:
         """Load and run all at once that may, since arenas keep their memory; measure it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ from serving.limits import Limits
 from serving.metrics import Metrics
 
 Result = TypeVar("Result")
+_LEAST_SECONDS = 1.0  # for threads to end
 
 
 class ImageFile(Protocol):
@@ -49,6 +51,7 @@ class Service:
         self.decoders = Decoders(count, limits.deadline_seconds, metrics)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._drained_by: float | None = None
         DECODED.limit = limits.decoded_bytes
         metrics.decoded_bytes.set_function(lambda: DECODED.lent)
 
@@ -72,9 +75,15 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._watch = self._loop.create_task(self.decoders.watch())
 
+    def drain(self) -> float:
+        """From the first call on what was accepted has the deadline; when that ends, monotonic."""
+        if self._drained_by is None:
+            self._drained_by = time.monotonic() + self.limits.deadline_seconds
+        return self._drained_by
+
     async def stop(self) -> None:
-        """Answer what was accepted, within the deadline."""
-        await self.models.stop(self.limits.deadline_seconds)
+        """Answer what was accepted, in what is left of the time since `drain`."""
+        await self.models.stop(max(_LEAST_SECONDS, self.drain() - time.monotonic()))
         if self._watch is not None:
             self._watch.cancel()
         self.decoders.stop()

@@ -17,7 +17,9 @@ import pytest
 
 EMBEDDINGS = "/v1/embeddings"
 HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
-FRAGILE = (str(Path(__file__).with_name("fragile_server.py")),)
+FRAGILE, HUNG = (
+    (str(Path(__file__).with_name(f"{name}_server.py")),) for name in ("fragile", "hung")
+)
 
 
 def metric(client: httpx.Client, name: str) -> float:
@@ -83,6 +85,27 @@ def test_the_drain_ends_at_the_deadline(start_server):
         connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\nabc")
         time.sleep(0.3)
         assert server.stop() == 0  # within 20 seconds; the upload could take 30
+
+
+@pytest.mark.parametrize("what", ["loading", "run"])
+def test_a_model_that_hangs_does_not_keep_the_server_from_ending(
+    what, start_server, pixels, encoded, tmp_path
+):
+    """The drain has one deadline, and no thread that hangs is waited for after it."""
+    held, options = tmp_path / "held", ("--lazy",) if what == "loading" else ()
+    if what == "loading":
+        held.touch()
+    server = start_server(*options, "--limit", "deadline_seconds=8", program=HUNG, HELD=str(held))
+    held.touch()
+    with server.connect() as connection:
+        data = encoded(pixels(1))
+        connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(data) + data)
+        time.sleep(0.5)
+        began = time.monotonic()
+        server.process.terminate()
+        assert connection.recv(4096).startswith(b"HTTP/1.1 50")
+        assert server.process.wait(30) == 0
+    assert time.monotonic() - began < 8 + 6
 
 
 # -- Clients and workers ---------------------------------------------------------------------------

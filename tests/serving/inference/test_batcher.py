@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import wait
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -207,6 +210,44 @@ def test_a_lane_that_dies_takes_its_own_and_those_who_wait(laned):
     while not laned.batcher.ready:
         time.sleep(0.01)
     assert laned.batcher.submit(images(4)).result().tolist() == [[4]]
+
+
+def test_lanes_end_with_their_worker(laned):
+    laned.submit(images(2)), laned.submit(images(3))
+    laned.engine.gate.set()
+    while len(laned.engine.lane_runs) < 2:
+        time.sleep(0.01)
+    threads = [t for t in threading.enumerate() if t.name.startswith(("lane", "batcher"))]
+    laned.batcher.drain(0.1)  # they are held: it waits no longer
+    laned.engine.lane_gate.set()
+    until = time.monotonic() + 5
+    while sum(not thread.is_alive() for thread in threads) < 3:  # the worker and its two lanes
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+HANGING = """
+import time
+from test_batcher import Batcher, LanedEngine, Metrics, images
+
+engine = LanedEngine()
+engine.gate.set()
+engine.features_in_lane = lambda given: time.sleep(600) if given[0].any() else given
+engine.features = lambda given: time.sleep(0.2)
+batcher = Batcher(engine, Metrics(), max_batch_size=8)
+batcher.start()
+for value in (1, 2, 3):
+    batcher.submit(images(value))
+while not batcher._busy:
+    time.sleep(0.01)
+batcher.drain(0.1)
+"""
+
+
+def test_a_lane_that_hangs_keeps_no_process_from_ending():
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", HANGING], cwd=here, timeout=60)
+    assert done.returncode == 0
 
 
 def test_draining_answers_what_is_in_the_lanes(laned):
