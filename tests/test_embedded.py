@@ -52,10 +52,10 @@ def _brightness(engine, path) -> np.ndarray:
     return np.stack([target[:, 0], predicted])
 
 
-def test_the_heads_on_features_have_not_learned_x_and_mirroring_and_the_matcher_has():
+def test_the_heads_on_features_have_not_learned_x_and_the_matcher_has():
     spec = read_spec(hub.EMBEDDED)
     marks = {d.name: d.learned for head in spec.heads.values() for d in head.dimensions}
-    assert [name for name, learned in marks.items() if learned is False] == ["x", "mirrored"]
+    assert [name for name, learned in marks.items() if learned is False] == ["x"]
     assert None not in marks.values()
     answering = spec.answering()
     assert {kind: which for kind, (which, _) in answering.items()} == {
