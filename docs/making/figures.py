@@ -62,22 +62,26 @@ def pairs_of(photograph: Path, policy: Policy, indices: range) -> Pairs:
     return finish_views(crops, both, policy, (0, 0, 0), (1, 1, 1)), wa, wb
 
 
-def answers(model: AugSelfModel, pairs: Pairs) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """True and predicted (N, n) of crop and color in physical units, and their dimensions."""
+def answers(
+    model: AugSelfModel, pairs: Pairs
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[Any]]:
+    """True, predicted and stated errors (N, n) of crop and color, and their dimensions."""
     views, wa, wb = pairs
     mean, std = (
         torch.tensor(v)[:, None, None] for v in (model.preprocessing.mean, model.preprocessing.std)
     )
     with torch.no_grad():
-        found = model.predict_difference(*((views - mean) / std).chunk(2))
+        found = model.predict_pair(*((views - mean) / std).chunk(2))
     kinds, spec = ("crop", "color"), model.spec
     true = []
     for kind in kinds:
         target, seen = targets(kind, wa, wb, spec.policy, spec.convention)
         true.append(target.masked_fill(~seen, torch.nan))
     dimensions = [dimension for kind in kinds for dimension in spec.heads[kind].dimensions]
-    predicted = torch.cat([found[kind] for kind in kinds], dim=1)
-    return torch.cat(true, dim=1).numpy(), predicted.numpy(), dimensions
+    predicted, errors = (
+        torch.cat([each[kind] for kind in kinds], dim=1) for each in (found.values, found.errors)
+    )
+    return torch.cat(true, dim=1).numpy(), predicted.numpy(), errors.numpy(), dimensions
 
 
 # -- Figures ---------------------------------------------------------------------------------------
@@ -87,9 +91,8 @@ def differences(model: AugSelfModel) -> Figure:
     """View a, view b, and bars in standard deviations of what random pairs show."""
     photograph, index = SHOWN
     pairs = pairs_of(PHOTOGRAPHS / photograph, model.spec.policy, range(index, index + 1))
-    (true,), (predicted,), dimensions = answers(model, pairs)
+    (true,), (predicted,), (error,), dimensions = answers(model, pairs)
     std = np.array([d.std for d in dimensions])
-    error = np.array([d.standard_error or 0 for d in dimensions])
     figure = Figure(figsize=(9, 3), layout="constrained")
     first, second, bars = figure.subplots(1, 3, width_ratios=(1, 1, 1.5))
     for axes, view, name in zip((first, second), pairs[0], ("view a", "view b"), strict=True):
@@ -105,7 +108,7 @@ def differences(model: AugSelfModel) -> Figure:
     bars.set_yticks(rows, [d.name for d in dimensions])
     bars.invert_yaxis()
     bars.axvline(0, color="black", linewidth=0.8)
-    bars.set_title("what takes a to b, from the features alone")
+    bars.set_title("what takes a to b")
     bars.set_xlabel("standard deviations of random pairs")
     bars.legend(frameon=False, loc="best")
     return figure
@@ -166,7 +169,7 @@ def predicted(model: AugSelfModel) -> Figure:
     true, said = (np.concatenate([answer[side] for answer in found]) for side in (0, 1))
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     panels = figure.subplots(2, 4)
-    for axes, dimension, t, p in zip(panels.flat, found[0][2], true.T, said.T, strict=True):
+    for axes, dimension, t, p in zip(panels.flat, found[0][-1], true.T, said.T, strict=True):
         seen = ~np.isnan(t)
         _dots(axes, t[seen], p[seen])
         r_squared = 1 - np.mean((p - t)[seen] ** 2) / np.mean(t[seen] ** 2)
