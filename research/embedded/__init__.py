@@ -1,4 +1,4 @@
-"""The next embedded model: candidates, the choice, the final pair, its folder. See plan.toml.
+"""The embedded model: candidates, the choice, the final pair, its folder. See plan.toml.
 
     python -m research.embedded budget --corpus CORPUS
     python -m research.embedded run OUTPUT --corpus CORPUS --photographs PHOTOGRAPHS \\

@@ -31,7 +31,7 @@ _CORPUS = click.option("--corpus", type=_PATH, required=True, help="What researc
 
 @click.group()
 def embedded() -> None:
-    """Make the next embedded model."""
+    """Make the embedded model."""
 
 
 @embedded.command()

@@ -1,4 +1,4 @@
-"""The plan of the next embedded model: what is compared, what is chosen, and a run of it all."""
+"""The plan of the embedded model: what is compared, what is chosen, and a run of it all."""
 
 from __future__ import annotations
 
