@@ -408,10 +408,11 @@ def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] |
     model = AugSelfModel.from_pretrained(folder)
     spec, seed = model.spec, (options or {}).pop("seed", 0)
     if options is None:
-        place, matcher = place_of(model), model.matcher
+        place, matcher, further = place_of(model), model.matcher, False
     else:
         views = training_views(spec.policy, corpus, photographs)
         settings = matcher_settings(options)
+        further = settings.go_on
         matcher, place = fit_matcher(
             model.encoder, views, spec, model.preprocessing, settings, seed, model.matcher
         )
@@ -419,7 +420,6 @@ def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] |
     calibrated(model, matcher, place, *held_out(corpus, photographs, development=True))
     tiles, _ = held_out(corpus, photographs, development=False)
     measured_on = ViewsDataset(tiles, spec.policy, seed)
-    further = options is not None and bool(options.get("go_on"))
     save_matcher(folder, matcher, place.level, measured_on, further)
 
 

@@ -21,7 +21,7 @@ from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, NoHeads
 from augself_hub.images.given import GivenImage, features_of, named, prepared
 from augself_hub.paths import path_text
-from serving.inference.engine import DIGESTS, MAX_BATCH, load
+from serving.inference.engine import MAX_BATCH, load
 
 
 class Encoder:
@@ -71,11 +71,7 @@ class Encoder:
         self.dim: int = self.spec.features
 
     def __reduce__(self) -> Any:
-        return _again, (self._model, self._options, self._digests)
-
-    @property
-    def _digests(self) -> tuple[str | None, ...]:
-        return tuple(getattr(self._engine, name) for name in DIGESTS)
+        return _again, (self._model, self._options, self._engine.digests)
 
     def __repr__(self) -> str:
         kinds = ", ".join(self.spec.answering()) or "none"
@@ -132,10 +128,10 @@ class Encoder:
         return Difference.of(self.name, self.spec, self._engine.predict(images))
 
 
-def _again(model: str | None, options: dict[str, Any], digests: tuple[str | None, ...]) -> Encoder:
+def _again(model: str | None, options: dict[str, Any], digests: dict[str, str | None]) -> Encoder:
     """The encoder that was pickled. Raises AugSelfError: the model there is another one by now."""
     encoder = Encoder(model, **options)
-    if encoder._digests != digests:
+    if encoder._engine.digests != digests:
         raise AugSelfError(
             f"{model or encoder.name} is not the model that was pickled: pickle again"
         )

@@ -123,7 +123,7 @@ def to_physical(head: Head, raw: Array) -> Array:
         shifted = xp.exp(raw - xp.max(raw, axis=1, keepdims=True))
         return shifted / xp.sum(shifted, axis=1, keepdims=True)
     value = xp.tanh(raw) if head.tanh else raw
-    return value * _row([d.std for d in head.dimensions], like=raw)
+    return value * row([d.std for d in head.dimensions], like=raw)
 
 
 def both_orders(head: Head, ab: Array, ba: Array) -> Array:
@@ -135,7 +135,7 @@ def both_orders(head: Head, ab: Array, ba: Array) -> Array:
     if head.type != "regression":
         return ab
     xp = array_namespace(ab)
-    antisymmetric = _row([float(d.antisymmetric) for d in head.dimensions], like=ab)
+    antisymmetric = row([float(d.antisymmetric) for d in head.dimensions], like=ab)
     return xp.where(antisymmetric == 1, (ab - ba) / 2, ab)
 
 
@@ -155,8 +155,8 @@ def standard_errors(heads: Mapping[str, Head], ab: Array, ba: Array) -> dict[str
             continue
         columns = slice(start, start := start + head.outputs)
         mean, own = (ab[:, columns] + ba[:, columns]) / 2, ab[:, columns]
-        antisymmetric = _row([float(d.antisymmetric) for d in head.dimensions], like=ab)
-        std = _row([d.std for d in head.dimensions], like=ab)
+        antisymmetric = row([float(d.antisymmetric) for d in head.dimensions], like=ab)
+        std = row([d.std for d in head.dimensions], like=ab)
         errors[kind] = std * xp.exp(xp.where(antisymmetric == 1, mean, own) / 2)
     return errors
 
@@ -237,7 +237,7 @@ def _paper_crop(a: Parameters, b: Parameters, policy: Policy) -> Array:
 def _paper_color(a: Parameters, b: Parameters, policy: Policy) -> Array:
     ranges = [policy.factors(name) for name in ("brightness", "contrast", "saturation")]
     spans = [*(high - low for low, high in ranges), 2 * policy.hue]
-    return (a["color"] - b["color"]) / _row(spans, like=a["color"])
+    return (a["color"] - b["color"]) / row(spans, like=a["color"])
 
 
 def _paper_flip(a: Parameters, b: Parameters, policy: Policy) -> Array:
@@ -260,7 +260,8 @@ def _column(values: Array, like: Array) -> Array:
     return array_namespace(like).asarray(values, dtype=like.dtype)[:, None]
 
 
-def _row(values: list[float], like: Array) -> Array:
+def row(values: list[float], like: Array) -> Array:
+    """(n,) an array of the same library, type and device as another."""
     return array_namespace(like).asarray(values, dtype=like.dtype, device=device(like))
 
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
-from augself_hub.augmentations.difference import both_orders, standard_errors, to_physical
+from augself_hub.augmentations.difference import both_orders, row, standard_errors, to_physical
 from augself_hub.augmentations.spec import LOG_VARIANCE, MatcherSpec, Spec
 
 Array = Any
@@ -74,8 +74,7 @@ def matcher_prediction(
     matcher: MatcherSpec, ab: Mapping[str, Array], ba: Mapping[str, Array]
 ) -> dict[str, Array]:
     """`combined`, of a matcher by its description."""
-    xp, stds = array_namespace(ab["crop"]), [d.std for d in matcher.heads["crop"].dimensions]
-    std = xp.asarray(stds, dtype=ab["crop"].dtype, device=device(ab["crop"]))
+    std = row([d.std for d in matcher.heads["crop"].dimensions], like=ab["crop"])
     return combined(ab, ba, std, matcher.turns)
 
 

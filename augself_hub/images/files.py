@@ -23,8 +23,9 @@ SUFFIXES = (
 DATASET_FILES = ("dataset_dict.json", "state.json")  # of a data set that was saved to disk
 MAX_BYTES = 2**29  # of one image's file; 50 million pixels of 64 bits are 400 MB
 MAX_PATH = 4096  # bytes of a name
-# A FIFO must not be waited for, and no other program handed the file; Windows has neither.
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# A FIFO must not be waited for, and no other program handed the file. Windows has neither flag, and
+# there O_BINARY says that bytes are read as they are.
+_FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 MOST_NAMES = 1_000_000  # a {0..n} may stand for
 
@@ -43,7 +44,7 @@ def read_file(path: Path) -> bytes:
         ImageError: it is no regular file, or larger than MAX_BYTES. OSError: it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | _AT_ONCE)
+        descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     except ValueError:
         raise ImageError("no file can have such a name") from None
     with open(descriptor, "rb") as file:  # noqa: PTH123 (what is checked is what is read)

@@ -386,24 +386,26 @@ class AugSelfModel(nn.Module):
         Raises:
             AugSelfError: the folder exists already.
         """
-        with new_folder(Path(path_text("folder", folder))) as stage:
+        self._save(Path(path_text("folder", folder)))
+
+    def _save(self, folder: Path) -> bool:
+        """`save_pretrained`; whether the folder this was loaded from is this model still."""
+        with new_folder(folder) as stage:
             self.write_files(stage)
-            if self._measured_before(stage):
+            same = self.folder is not None and _same_model(stage, self.folder)
+            if not same and self._measured_as_loaded():
                 log.warning("%s has changed: what was measured of it is left out", self.folder)
                 (stage / CONFIG).write_text(self.spec.unmeasured().to_json())
             write_manifest(stage)
+        return same
 
-    def _measured_before(self, stage: Path) -> bool:
-        """Whether the spec's figures are those of the folder this was loaded from, which has other
-        weights or views than `stage`. In half precision nobody can tell."""
+    def _measured_as_loaded(self) -> bool:
+        """Whether the spec's figures are those of the folder this was loaded from, so that other
+        weights have none. Of half precision nobody can tell whether they are others."""
         if self.folder is None or self.encoder.dtype != torch.float32:
             return False
         there = (self.folder / ENCODER).is_file() and (self.folder / CONFIG).is_file()
-        return (
-            there
-            and self.spec == _spec_of_what_is_there(self.folder)
-            and not _same_model(stage, self.folder)
-        )
+        return there and self.spec == _spec_of_what_is_there(self.folder)
 
     def push_to_hub(
         self,
@@ -427,8 +429,8 @@ class AugSelfModel(nn.Module):
         """
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
-            self.save_pretrained(folder)
-            if self.folder is not None and _same_model(folder, self.folder):
+            same = self._save(folder)
+            if self.folder is not None and same:
                 folder = self.folder
             elif self.folder is not None:
                 log.warning(
@@ -536,12 +538,13 @@ def _same_model(folder: Path, source: Path) -> bool:
     """Whether two folders hold the same weights, spec and preprocessing."""
     if not all((source / path).is_file() for path in (ENCODER, CONFIG)):
         return False
-    a, b = (
-        (_spec_of_what_is_there(f), Preprocessing.from_folder(f), _weights(f))
-        for f in (folder, source)
-    )
-    same_names = a[:2] == b[:2] and a[2].keys() == b[2].keys()
-    return same_names and all(torch.equal(value, b[2][name]) for name, value in a[2].items())
+    described = [
+        (_spec_of_what_is_there(f), Preprocessing.from_folder(f)) for f in (folder, source)
+    ]
+    if described[0] != described[1]:
+        return False
+    a, b = _weights(folder), _weights(source)
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:

@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from augself_hub import hub
 from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, ImageError
 from augself_hub.features import TABLE
@@ -328,7 +327,7 @@ def _finish(there: Destination, source: Source, plan: dict[str, Any], counts: Co
 
 
 def extract_with(
-    model: str | None,
+    model: str,
     device: str,
     source: str | Path | Sequence[str | Path] | Source,
     destination: str | Path,
@@ -337,14 +336,14 @@ def extract_with(
     """`extract` with an engine that is loaded here: for whoever has none, as evaluation.
 
     Args:
-        model: a model folder, a Hub id, or None for the embedded one. options: as of `extract`.
+        model: a model folder. options: as of `extract`.
     """
-    manifest = file_sha256(hub.resolve(model) / MANIFEST)
+    manifest = file_sha256(Path(model) / MANIFEST)
     return extract(source, destination, _engine(model, device, manifest), **options)
 
 
 @lru_cache(maxsize=1)
-def _engine(model: str | None, device: str, manifest: str) -> Engine:
+def _engine(model: str, device: str, manifest: str) -> Engine:
     """One engine for the many lists of an evaluation.
 
     Args:

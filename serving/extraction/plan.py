@@ -64,9 +64,9 @@ def plan_of(
         "model": {
             "name": engine.name,
             "revision": engine.name.partition("@")[2] or None,
-            "sha256": engine.sha256,
             # Features are the encoder's alone: new heads change nothing in them.
-            **{d: getattr(engine, d) if settings.pairs else None for d in DIGESTS if d != "sha256"},
+            **(engine.digests if settings.pairs else dict.fromkeys(DIGESTS)),
+            "sha256": engine.sha256,
             "features": engine.spec.features,
         },
         "preprocessing": json.loads(json.dumps(dataclasses.asdict(engine.preprocessing))),

@@ -112,8 +112,7 @@ class Model:
     @classmethod
     def of(cls, engine: Engine) -> Model:
         decode, folder = engine.preprocessing.decode, engine.folder.resolve()
-        digests = {name: getattr(engine, name) for name in DIGESTS}
-        return cls(folder, engine.name, engine.precision, decode, digests, engine.provider)
+        return cls(folder, engine.name, engine.precision, decode, engine.digests, engine.provider)
 
     def load(self) -> Engine:
         """From its folder where this node sees it, else by its name.
@@ -126,7 +125,7 @@ class Model:
         place = str(self.folder) if self.folder.is_dir() else named
         engine = load(place, device, 1, self.precision, self.decode)
         for name, word in DIGESTS.items():
-            here, there = ((d or "none")[:12] for d in (getattr(engine, name), self.digests[name]))
+            here, there = ((d or "none")[:12] for d in (engine.digests[name], self.digests[name]))
             if here != there:
                 raise AugSelfError(
                     f"{engine.name} on {platform.node()}: {word} is {here}, on the driver {there}: "

@@ -141,6 +141,11 @@ class Engine:
         if device == "openvino":
             refuse_unlike(self, plain["fp32"])
 
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """Of all that decides what it says, by their names in DIGESTS."""
+        return {name: getattr(self, name) for name in DIGESTS}
+
     def features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N >= 1 preprocessed images, each (S, S, 3) uint8 -> (N, D) float32."""
         return self._encoder.run({"images": np.stack(images)}, outputs=["features"])[0]

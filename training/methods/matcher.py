@@ -100,20 +100,21 @@ def fit_matcher(
     settings = settings or MatcherSettings()
     if spec.convention != "relative" or "crop" not in spec.heads:
         raise AugSelfError("a matcher needs convention relative and a crop head: --matcher off")
-    if settings.go_on and (there is None or spec.matcher is None):
-        raise UsageError("matcher option go_on=True: the model has no matcher to go on from")
+    start: tuple[MapPlace, Matcher] | None = None
+    if settings.go_on:
+        if there is None or spec.matcher is None:
+            raise UsageError("matcher option go_on=True: the model has no matcher to go on from")
+        start = MapPlace.of(spec.matcher), copy.deepcopy(there)
     if len(images) < 2:
         raise AugSelfError("a matcher needs two pictures or more: --matcher off")
     was_training = network.training
     network.eval()  # its batch statistics stay what they are
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if settings.go_on:
-            assert there is not None and spec.matcher is not None
-            place, matcher = MapPlace.of(spec.matcher), copy.deepcopy(there)
-        else:
+        if start is None:
             place = find_map(network, preprocessing.size)
-            matcher = matcher_for(place, spec)
+            start = place, matcher_for(place, spec)
+        place, matcher = start
         matcher.to(network.device)
         _train(matcher, network, images, spec, preprocessing, place, settings)
     network.train(was_training)

@@ -66,10 +66,8 @@ def refuse_unmatched(settings: Settings, spec: Spec, network: PreTrainedModel) -
     Raises:
         UsageError: says why.
     """
-    how = (joint_settings if settings.matcher == JOINT else matcher_settings)(
-        settings.matcher_options
-    )
-    if getattr(how, "go_on", False):
+    (joint_settings if settings.matcher == JOINT else matcher_settings)(settings.matcher_options)
+    if settings.matcher_options.get("go_on"):
         raise UsageError("matcher option go_on is of augself fit-matcher: a run's is a new one")
     asked = settings.matcher is not None or bool(settings.matcher_options)
     why = _impossible(spec, network, settings.size) if asked else None
