@@ -64,7 +64,7 @@ class Preprocessing:
         The same as `preprocess(decode(data), size)`, without a second copy of a large picture.
         """
         found = structure(data, Bounds(pixels=max_pixels))
-        with DECODED.lend(found.decoded_bytes):
+        with DECODED.lend(found.decoded_bytes), damage_named(max_pixels):
             least = 2 * self.size if self.decode == "fast" else None
             return _prepared(_decoded(found, max_pixels, least), found.orientation, self.size)
 
@@ -122,27 +122,55 @@ def decoded(
     ever. Arguments and errors are `decode`'s."""
     found = structure(data, Bounds(pixels=max_pixels))
     with DECODED.lend(found.decoded_bytes + 4 * found.width * found.height):
-        yield to_rgb(_decoded(found, max_pixels, least), found.orientation)
+        with damage_named(max_pixels):
+            image = to_rgb(_decoded(found, max_pixels, least), found.orientation)
+        yield image
 
 
-def _decoded(found: Structure, max_pixels: int, least: int | None) -> Image.Image:
-    """In Pillow's mode and as stored; a hidden color is one of alpha 0, or white already."""
+@contextmanager
+def damage_named(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """What Pillow raises of a damaged picture becomes an ImageError.
+
+    It checks much of a file only when it converts the picture, and some of it by assertions.
+
+    Raises:
+        UndecodableImage, TooManyPixels.
+    """
     try:
-        image = Image.open(io.BytesIO(found.data), formats=(found.format,))
-        check_pixels(image.size, max_pixels)
-        if least is not None:
-            image.draft(None, (least, least))  # only JPEGs have one
-        image.load()
-        return _hidden(image, found) if found.hidden else image
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError:
         raise UndecodableImage("the image cannot be decoded: damaged data") from None
     except Image.DecompressionBombError:
         raise TooManyPixels(f"the image has more than the {max_pixels} pixels allowed") from None
-    except (OSError, SyntaxError, ValueError, LookupError, struct.error, zlib.error) as error:
+    except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged data"
         raise UndecodableImage(f"the image cannot be decoded: {reason}") from error
+
+
+_DAMAGE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    struct.error,
+    zlib.error,
+)
+
+
+def _decoded(found: Structure, max_pixels: int, least: int | None) -> Image.Image:
+    """In Pillow's mode and as stored; a hidden color is one of alpha 0, or white already."""
+    image = Image.open(io.BytesIO(found.data), formats=(found.format,))
+    check_pixels(image.size, max_pixels)
+    if least is not None:
+        image.draft(None, (least, least))  # only JPEGs have one
+    image.load()
+    return _hidden(image, found) if found.hidden else image
 
 
 def _hidden(image: Image.Image, found: Structure) -> Image.Image:

@@ -100,7 +100,7 @@ def png(data: bytes, bounds: Bounds) -> Structure:
     kept: list[bytes | memoryview] = [data[:8]]
     texts: dict[bytes, tuple[bytes, int, int]] = {}
     at, kind, chunks, view = 8, b"", 0, memoryview(data)
-    exif, hidden, ended = b"", b"", False
+    exif, hidden, ended, palette = b"", b"", False, False
     while kind != b"IEND":
         length = int.from_bytes(data[at : at + 4], "big")
         before, kind, start, end = kind, data[at + 4 : at + 8], at + 8, at + 12 + length
@@ -123,6 +123,12 @@ def png(data: bytes, bounds: Bounds) -> Structure:
             hidden = data[start : end - 4]
             if length != (2 if color == 0 else 6):
                 raise cannot("a PNG's transparent color is damaged")
+        elif kind == b"tRNS" and color == 3 and length > 256 and not ended:
+            raise cannot("the PNG has more alphas than a palette has colors")
+        elif kind == b"PLTE":
+            palette |= length > 0
+        elif kind == b"IDAT" and color == 3 and not palette:
+            raise cannot("the PNG has no palette before its pixels")
         elif kind == b"eXIf":
             exif = data[start : end - 4]
         elif kind in _PNG_TEXTS:

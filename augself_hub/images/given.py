@@ -21,7 +21,7 @@ from PIL import Image
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.images.files import one_line, read_file
 from augself_hub.neighbours import unit
-from augself_hub.preprocess import Preprocessing, preprocess, to_rgb
+from augself_hub.preprocess import Preprocessing, damage_named, preprocess, to_rgb
 from augself_hub.progress import bar
 
 GivenImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
@@ -158,7 +158,7 @@ def prepared(image: GivenImage, preprocessing: Preprocessing) -> np.ndarray:
         return preprocessing.prepare(read_file(Path(image)))
     if isinstance(image, bytes):
         return preprocessing.prepare(image)
-    return preprocess(to_rgb(_opened(image)), preprocessing.size)
+    return preprocess(_rgb(image), preprocessing.size)
 
 
 def encoded(image: GivenImage) -> bytes:
@@ -171,11 +171,12 @@ def encoded(image: GivenImage) -> bytes:
     if isinstance(image, bytes):
         return image
     file = io.BytesIO()
-    to_rgb(_opened(image)).save(file, "PNG", compress_level=1)
+    _rgb(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
-def _opened(image: Any) -> Image.Image:
+def _rgb(image: Any) -> Image.Image:
+    """A PIL image or an array, upright. Raises as `encoded` does."""
     if isinstance(image, Image.Image):
         if 0 in image.size:
             raise UsageError("a PIL image of {} x {} pixels is no image".format(*image.size))
@@ -185,11 +186,12 @@ def _opened(image: Any) -> Image.Image:
             raise
         except Exception as error:  # closed, or whatever a format's reader raises
             raise ImageError(f"the PIL image cannot be read: {error}") from error
-        return image
+        with damage_named():
+            return to_rgb(image)
     given = type(image).__name__
     if isinstance(image, np.ndarray):
         colored = image.ndim == 3 and image.shape[2] in (3, 4)
         if image.dtype == np.uint8 and image.size and (image.ndim == 2 or colored):
-            return Image.fromarray(image)
+            return to_rgb(Image.fromarray(image))
         given = f"{image.dtype} array of shape {image.shape}"
     raise UsageError(f"{given} is no image: give {_KINDS}")

@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from handmade import chunk, photograph, png, saved
+from handmade import DAMAGED_PALETTES, chunk, photograph, png, saved
 from PIL import Image, ImageOps
 
 from augself_hub.errors import (
@@ -24,7 +24,7 @@ from augself_hub.errors import (
     UnsupportedImage,
 )
 from augself_hub.images.bounds import Bounds
-from augself_hub.preprocess import decode, load
+from augself_hub.preprocess import Preprocessing, decode, decoded, load
 
 PHOTOGRAPH = photograph(48, 64)
 PNG = saved(PHOTOGRAPH, "PNG")
@@ -137,6 +137,42 @@ def test_a_damaged_transparent_color_is_refused(length):
     data = png((1, 1), [b"\7"], chunk(b"tRNS", bytes(length)), color=0)
     with pytest.raises(UndecodableImage, match="transparent color"):
         decode(data)
+
+
+@pytest.mark.parametrize("data", DAMAGED_PALETTES.values(), ids=DAMAGED_PALETTES)
+def test_a_damaged_palette_is_refused(data):
+    refused(data, UndecodableImage, "palette")
+
+
+def test_a_palette_without_pixels_of_it_is_nobodys_business():
+    """A suggested palette of a PNG in true color may stand anywhere, or hold nothing."""
+    image = decode(png((1, 1), [bytes([1, 2, 3])], chunk(b"PLTE"), color=2))
+    assert image.getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_more_alphas_than_colors_are_read_up_to_256():
+    more = chunk(b"PLTE", bytes([9, 8, 7])), chunk(b"tRNS", bytes([255] * 256))
+    assert decode(png((1, 1), [bytes(1)], *more, color=3)).getpixel((0, 0)) == (9, 8, 7)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (1500, 1000)], ids=["whole", "in strips"])
+@pytest.mark.parametrize("error", [AssertionError(), TypeError("of\ntwo lines"), EOFError()])
+def test_what_pillow_raises_late_is_an_undecodable_image(monkeypatch, size, error):
+    """Whatever the structure's check lets pass, in both ways a picture is read."""
+
+    def convert(*given, **options):
+        raise error
+
+    data = saved(Image.new("L", size), "PNG")
+    monkeypatch.setattr(Image.Image, "convert", convert)
+    for read in (decode, Preprocessing(32, (0.5,) * 3, (0.5,) * 3).prepare):
+        with pytest.raises(UndecodableImage, match=r"be decoded: (damaged|of)"):
+            read(data)
+
+
+def test_what_is_done_with_a_decoded_picture_may_raise_as_it_likes():
+    with pytest.raises(ValueError, match="mine"), decoded(PNG):
+        raise ValueError("mine")
 
 
 def test_one_bit_is_black_and_white():
@@ -294,6 +330,38 @@ def test_flipped_bits_are_an_image_or_a_typed_error(data):
             damaged[at] ^= 1 << random.integers(8)
         with contextlib.suppress(ImageError):
             assert decode(bytes(damaged), max_pixels=1_000_000).mode == "RGB"
+
+
+def test_chunks_out_of_order_are_an_image_or_a_typed_error():
+    """With good checksums, so that what is in the chunks is read."""
+    random = np.random.default_rng(0)
+    quantized = PHOTOGRAPH.quantize(16)
+    seeds = [
+        PNG,
+        saved(quantized, "PNG"),
+        saved(quantized, "PNG", transparency=bytes([0, 128, 255])),
+        saved(PHOTOGRAPH.convert("L"), "PNG", transparency=5),
+        saved(PHOTOGRAPH.convert("1"), "PNG"),
+    ]
+    for _ in range(600):
+        data, chunks, at = seeds[random.integers(len(seeds))], [], 8
+        while at < len(data):
+            end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+            chunks.append((data[at + 4 : at + 8], data[at + 8 : end]))
+            at = end + 4
+        for _ in range(random.integers(1, 4)):
+            number = int(random.integers(1, len(chunks)))
+            kind, body = chunks.pop(number) if len(chunks) > 2 else chunks[number]
+            way, to = random.integers(4), int(random.integers(1, len(chunks) + 1))
+            if way == 1:
+                chunks.insert(to, (kind, body[: random.integers(len(body) + 1)]))
+            elif way == 2:
+                chunks.insert(to, (kind, (body * 40)[:3000]))
+            elif way == 3:
+                chunks.insert(to, ((b"PLTE", b"tRNS")[to % 2], random.bytes(to * 150)))
+        damaged = data[:8] + b"".join(chunk(*one) for one in chunks)
+        with contextlib.suppress(ImageError):
+            assert decode(damaged, max_pixels=1_000_000).mode == "RGB"
 
 
 OTHER_TYPES = {

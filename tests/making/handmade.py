@@ -50,3 +50,17 @@ def png(
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         [chunk(b"IHDR", header), *more, chunk(b"IDAT", data), chunk(b"IEND")]
     )
+
+
+DAMAGED_PALETTES = {
+    "a PNG without its palette": png((8, 6), [bytes(8)] * 6, color=3),
+    "a PNG with a palette of nothing": png((8, 6), [bytes(8)] * 6, chunk(b"PLTE"), color=3),
+    "a PNG with its palette behind the pixels": png((8, 6), [bytes(8)] * 6, color=3)[:-12]
+    + chunk(b"PLTE", bytes(6))
+    + chunk(b"IEND"),
+    "a PNG with more alphas than colors": png(
+        (8, 6), [bytes(8)] * 6, chunk(b"PLTE", bytes(6)), chunk(b"tRNS", bytes(257)), color=3
+    ),
+}
+"""Their chunks have good checksums. Pillow opens and loads them, and raises AssertionError or
+ValueError no earlier than in the conversion to RGB."""

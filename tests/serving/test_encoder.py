@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from handmade import DAMAGED_PALETTES
 from PIL import Image
 
 from augself_hub import Encoder
@@ -153,6 +154,19 @@ def test_broken_images_are_skipped_and_reported(encoder, pngs, tmp_path):
         encoder.features([3], on_error="skip")
     with pytest.raises(UsageError, match="on_error='ignore': give raise or skip"):
         encoder.features(pngs, on_error="ignore")
+
+
+@pytest.mark.parametrize("data", DAMAGED_PALETTES.values(), ids=DAMAGED_PALETTES)
+def test_a_damaged_palette_is_skipped_like_any_damage(encoder, pngs, data):
+    """Also of a picture that was opened by Pillow, which has seen nothing of it yet."""
+    with pytest.warns(Skipped, match="1 of 2 images cannot be read"):
+        encoder.features([data, pngs[0]], on_error="skip")
+    opened = Image.open(io.BytesIO(data))
+    try:
+        opened.convert("RGBA")
+    except (AssertionError, ValueError):
+        with pytest.warns(Skipped, match="1 of 2 images cannot be read"):
+            encoder.features([Image.open(io.BytesIO(data)), pngs[0]], on_error="skip")
 
 
 def test_a_list_of_nothing_but_broken_images(encoder):

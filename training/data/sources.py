@@ -31,7 +31,7 @@ from augself_hub.images.opening import STREAM
 from augself_hub.images.source import UNLABELED
 from augself_hub.images.structure import structure
 from augself_hub.images.words import USUAL
-from augself_hub.preprocess import decode, to_rgb
+from augself_hub.preprocess import damage_named, decode, to_rgb
 
 log = logging.getLogger(__name__)
 NO_INVENTORY = Inventory("", "list")
@@ -265,7 +265,8 @@ class _First:
     dataset: Any
 
     def __call__(self, index: int) -> Image.Image:
-        return to_rgb(self.dataset[index][0])
+        with damage_named():  # torchvision opens a file of ImageNet by itself
+            return to_rgb(self.dataset[index][0])
 
 
 def lines_of(path: Path) -> list[str]:

@@ -14,6 +14,7 @@ import polars
 import pyarrow as pa
 import pytest
 from datasets import load_dataset
+from handmade import DAMAGED_PALETTES
 from pyarrow import parquet
 
 from augself_hub import FeatureTable
@@ -198,6 +199,16 @@ def test_bad_files_are_named_and_counted(source, tmp_path, engine):
     assert [error["id"] for error in errors] == ["a/bad.jpg", "b/empty.png", "gone.png"]
     assert all(error["reason"] and str(source) not in error["reason"] for error in errors)
     assert len(FeatureTable.read(tmp_path / "out").ids) == 10
+
+
+def test_a_damaged_palette_is_an_error_and_no_end(source, tmp_path, engine):
+    for number, data in enumerate(DAMAGED_PALETTES.values()):
+        (source / f"b/palette-{number}.png").write_bytes(data)
+    counts = extract(source, tmp_path / "out", engine, shard_rows=4).counts
+    assert (counts.images, counts.rows, counts.errors) == (14, 10, 4)
+    lines = (tmp_path / "out/errors.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"b/palette-{n}.png" for n in range(4)]
+    assert all("palette" in json.loads(line)["reason"] for line in lines)
 
 
 def test_a_folder_of_something_else_is_left_alone(source, tmp_path, engine):

@@ -15,7 +15,7 @@ from functools import cache
 import httpx
 import numpy as np
 import pytest
-from handmade import chunk, png, saved
+from handmade import DAMAGED_PALETTES, chunk, png, saved
 from PIL import Image
 
 BAND = 100  # megabytes: any one of the bombs below would take more
@@ -102,6 +102,7 @@ UNDECODABLE: dict[str, Bytes] = {
     "bad CRC of the header": lambda: damaged(PNG, b"IHDR"),
     "bad CRC of the data": lambda: damaged(PNG, b"IDAT"),
     "no IEND": lambda: PNG[:-12],
+    **{name: lambda d=data: d for name, data in DAMAGED_PALETTES.items()},
     "thousands of scans": many_scans,
     "Exif bomb": lambda: bomb(b"zTXt", b"Raw profile type exif\0\0"),
     "XMP bomb": lambda: bomb(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0"),

@@ -13,6 +13,7 @@ import places
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Image
+from handmade import DAMAGED_PALETTES, chunk, png
 from PIL import Image as PillowImage
 from torchvision import datasets
 
@@ -123,6 +124,25 @@ def test_imagenet_in_its_official_layout(imagenet):
     images = open_images(f"imagenet:{imagenet}")
     assert list(images.classes) == ["n01", "n02", "n03"]
     assert list(images.labels) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("data", DAMAGED_PALETTES.values(), ids=DAMAGED_PALETTES)
+def test_the_next_image_stands_in_for_a_damaged_palette(folder, data):
+    (folder / "a/2.png").write_bytes(data)
+    read = ViewsDataset(open_images(str(folder)), Policy(size=8), 0).read((0, 1))
+    assert read.skipped == ["a/2.png"] and read.image.getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_a_damaged_image_of_imagenet_is_named_as_one(imagenet):
+    """torchvision opens it, not we: Pillow's own errors come."""
+    data = png((1, 1), [b"\0"], chunk(b"PLTE", bytes(3000)), color=3)
+    (imagenet / "train/n02/n02_0.JPEG").write_bytes(data)
+    images = open_images(f"imagenet:{imagenet}")
+    with pytest.raises(UndecodableImage, match="palette size"):
+        images.read(2)
+    (imagenet / "train/n02/n02_0.JPEG").write_bytes(b"")
+    with pytest.raises(UndecodableImage):
+        images.read(2)
 
 
 def test_a_class_list_makes_a_part_of_imagenet(imagenet):
