@@ -12,11 +12,13 @@ from __future__ import annotations
 import sys
 
 import torch
+from PIL import Image, ImageOps
 from torch.utils.data import random_split
 from torchvision.datasets import ImageFolder
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
+    BaseImageProcessor,
     EvalPrediction,
     Trainer,
     TrainingArguments,
@@ -26,7 +28,7 @@ from transformers import (
 def main(model: str, photos: str, output: str) -> None:
     torch.manual_seed(0)
     processor = AutoImageProcessor.from_pretrained(model)
-    images = ImageFolder(photos, lambda image: processor(image, return_tensors="pt").pixel_values)
+    images = photographs(photos, processor)
     network = AutoModelForImageClassification.from_pretrained(
         model, id2label=dict(enumerate(images.classes)), label2id=images.class_to_idx
     )
@@ -44,6 +46,18 @@ def main(model: str, photos: str, output: str) -> None:
     print(f"{len(test)} test images: {trainer.evaluate()['eval_accuracy']:.1%} right")
     trainer.save_model(output)
     processor.save_pretrained(output)
+
+
+def photographs(folder: str, processor: BaseImageProcessor) -> ImageFolder:
+    """Each as it is shown: a phone stores what its sensor saw, and ImageFolder shows that."""
+
+    def upright(path: str) -> Image.Image:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+
+    return ImageFolder(
+        folder, lambda image: processor(image, return_tensors="pt").pixel_values, loader=upright
+    )
 
 
 def collate(items: list[tuple[torch.Tensor, int]]) -> dict[str, torch.Tensor]:

@@ -3,8 +3,9 @@
     augself extract PHOTOS --output features
     python docs/examples/linear_probe.py features
 
-The sub-folders of PHOTOS are the classes; a quarter of the pictures is kept for the test. For the
-paper's protocol, which also chooses the strength of the regularisation: augself evaluate.
+The sub-folders of PHOTOS are the classes; a quarter of the pictures is kept for the test.
+Pictures of no class are left out. For the paper's protocol, which also chooses the strength of the
+regularisation: augself evaluate.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from augself_hub import FeatureTable
 
 def main(folder: str) -> None:
     table = FeatureTable.read(folder)
+    table = table[table.labels >= 0]
+    if not len(table):
+        sys.exit(f"no picture of {folder} has a label: sort them into a sub-folder for each class")
     x, test_x, y, test_y = train_test_split(
         table.features, table.labels, test_size=0.25, stratify=table.labels, random_state=0
     )

@@ -7,6 +7,8 @@ import importlib
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,29 @@ def test_a_proxy_configuration_is_balanced_and_leads_to_the_server(name):
     if name == "nginx.conf":
         lines = (line.strip() for line in text.splitlines())
         assert all(line == "" or line[-1] in ";{}" for line in lines)
+
+
+def test_every_way_to_run_has_a_place_for_the_token_of_a_private_model():
+    """Which need not be there; huggingface_hub reads the variable by itself."""
+    environment = compose()["services"]["augself"]["environment"]
+    assert environment["HF_TOKEN"] is None  # the shell's, where that has one
+    (token,) = [each for each in container()["env"] if each["name"] == "HF_TOKEN"]
+    assert token["valueFrom"]["secretKeyRef"]["optional"] is True
+    assert unit()["EnvironmentFile"].startswith("-")  # systemd: it may be missing
+    script = "from huggingface_hub import get_token; print(get_token())"
+    for given in ({"HF_TOKEN": "hf_read"}, {}):
+        done = subprocess.run(
+            [sys.executable, "-c", script], env={"HF_HOME": "/nowhere", **given},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stdout.strip() == given.get("HF_TOKEN", "None")
+
+
+def test_only_who_is_not_reached_from_outside_believes_everybody():
+    """compose.yaml's server takes from nginx, which has another address, whose a request is."""
+    service = compose()["services"]["augself"]
+    assert service["environment"]["FORWARDED_ALLOW_IPS"] == "*" and "ports" not in service
+    assert all("FORWARDED" not in each["name"] for each in container()["env"])
 
 
 def seconds(text: str, name: str) -> float:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
-from transformers import AutoModelForImageClassification
+from PIL import ExifTags, Image, ImageEnhance
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from augself_hub import AugSelfModel, hub
 from augself_hub.augmentations.spec import HEADS
+from augself_hub.preprocess import Preprocessing
+from augself_hub.preprocess import load as load_image
 from serving.extraction.pipeline import extract
 from serving.inference.engine import load
 
@@ -67,6 +70,21 @@ def test_a_linear_probe_tells_the_photographs_apart(run, gallery):
     assert len(rest) == 6
 
 
+def test_a_linear_probe_leaves_out_what_has_no_label(run, classes, tmp_path):
+    """A picture beside the class folders has label -1: no class, and not the last one's name."""
+    for name in ("dogs", "fig"):
+        shutil.copytree(classes / name, tmp_path / "some" / name)
+    shutil.copy(classes / "fig/0.png", tmp_path / "some/stray.png")
+    extract(tmp_path / "some", tmp_path / "table", load())
+    first, *rest = run("linear_probe", tmp_path / "table").splitlines()
+    assert first.startswith(f"{2 * TILES // 4} test images")
+    assert [line.split()[0] for line in rest] == ["dogs", "fig"]
+    shutil.copytree(classes / "fig", tmp_path / "none")
+    extract(tmp_path / "none", tmp_path / "unlabelled", load())
+    with pytest.raises(SystemExit, match="has a label: sort them"):
+        run("linear_probe", tmp_path / "unlabelled")
+
+
 def test_retrieval_finds_each_tile_in_its_own_gallery(run, gallery):
     lines = run("retrieval", gallery, gallery, 2).splitlines()
     queries = [line for line in lines if not line.startswith(" ")]
@@ -102,6 +120,21 @@ def test_colour_search_finds_the_same_colours_or_those_asked_for(run, photograph
             own = [f for f in found if f.startswith(name)]
             right += own[0] == f"{name}-{first}.png"
         assert right >= 5
+
+
+def test_fine_tuning_sees_a_photograph_of_a_phone_upright(photographs, tmp_path):
+    """As this package does: by the stock processor, what it makes of the same file."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # shown a quarter turn clockwise
+    (tmp_path / "class").mkdir()
+    Image.open(photographs[0]).save(tmp_path / "class/phone.jpg", exif=exif)
+    program = runpy.run_path(str(EXAMPLES / "finetune.py"))
+    processor = AutoImageProcessor.from_pretrained(hub.EMBEDDED)
+    ((seen, _),) = program["photographs"](str(tmp_path), processor)
+    ours = load_image(tmp_path / "class/phone.jpg", Preprocessing.from_folder(hub.EMBEDDED).size)
+    mean, std = (np.array(v) for v in (processor.image_mean, processor.image_std))
+    off = np.abs(seen[0].permute(1, 2, 0).numpy() * std + mean - ours / 255)
+    assert off.mean() < 0.01
 
 
 @pytest.mark.slow

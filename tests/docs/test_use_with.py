@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from javascript import node_modules
-from PIL import Image
+from PIL import ExifTags, Image
 
 from augself_hub import Encoder, export
 from augself_hub.card import render
+from augself_hub.hub import EMBEDDED
 from augself_hub.preprocess import Preprocessing, load
 
 PAGE = Path(__file__).parents[2] / "docs/use-with.md"
@@ -64,6 +65,37 @@ def test_a_block_runs(name, place, photo_folder):
         assert len(rows) == len(names) == 40 and first in names
     else:
         assert "even" in said and "20" in said
+
+
+def test_the_probe_learns_no_class_of_an_image_without_one(place, photo_folder, tmp_path):
+    for kind in ("even", "odd"):
+        shutil.copytree(photo_folder / kind, tmp_path / "PHOTOS" / kind)
+    shutil.copy(place / "query.jpg", tmp_path / "PHOTOS/stray.jpg")
+    shutil.copy(place / "query.jpg", tmp_path)
+    block = f"{BLOCKS['scikit-learn']}\nprint((table.labels == -1).sum(), probe.classes_)"
+    assert printed(block, tmp_path).splitlines()[1:] == ["1 [0 1]"]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("sentence-transformers", "vector = features"),
+        ("TensorBoard's projector", "vector = Encoder().features([pictures[0].convert('RGB')])"),
+    ],
+)
+def test_a_photograph_of_a_phone_is_upright(name, more, tmp_path, photographs):
+    """Of Exif orientation 6; features of it lying on its side have a cosine of 0.85 with ours."""
+    for package in re.findall(r"^(?:import|from) (\w+)", BLOCKS[name], re.M):
+        pytest.importorskip(package)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "PHOTOS").mkdir()
+    for path in (tmp_path / "query.jpg", tmp_path / "PHOTOS/phone.jpg"):
+        Image.open(photographs[1]).save(path, exif=exif, quality=95)
+    (tmp_path / "MODEL").symlink_to(EMBEDDED)
+    cosine = "a, b = vector[0], query[0]\nprint(a @ b / ((a @ a) * (b @ b)) ** 0.5)"
+    said = printed(f"{BLOCKS[name]}\n{more}\n{cosine}", tmp_path)
+    assert float(said.splitlines()[-1]) > 0.999
 
 
 def test_the_block_of_transformers_js_runs(place, tiny_model):

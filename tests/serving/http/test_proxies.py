@@ -1,17 +1,21 @@
 """docs/deploy's nginx.conf and Caddyfile in the real nginx and Caddy, before a real server.
 
-Only addresses and folders are others. With a prefix they are changed as docs/deploy/README.md says.
+Only addresses and folders are others. With a prefix, and of several servers, they are changed as
+docs/deploy/README.md says.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -39,14 +43,17 @@ def changed(text: str, *changes: tuple[str, str]) -> str:
     return text
 
 
-def nginx(folder: Path, port: int, server: int, way: str) -> tuple[list[str], str]:
+def nginx(folder: Path, port: int, servers: list[int], way: str) -> tuple[list[str], str]:
     """The command, and the configuration it reads."""
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     temporary = "".join(f"    {kind}_temp_path {folder}/{kind};\n" for kind in kinds)
     text = changed(
         (DEPLOY / "nginx.conf").read_text(),
         ("http {\n", f"http {{\n{temporary}    access_log off;\n"),
-        ("server augself:7860;", f"server 127.0.0.1:{server};"),
+        (
+            "server augself:7860 max_fails=0;",
+            "".join(f"server 127.0.0.1:{server} max_fails=0;" for server in servers),
+        ),
         ("listen 80;", f"listen 127.0.0.1:{port};"),
         ("location / {", "location / {" if way == "root" else f"location {PREFIX}/ {{"),
         ("proxy_pass http://augself;", f"proxy_pass http://augself{'/' * (way == 'taken off')};"),
@@ -57,8 +64,10 @@ def nginx(folder: Path, port: int, server: int, way: str) -> tuple[list[str], st
     return ["nginx", "-p", str(folder), "-c", str(folder / "configuration"), "-g", alone], text
 
 
-def caddy(folder: Path, port: int, server: int, way: str) -> tuple[list[str], str]:
-    there = f"127.0.0.1:{server} {{"
+def caddy(folder: Path, port: int, servers: list[int], way: str) -> tuple[list[str], str]:
+    there = f"{' '.join(f'127.0.0.1:{server}' for server in servers)} {{"
+    if len(servers) > 1:
+        there += "\n\t\thealth_uri /health/ready\n\t\thealth_interval 2s"
     forms = {
         "root": f"reverse_proxy {there}",
         "handed on": f"reverse_proxy {PREFIX}/* {there}",
@@ -68,22 +77,22 @@ def caddy(folder: Path, port: int, server: int, way: str) -> tuple[list[str], st
         (DEPLOY / "Caddyfile").read_text(),
         ("{\n\tservers {", "{\n\tadmin off\n\tservers {"),
         ("images.example.org {", f"http://127.0.0.1:{port} {{"),
-        ("reverse_proxy 127.0.0.1:7860 {", forms[way]),
+        ("\treverse_proxy 127.0.0.1:7860 {", f"\t{forms[way]}"),
     )
     command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(folder / "configuration")]
     return command, text
 
 
 @pytest.fixture(scope="module")
-def behind(tmp_path_factory) -> Iterator[Callable[[str, int, str], str]]:
-    """A proxy in front of the server on a port -> its address."""
+def behind(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """A proxy in front of the servers on these ports -> its address."""
     running: list[subprocess.Popen] = []
 
-    def start(name: str, server: int, way: str) -> str:
+    def start(name: str, way: str, *servers: int) -> str:
         if shutil.which(name) is None:
             pytest.skip(f"{name} is not installed: apt-get install {name}")
         folder, port = tmp_path_factory.mktemp(name), free_port()
-        command, text = {"nginx": nginx, "caddy": caddy}[name](folder, port, server, way)
+        command, text = {"nginx": nginx, "caddy": caddy}[name](folder, port, [*servers], way)
         (folder / "configuration").write_text(text)
         home = {"HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
         with (folder / "log").open("w") as log:
@@ -118,7 +127,7 @@ def site(request, behind, servers) -> Iterator[httpx.Client]:
     """Clients of a proxy, relative to where the server is on it."""
     name, way = request.param
     server = servers["" if way == "root" else PREFIX]
-    with httpx.Client(base_url=behind(name, server, way), timeout=60) as client:
+    with httpx.Client(base_url=behind(name, way, server), timeout=60) as client:
         yield client
 
 
@@ -180,3 +189,72 @@ def test_pages_and_what_they_load_are_below_the_prefix(site):
 def test_metrics_are_closed_and_health_is_open(site):
     assert site.get("/metrics").status_code == 403
     assert site.get("/health/ready").status_code == 200
+
+
+@pytest.fixture(scope="module")
+def busy() -> Iterator[int]:
+    """The port of a server that reads every request and answers 503, as one does while it loads."""
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def statuses(address: str, image: bytes) -> set[int]:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        sent = [client.post("/v1/embeddings", files={"image": image}) for _ in range(8)]
+    return {answer.status_code for answer in sent}
+
+
+def test_nginx_asks_the_other_where_one_has_ended(behind, servers, pixels, encoded):
+    address = behind("nginx", "root", free_port(), servers[""])
+    assert statuses(address, encoded(pixels(1))) == {200}
+
+
+def test_nginx_asks_the_other_where_one_is_not_ready_and_passes_it_on_where_none_is(
+    behind, servers, busy, pixels, encoded
+):
+    """Its own 502 would be no reason for a client to ask again."""
+    image = encoded(pixels(1))
+    assert statuses(behind("nginx", "root", busy, servers[""]), image) == {200}
+    assert statuses(behind("nginx", "root", busy, busy), image) == {503}
+
+
+def test_caddy_leaves_out_those_that_have_ended_or_are_not_ready(
+    behind, servers, busy, pixels, encoded
+):
+    """Only it makes the checks: until the first of them its clients get 502."""
+    address = behind("caddy", "root", free_port(), busy, servers[""])
+    until = time.monotonic() + 30
+    while (found := statuses(address, encoded(pixels(1)))) != {200}:
+        assert time.monotonic() < until, found
+    assert statuses(address, encoded(pixels(1))) == {200}
+
+
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_whose_a_request_is_the_proxy_says_and_not_the_client(
+    name, behind, tiny_model, server_process, tmp_path, pixels, encoded
+):
+    """As in compose.yaml, where the server believes whatever reaches it."""
+    log = tmp_path / "log"
+    server = server_process(
+        "--model", str(tiny_model), "--access-log", str(log), FORWARDED_ALLOW_IPS="*"
+    )
+    address = behind(name, "root", server.port)
+    files, forged = {"image": encoded(pixels(1))}, {"X-Forwarded-For": "192.0.2.7"}
+    answer = httpx.post(f"{address}/v1/embeddings", files=files, headers=forged, timeout=60)
+    assert answer.status_code == 200 and server.stop() == 0
+    (line,) = [json.loads(line) for line in log.read_text().splitlines() if "embeddings" in line]
+    assert line["client"] == "127.0.0.1"
