@@ -156,4 +156,4 @@ def mounted(
     app = gr.mount_gradio_app(outer, page, path="/", root_path=root_path, **looks(limits))
     # Only launch() says so, and Gradio's own checks of what a path may name are off until then.
     page.has_launched = True
-    return Routes(app, page, files, limits.items)
+    return Routes(app, page, files, limits)

@@ -34,6 +34,7 @@ from serving.demo.your_pictures import too_many
 from serving.http.access_log import note
 from serving.http.paths import inner_path
 from serving.http.problems import Problem
+from serving.limits import Limits
 
 API = "/gradio_api"
 # What Gradio answers by itself, whatever is asked: the page, its code and its description.
@@ -90,13 +91,13 @@ class Routes:
 
     Args:
         app: where Gradio's page is mounted.
-        page: the page. items: files that a call may name: Gradio resolves each several times, and
-            nobody is answered meanwhile.
+        page: the page. limits: `items` are files that a call may name, as Gradio resolves each
+            several times, and nobody is answered meanwhile.
     """
 
-    def __init__(self, app: FastAPI, page: gr.Blocks, files: Files, items: int) -> None:
-        self._app, self._page, self._files, self._items = app, page, files, items
-        self._sessions = Sessions(page, files)
+    def __init__(self, app: FastAPI, page: gr.Blocks, files: Files, limits: Limits) -> None:
+        self._app, self._page, self._files, self._items = app, page, files, limits.items
+        self._sessions = Sessions(page, files, limits.connections)
         self._turn = asyncio.Lock()
 
     @contextlib.asynccontextmanager
@@ -133,13 +134,14 @@ class Routes:
                 return self._file(path.removeprefix(f"{API}/file="))
         if method == "GET" and path == f"{API}/queue/data":
             given = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [""])
-            session = self._known(given[0])
-            during = self._sessions.connected(session, page=False)
-            return self._gradio(urlencode({"session_hash": session}), during=during)
+            session = given[0]
+            if session not in self._sessions:
+                raise Problem(404, "not_found", "no such session, or it is over")
+            return self._stream(session, page=False, query=urlencode({"session_hash": session}))
         if method == "GET" and path.startswith(f"{API}/heartbeat/"):
             session = path.removeprefix(f"{API}/heartbeat/")
             if _SESSION.fullmatch(session):
-                return self._gradio(during=self._sessions.connected(session, page=True))
+                return self._stream(session, page=True)
         if method == "GET" and path == f"{API}/upload_progress":
             # How far one is, is not told: the page shows that it is running until it is there.
             return PlainTextResponse('data: {"msg": "done"}\n\n', media_type="text/event-stream")
@@ -166,6 +168,12 @@ class Routes:
                 await self._app(scope, receive if body is None else _given(body, receive), send)
 
         return answer
+
+    def _stream(self, session: str, page: bool, query: str = "") -> ASGIApp:
+        """An answer that goes on, as `Sessions.connected` has it."""
+        if not self._sessions.may_stream(session):
+            raise Problem(503, "busy", "there are as many open pages as there may be: try again")
+        return self._gradio(query, during=self._sessions.connected(session, page))
 
     def _in_turn(self, page: ASGIApp) -> ASGIApp:
         """A page is made in one step of 20 ms, and many at once in as many steps, one after the
@@ -255,11 +263,6 @@ class Routes:
             raise Problem(400, "no_such_upload", _GONE)
         name = Path(value.path).name
         return {"path": value.path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-
-    def _known(self, session: str) -> str:
-        if session not in self._sessions:
-            raise Problem(404, "not_found", "no such session, or it is over")
-        return session
 
     async def _sweep(self) -> None:
         while True:

@@ -16,6 +16,8 @@ import gradio as gr
 from serving.demo.files import SECONDS, Files
 
 MOST = 128  # sessions at once
+MOST_STREAMS = 2 * MOST  # of all sessions: a page has one, and one more while it asks something
+STREAMS = 4  # of one session: of a page that was loaded again, those before may not have ended yet
 _GRACE = 30.0  # seconds without a connection after which a page that was open is gone
 
 
@@ -24,12 +26,14 @@ class Sessions:
 
     Args:
         page: mounted already.
+        connections: how many the server may have; half of them may be streams.
 
     Raises:
         AttributeError: this version of Gradio keeps its sessions in another way.
     """
 
-    def __init__(self, page: gr.Blocks, files: Files) -> None:
+    def __init__(self, page: gr.Blocks, files: Files, connections: int) -> None:
+        self._most_streams = min(MOST_STREAMS, max(1, connections // 2))
         self._files, self._queue = files, page._queue
         self._kept: tuple[MutableMapping[str, Any], ...] = (
             page.state_holder.session_data,
@@ -59,6 +63,11 @@ class Sessions:
         if gone is not None:
             await self._end(gone)
         return True
+
+    def may_stream(self, session: str) -> bool:
+        """Whether one more stream may be opened. They have no end, and nothing else counts them."""
+        fits = sum(self._streams.values()) < self._most_streams
+        return fits and self._streams[session] < STREAMS
 
     @contextmanager
     def connected(self, session: str, page: bool) -> Iterator[None]:

@@ -3,7 +3,8 @@
     accepted ──> waits for a request's head ──> is answered ──> waits for the next, or closes
                    │ longer than header_seconds: 408, closed       │ takes nothing of its answer
                    │ too many connections: the one that waited      │ for answer_seconds: closed
-                   └ longest makes room                             └
+                   │ longest makes room, and where none waits,      │
+                   └ the oldest whose answer has begun              └
 
 uvicorn's protocol on h11, and what it leaves open: it waits for a head for ever, drops its time
 limit at the first byte, keeps a connection whose client reads nothing, and has no limit on
@@ -70,15 +71,19 @@ class ConnectionLimits:
     def enter(self, connection: Connection) -> None:
         """One more: where there are too many, the one that has waited longest goes.
 
-        The new one itself is refused where every other has a request that is being answered.
+        Where none waits, the oldest does that is sent its answer: a stream of the demo, which has
+        no end, or a client that reads as slowly as it may. Otherwise a stranger would hold all of
+        them for ever. The new one itself is refused where every other has a request that is being
+        read or computed; `Limits.max_concurrent_requests` of them are.
         """
         if len(self._connections) <= self.limit:
             return
         self._metrics.dropped_connections.inc()
         logger.warning("too many connections: those that wait longest are closed")
-        waiting = [each for each in self._connections if each.waits and each is not connection]
-        if waiting:
-            oldest = min(waiting, key=lambda each: each.since)
+        others = [each for each in self._connections if each is not connection]
+        spare = [each for each in others if each.waits] or [each for each in others if each.sends]
+        if spare:
+            oldest = min(spare, key=lambda each: each.since)
             self._connections.discard(oldest)  # its end comes later than the next connection
             oldest.transport.abort()
         elif not connection.speaks:
@@ -117,6 +122,12 @@ class Connection(H11Protocol):
     def waits(self) -> bool:
         """No request of it is being answered."""
         return self._over or self.cycle is None or self.cycle.response_complete
+
+    @property
+    def sends(self) -> bool:
+        """An answer of it has begun and does not end, or its client takes nothing."""
+        begun = self.cycle is not None and self.cycle.response_started
+        return begun or self._blocked is not None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import stat
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -215,6 +218,37 @@ def test_the_folder_is_private_and_gone_afterwards(launch, tiny_model, tmp_path,
     finally:
         assert app.stop() == 0
     assert list((tmp_path / "made").iterdir()) == []
+
+
+def streams(app: Any, stack: contextlib.ExitStack, sessions: list[str]) -> list[int]:
+    """A heartbeat of each of these sessions, which stays open: their statuses."""
+    found = []
+    for session in sessions:
+        client = stack.enter_context(httpx.Client(base_url=app.url, timeout=20))
+        url = f"/gradio_api/heartbeat/{session}"
+        found.append(stack.enter_context(client.stream("GET", url)).status_code)
+    return found
+
+
+def test_streams_of_one_visitor_or_of_many_leave_places_for_all_others(launch, tiny_model):
+    """A heartbeat has no end, and any name of a session opens one."""
+    app = launch("--model", str(tiny_model), "--limit", "connections=30")
+    try:
+        with contextlib.ExitStack() as stack:
+            assert streams(app, stack, ["mine"] * 6) == [200] * 4 + [503] * 2
+            many = streams(app, stack, [f"s{number}" for number in range(40)])
+            assert many == [200] * 11 + [503] * 29
+            for path in ("/health/live", "/v1/models", "/"):
+                assert httpx.get(f"{app.url}{path}").status_code == 200
+        until = time.monotonic() + 20  # those that are closed make room
+        while time.monotonic() < until:
+            with contextlib.ExitStack() as stack:
+                if streams(app, stack, ["another"]) == [200]:
+                    return
+            time.sleep(0.2)
+        raise AssertionError("no stream may be opened any more")
+    finally:
+        assert app.stop() == 0
 
 
 def test_uploads_beyond_the_folder_s_room_push_the_oldest_out(launch, tiny_model, tmp_path,

@@ -171,6 +171,24 @@ def test_a_client_that_takes_nothing_of_its_answers_is_closed(hasty):
     raise AssertionError("the connection was kept")
 
 
+def test_clients_that_read_slowly_do_not_hold_every_connection(start_server):
+    """Answers that have begun, more of them than connections: the oldest makes room.
+
+    It is the mend of endless streams, too, where the demo has any.
+    """
+    server = start_server("--limit", "connections=4")
+    requests = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 400
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            slow = stack.enter_context(socket.socket())
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            slow.connect(("127.0.0.1", server.port))
+            slow.sendall(requests)
+        time.sleep(3)
+        for _ in range(5):
+            assert httpx.get(f"{server.url}/health/live", timeout=5).status_code == 200
+
+
 # -- What HTTP leaves open -------------------------------------------------------------------------
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
