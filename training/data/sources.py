@@ -47,6 +47,8 @@ class Images:
         classes: label names.
         read: position -> RGB image, upright. Raises ImageError or OSError for a damaged one.
         keys: N 64-bit numbers that views are keyed by; None: the positions.
+        groups: N numbers, equal for images of one origin (tiles of a photograph, frames of a film);
+            None: each is its own.
         damaged: names of the shards whose rest cannot be read, of so many shards.
         inventory: of their source. advice: what would give it labels.
     """
@@ -60,6 +62,7 @@ class Images:
     shards: int = 1
     inventory: Inventory = NO_INVENTORY
     advice: str = "sort the images into class sub-folders"
+    groups: Sequence[int] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,6 +106,7 @@ class Images:
             labels=array("i", (self.labels[i] for i in positions)),
             read=_Chosen(self.read, array("q", positions)),
             keys=None if self.keys is None else [self.keys[i] for i in positions],
+            groups=None if self.groups is None else [self.groups[i] for i in positions],
         )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,8 +32,9 @@ from augself_hub.modeling.maps import MapPlace, features_and_map, find_map
 from augself_hub.modeling.matcher import Match, Matcher, MatcherShape, gaussian_loss
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
+from training.data.drawing import drawn_keys
 from training.methods.calibration import covering
-from training.methods.pairs import EncodedViews, Pairs, encoded
+from training.methods.pairs import EncodedViews, Pairs, affordable, encoded
 
 log = logging.getLogger(__name__)
 BLANKS = 16  # pictures of one colour
@@ -54,7 +55,8 @@ class MatcherSettings:
         rate: largest learning rate of a one-cycle schedule (AdamW).
         decay: weight decay.
         memory: bytes of maps that are kept at once.
-        spared: pairs of pictures not trained on, which say how far errors reach.
+        spared: pairs of pictures not trained on, which say how far errors reach; fewer where their
+            maps would take more than `memory`.
         bf16: take products in bfloat16; only where the processor has instructions for it.
         go_on: start from the matcher the model has, with the maps it takes; its errors are
             calibrated anew. A third of the rate does for one that has learned.
@@ -116,7 +118,13 @@ def fit_matcher(
             start = place, matcher_for(place, spec)
         place, matcher = start
         matcher.to(network.device)
-        _train(matcher, network, images, spec, preprocessing, place, settings)
+        spared = range(0, len(images), KEPT_OUT) if len(images) >= KEPT_OUT else range(0)
+        _train(matcher, network, images, spec, preprocessing, place, settings, spared)
+        if spared:
+            pairs = min(settings.spared, affordable(settings.memory, place))
+            drawn = drawn_keys(len(spared), pairs, seed)
+            keys = [(epoch, spared[i]) for epoch, i in drawn]
+            calibrate(matcher, encoded(network, images, spec, preprocessing, place, keys), spec)
     network.train(was_training)
     return matcher.eval(), place
 
@@ -136,11 +144,12 @@ def _train(
     preprocessing: Preprocessing,
     place: MapPlace,
     settings: MatcherSettings,
+    spared: Sequence[int],
 ) -> None:
-    spared = range(0, len(images), KEPT_OUT) if len(images) >= KEPT_OUT else range(0)
+    """spared: pictures it must not learn from."""
     # In any order but theirs: the first pictures of a folder may all be of one class.
     used = [i for i in torch.randperm(len(images)).tolist() if i not in spared]
-    kept = min(settings.pairs, settings.memory // (4 * place.channels * place.cells**2))
+    kept = min(settings.pairs, affordable(settings.memory, place))
     together = min(len(used), max(2, 2 * kept // settings.views))  # pictures of a round
     each = max(1, kept // together)  # pairs of a picture
     rounds = max(1, round(settings.pairs / (together * each)))
@@ -172,10 +181,7 @@ def _train(
                     "matcher: step %d of %d, loss %.3f, %.0f s",
                     done, steps, loss.item(), said - began,
                 )  # fmt: skip
-    if spared:
-        each = max(1, settings.spared // len(spared))
-        keys = [(e, index) for index in spared for e in range(each)]
-        calibrate(matcher, encoded(network, images, spec, preprocessing, place, keys), spec)
+        del views  # before the next ones are encoded: memory is for those of one round
 
 
 @torch.no_grad()

@@ -70,6 +70,11 @@ class EncodedViews:
         return Pairs(a, b, wa, wb, self.picture[pairs[:, 0]].to(device))
 
 
+def affordable(memory: int, place: MapPlace) -> int:
+    """Pairs whose maps are kept in so many bytes, in half precision; one at least."""
+    return max(1, memory // (4 * place.channels * place.cells**2))
+
+
 @torch.no_grad()
 def encoded(
     network: PreTrainedModel,

@@ -28,6 +28,7 @@ from augself_hub.augmentations.spec import LOG_VARIANCE, Spec
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
 from augself_hub.modeling.uncertainty import Uncertainty
 from training.data.batches import ViewsDataset
+from training.data.drawing import drawn_keys
 from training.methods.calibration import covering
 from training.methods.matcher import KEPT_OUT
 from training.methods.pairs import EncodedViews, encoded
@@ -38,7 +39,7 @@ EACH, MOST_EACH = 4, 20  # pairs of a picture, where there are enough pictures; 
 PASSES = 12  # how often each view is used, every time in another pair
 BATCH = 256  # pairs of a step
 RATE, DECAY = 2e-3, 0.02  # of AdamW; the largest rate of a one-cycle schedule
-CALIBRATED = 2000  # pairs
+CALIBRATED = 2000  # pairs, of fewer pictures at most MOST_EACH of each
 
 
 def fit_uncertainty(
@@ -66,7 +67,15 @@ def fit_uncertainty(
         torch.manual_seed(seed)
         heads = AugSelfHeads(spec).to(model.encoder.device)
         heads.update({kind: model.heads[kind] for kind in spec.heads})
-        _train(heads, model, images, calibrated_on, pairs)
+        spared = range(0)
+        if calibrated_on is None and len(images) >= KEPT_OUT:
+            calibrated_on, spared = images, range(0, len(images), KEPT_OUT)
+        _train(heads, model, images, pairs, spared)
+        if calibrated_on is not None:
+            pictures = spared or range(len(calibrated_on))
+            drawn = drawn_keys(len(pictures), min(CALIBRATED, MOST_EACH * len(pictures)), seed)
+            keys = [(epoch, pictures[i]) for epoch, i in drawn]
+            calibrate(heads, _features(model, calibrated_on, keys), spec)
     for part, mode in modes.items():
         part.train(mode)
     return AugSelfModel(model.encoder, heads, spec, model.preprocessing, model.matcher)
@@ -76,22 +85,16 @@ def _train(
     heads: AugSelfHeads,
     model: AugSelfModel,
     images: ViewsDataset,
-    calibrated_on: ViewsDataset | None,
     pairs: int,
+    spared: Sequence[int],
 ) -> None:
+    """spared: pictures the network must not learn from."""
     spec = model.spec
-    spared = range(0)
-    if calibrated_on is None and len(images) >= KEPT_OUT:
-        calibrated_on, spared = images, range(0, len(images), KEPT_OUT)
     # In any order but theirs: the first pictures of a folder may all be of one class.
     used = [i for i in torch.randperm(len(images)).tolist() if i not in spared]
-
-    def views_of(images: ViewsDataset, pictures: Sequence[int], pairs: int) -> EncodedViews:
-        each = min(max(1, pairs // len(pictures)), MOST_EACH)
-        keys = [(epoch, index) for index in pictures for epoch in range(each)]
-        return encoded(model.encoder, images, spec, model.preprocessing, None, keys)
-
-    views = views_of(images, used[: max(2, pairs // EACH)], pairs)
+    pictures = used[: max(2, pairs // EACH)]
+    each = min(max(1, pairs // len(pictures)), MOST_EACH)
+    views = _features(model, images, [(e, index) for index in pictures for e in range(each)])
     batches = max(1, len(views) // 2 // BATCH)
     network = heads[LOG_VARIANCE]
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
@@ -108,9 +111,12 @@ def _train(
             optimizer.step()
             schedule.step()
     network.eval()
-    if calibrated_on is not None:
-        pictures = spared or range(len(calibrated_on))
-        calibrate(heads, views_of(calibrated_on, pictures, CALIBRATED), spec)
+
+
+def _features(
+    model: AugSelfModel, images: ViewsDataset, keys: Sequence[tuple[int, int]]
+) -> EncodedViews:
+    return encoded(model.encoder, images, model.spec, model.preprocessing, None, keys)
 
 
 @torch.no_grad()

@@ -22,13 +22,13 @@ from augself_hub.augmentations.spec import Head, Match, MatchCalibration, Spec
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.views import finish_views
 from training.data.batches import ViewsDataset, collate
+from training.data.drawing import drawn_keys, halves, kin, strangers
 
 TASK = "held-out pairs"
 PAIRS = 2000
 VISIBLE = 0.1  # a log brightness ratio beyond which its sign should be right
 LEAST_SKILL = 0.05  # R^2 of 0.05 is an error 2.5% below guessing's: nobody is helped by less
 FEWEST = 20  # images without which nothing is said about noise
-FEWEST_TO_CALIBRATE = 40
 RESAMPLES = 1000
 FALSE_ALARM_RATE = 0.05  # share of the pairs of one picture that may be taken for two
 
@@ -41,7 +41,8 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
 
     Args:
         model: in evaluation mode.
-        images: held-out images; each is used for several pairs, keyed by epoch.
+        images: held-out images, in an order that their seed draws; each is used for several pairs,
+            keyed by epoch.
         pairs: how many pairs in all.
 
     Returns:
@@ -54,7 +55,8 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
     if not len(images) or not pairs or not model.spec.heads:
         return []
     parts, sides_a, sides_b = [], [], []
-    for views, a, b in drawn_views(model, images, pairs):
+    keys = drawn_keys(len(images), pairs, images.seed)
+    for views, a, b in drawn_views(model, images, keys):
         parts.append(model(views).features.chunk(2))
         sides_a.append(a)
         sides_b.append(b)
@@ -62,42 +64,42 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
     wa, wb = joined(sides_a), joined(sides_b)
     (ya, yb), heads = y, model.heads
     said = prediction_of(model.spec, (heads(ya, yb), heads(yb, ya)))
-    image = torch.arange(pairs) % len(images)
-    fresh = torch.isin(image, torch.tensor(halves(len(images))[1]))[:, None]
+    image = torch.tensor([index for _, index in keys])
+    origin = origins(images)[image]
+    fresh = torch.isin(image, torch.tensor(halves(images.images)[1]))[:, None]
     results: list[Result] = []
     for kind, head in model.spec.heads.items():
         target, mask = targets(kind, wa, wb, model.spec.policy, model.spec.convention)
         value, target = said.values[kind].cpu().double(), target.double()
-        results += scores(kind, head, value, target, mask, image)
+        results += scores(kind, head, value, target, mask, origin)
         if kind in said.errors:
             error = said.errors[kind].cpu().double()
             results += coverage(kind, head, value - target, error, mask & fresh)
     if len(images) >= FEWEST:
         gray = wa["gray"].bool(), wb["gray"].bool()
-        results += _match(ya.double().cpu(), yb.double().cpu(), gray, image)
+        random = torch.Generator().manual_seed(images.seed)
+        two = strangers(torch.from_numpy(kin(images.images))[image], random)
+        results += _match(ya.double().cpu(), yb.double().cpu(), gray, two)
     return results
 
 
-def halves(held_out: int) -> tuple[range, range]:
-    """Of so many held-out images, those by which stated errors are calibrated, and those on which
-    their coverage is measured; of few images none, and all.
-    """
-    if held_out < FEWEST_TO_CALIBRATE:
-        return range(0), range(held_out)
-    return range(0, held_out, 2), range(1, held_out, 2)
+def origins(images: ViewsDataset) -> Tensor:
+    """(N,) numbers, equal for images that are known to be of one origin."""
+    groups = images.images.groups
+    return torch.arange(len(images)) if groups is None else torch.tensor(groups)
 
 
 def drawn_views(
-    model: AugSelfModel, images: ViewsDataset, pairs: int, most: int = 100
+    model: AugSelfModel, images: ViewsDataset, keys: Sequence[tuple[int, int]], most: int = 100
 ) -> Iterator[tuple[Tensor, Parameters, Parameters]]:
     """Views (2n, 3, S, S) of both sides and their parameters, at most so many pairs at a time.
 
-    Pair i is of image i modulo their number.
+    Args:
+        keys: (epoch, index) of each pair.
     """
-    keys = [(i // len(images), i % len(images)) for i in range(pairs)]
     device = next(model.parameters()).device
     mean, std = model.preprocessing.mean, model.preprocessing.std
-    for start in range(0, pairs, most):
+    for start in range(0, len(keys), most):
         batch = collate([images[key] for key in keys[start : start + most]])
         both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]).to(device) for n in batch["w1"]}
         views = finish_views(batch["crops"].to(device), both, images.policy, mean, std)
@@ -119,7 +121,7 @@ def scores(
     """A record for each dimension: (N, outputs) predictions against (N, n) targets and mask.
 
     Args:
-        image: (N,) which image each pair is of; None: each of its own.
+        image: (N,) which image, or group of images, each pair is of; None: each of its own.
     """
     image = torch.arange(len(target)) if image is None else image
     if head.type == "regression":
@@ -217,20 +219,22 @@ def _interval(values: Tensor, skill: Tensor) -> dict[str, Any]:
     }
 
 
-def _match(ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], image: Tensor) -> list[Result]:
+def _match(
+    ya: Tensor, yb: Tensor, gray: tuple[Tensor, Tensor], strangers: tuple[Tensor, Tensor]
+) -> list[Result]:
     """How the cosine of the features tells pairs of one picture from pairs of two.
 
-    The strangers are view a of one image with view b of the image half the list away.
+    Args:
+        strangers: rows of views a and of views b (`drawing.strangers`).
     """
-    images = int(image.max()) + 1
-    other = (torch.arange(len(ya)) + images // 2) % len(ya)
-    strangers = image[other] != image
-    same, two = (torch.cosine_similarity(ya, b, dim=1) for b in (yb, yb[other]))
-    unlike_same, unlike_two = gray[0] ^ gray[1], gray[0] ^ gray[1][other]
+    first, second = strangers
+    same = torch.cosine_similarity(ya, yb, dim=1)
+    two = torch.cosine_similarity(ya[first], yb[second], dim=1)
+    unlike_same, unlike_two = gray[0] ^ gray[1], gray[0][first] ^ gray[1][second]
     found = []
     for name, one_gray in (("alike", False), ("one_gray", True)):
         a = same[unlike_same == one_gray].numpy()
-        b = two[strangers & (unlike_two == one_gray)].numpy()
+        b = two[unlike_two == one_gray].numpy()
         if min(len(a), len(b)) >= FEWEST:
             fitted = calibrate(a, b)
             label = f"pairs of one picture or of two, {name.replace('_', ' ')}, AUC"

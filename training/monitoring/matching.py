@@ -17,6 +17,7 @@ from augself_hub.augmentations.matching import logit, matcher_prediction
 from augself_hub.augmentations.spec import MatchCalibration, Spec
 from augself_hub.modeling.model import AugSelfModel
 from training.data.batches import ViewsDataset
+from training.data.drawing import drawn_keys, kin, strangers
 from training.monitoring.awareness import (
     FEWEST,
     PAIRS,
@@ -26,11 +27,11 @@ from training.monitoring.awareness import (
     drawn_views,
     joined,
     measured,
+    origins,
     scores,
 )
 
 TASK = "held-out pairs, matcher"
-_SHIFTS = (37, 41)  # pairs apart: views of neighbours in a list may be of one scene
 
 
 @torch.no_grad()
@@ -39,7 +40,8 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
 
     Args:
         model: in evaluation mode.
-        images: held-out images; each is used for several pairs, keyed by epoch.
+        images: held-out images, in an order that their seed draws; each is used for several pairs,
+            keyed by epoch.
         pairs: how many pairs in all.
 
     Returns:
@@ -48,28 +50,32 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
     """
     if model.matcher is None or model.spec.matcher is None or not len(images) or not pairs:
         return []
-    answers, strangers, wa, wb = [], [], [], []
-    shift = _SHIFTS[0] if len(images) % _SHIFTS[0] else _SHIFTS[1]
-    for views, w1, w2 in drawn_views(model, images, pairs):
+    keys = drawn_keys(len(images), pairs, images.seed)
+    image = torch.tensor([index for _, index in keys])
+    kin_of_pairs = torch.from_numpy(kin(images.images))[image]
+    random = torch.Generator().manual_seed(images.seed)
+    answers, of_two, wa, wb, seen = [], [], [], [], 0
+    for views, w1, w2 in drawn_views(model, images, keys):
         a, b = model.features_and_maps(views)[1].chunk(2)
         answers.append(_said(model, a, b))
-        strangers.append(_said(model, a, b.roll(shift, 0))["match"])
+        # Maps are too large to be kept: strangers are of the same few, whose order is drawn.
+        first, second = strangers(kin_of_pairs[seen : seen + len(a)], random)
+        of_two.append(_said(model, a[first], b[second])["match"])
         wa.append(w1)
         wb.append(w2)
+        seen += len(a)
     answer = {name: torch.cat([one[name] for one in answers]) for name in answers[0]}
     sides = joined(wa), joined(wb)
-    image = torch.arange(pairs) % len(images)
+    origin = origins(images)[image]
     results: list[Result] = []
     for kind, head in model.spec.matcher.heads.items():
         target, mask = targets(kind, *sides, model.spec.policy, model.spec.convention)
-        results += scores(kind, head, answer[kind].double(), target.double(), mask, image)
+        results += scores(kind, head, answer[kind].double(), target.double(), mask, origin)
         if kind == "crop":
             off = answer[kind] - target
             results += coverage(kind, head, off, answer["standard_error"], mask)
     if len(images) >= FEWEST:
-        other = torch.cat([part.roll(shift) for part in image.split(len(answers[0]["match"]))])
-        two = torch.cat(strangers)[other != image]
-        results.append(_match_result(answer["match"], two))
+        results.append(_match_result(answer["match"], torch.cat(of_two)))
     return [{**result, "task": TASK} for result in results]
 
 

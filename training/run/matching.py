@@ -30,13 +30,14 @@ from augself_hub.modeling.model import AugSelfModel
 from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
+from training.data.drawing import FEWEST_TO_CALIBRATE, drawn_keys, halves
 from training.data.sources import open_held_out, open_images
 from training.data.streams import StreamViews, first_images
 from training.methods.joint import JointSettings
 from training.methods.matcher import MatcherSettings, calibrate, fit_matcher
 from training.methods.options import checked_options
-from training.methods.pairs import encoded
-from training.monitoring.awareness import FEWEST_TO_CALIBRATE, PAIRS, Result, halves
+from training.methods.pairs import affordable, encoded
+from training.monitoring.awareness import PAIRS, Result
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run.images import split
 from training.run.publishing import AFTERWARDS, PROTOCOL, graphs, stage
@@ -121,7 +122,7 @@ def indexed(views: ViewsDataset | StreamViews, spec: Spec, seed: int) -> ViewsDa
 
 
 def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
-    """Makes a joint matcher's stated errors hold for every second held-out image.
+    """Makes a joint matcher's stated errors hold for half of the held-out images (`halves`).
 
     It has seen every image of the run.
 
@@ -129,16 +130,16 @@ def calibrated(model: AugSelfModel, held_out: ViewsDataset) -> ViewsDataset:
         The others, to measure it on; all, where they are too few for both, which is said.
     """
     assert model.matcher is not None and model.spec.matcher is not None
-    one, other = (held_out.at(rows) for rows in halves(len(held_out)))
+    one, other = (held_out.at(rows) for rows in halves(held_out.images))
     if not len(one):
         log.info(
             "the matcher's errors are stated as it learned them: to calibrate them takes %d "
             "held-out images, and there are %d", FEWEST_TO_CALIBRATE, len(held_out),
         )  # fmt: skip
         return held_out
-    each = -(-MatcherSettings().spared // len(one))
-    keys = [(epoch, index) for index in range(len(one)) for epoch in range(each)]
-    spec, place = model.spec, MapPlace.of(model.spec.matcher)
+    spec, place, usual = model.spec, MapPlace.of(model.spec.matcher), MatcherSettings()
+    pairs = min(usual.spared, affordable(usual.memory, place))
+    keys = drawn_keys(len(one), pairs, held_out.seed)
     with stage(f"calibrating the matcher on {len(keys)} pairs of {len(one)} held-out images"):
         model.eval()
         views = encoded(model.encoder, one, spec, model.preprocessing, place, keys)

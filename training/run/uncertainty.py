@@ -12,9 +12,10 @@ from augself_hub.folder import verify
 from augself_hub.images import AS_FOUND, Options
 from augself_hub.modeling.model import AugSelfModel
 from training.data.batches import ViewsDataset
+from training.data.drawing import halves
 from training.methods.uncertainty import PAIRS as FITTED_ON
 from training.methods.uncertainty import fit_uncertainty
-from training.monitoring.awareness import PAIRS, TASK, halves, held_out_pairs
+from training.monitoring.awareness import PAIRS, TASK, held_out_pairs
 from training.run.matching import (
     FEWEST_PAIRS,
     available_device,
@@ -103,7 +104,7 @@ def _states(spec: Spec) -> bool:
 def _fitted(
     model: AugSelfModel, views: ViewsDataset, held_out: ViewsDataset, most: int, seed: int
 ) -> AugSelfModel:
-    pairs, rows = min(FITTED_ON, most), halves(len(held_out))[0]
+    pairs, rows = min(FITTED_ON, most), halves(held_out.images)[0]
     by = held_out.at(rows) if rows else None
     with stage(f"fitting an error of each pair on {pairs} pairs of {len(views)} images"):
         return fit_uncertainty(model, views, by, pairs, seed).eval()

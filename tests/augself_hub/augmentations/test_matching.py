@@ -129,3 +129,21 @@ def test_torch_gives_what_numpy_gives(pairs):
     assert answer.keys() == expected.keys()
     for name, value in answer.items():
         assert np.allclose(value.numpy(), expected[name])
+
+
+@pytest.mark.parametrize("flip", [-40.0, 40.0])
+def test_two_orders_that_say_the_same_turn_are_as_sure_as_either(flip):
+    """Both give 60% to one quarter turn, which from b is three (mirrored: one): 60%, not 86%."""
+    p = np.array([[0.1, 0.6, 0.2, 0.1]])
+    turned = p if flip > 0 else p[:, [0, 3, 2, 1]]
+    ab, ba = ({**one([0] * 4, [0.0] * 4, flip), "rot": np.log(q)} for q in (p, turned))
+    assert combined(ab, ba, STD, True)["rot"] == pytest.approx(p)
+
+
+def test_orders_that_differ_meet_at_their_geometric_mean():
+    ab, ba = (
+        {**one([0] * 4, [0.0] * 4), "rot": np.log([q])}
+        for q in ([0.8, 0.2 / 3, 0.2 / 3, 0.2 / 3], [0.2, 0.8 / 3, 0.8 / 3, 0.8 / 3])
+    )
+    expected = np.sqrt([0.16, *[0.16 / 9] * 3])
+    assert combined(ab, ba, STD, True)["rot"][0] == pytest.approx(expected / expected.sum())

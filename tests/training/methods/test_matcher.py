@@ -15,7 +15,8 @@ from augself_hub.modeling.matcher import Matcher, MatcherShape
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
-from training.data.sources import open_images
+from training.data.sources import Images, open_images
+from training.methods import matcher as matcher_module
 from training.methods.matcher import (
     KEPT_OUT,
     MatcherSettings,
@@ -132,6 +133,40 @@ def test_a_short_fit_sees_pictures_from_the_whole_folder(tmp_path, painted, monk
     fit_matcher(network, images, spec_of(POLICY), PREPROCESSING, few)
     used = {index for index in seen if index % KEPT_OUT}
     assert len(used) == 8 and max(used) > 60 and not used & set(range(0, 120, KEPT_OUT))
+
+
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [
+        ({"spared": 7}, 7),
+        ({"spared": 2000, "memory": 5 * 2 * 2 * 32 * 8 * 8}, 5),  # pairs of maps (32, 8, 8)
+        ({"spared": 30}, 30),
+    ],
+)
+def test_errors_are_calibrated_on_no_more_pairs_than_was_said(monkeypatch, settings, pairs):
+    """Of 400 pictures 20 are spared. Whatever was allowed, these were all encoded, to the last."""
+    asked = []
+
+    def fake(network, images, spec, preprocessing, place, keys):
+        asked.append(keys)
+        picture = torch.tensor([index for _, index in keys]).repeat(2)
+        maps = torch.randn(len(picture), place.channels, place.cells, place.cells).half()
+        boxes = torch.tensor([0.2, 0.2, 0.5, 0.5]) + 0.1 * torch.rand(len(picture), 4)
+        parameters = {"crop": boxes, "flip": picture % 2 == 0, "rot": torch.zeros_like(picture)}
+        return EncodedViews(maps, parameters, picture)
+
+    monkeypatch.setattr(matcher_module, "encoded", fake)
+    network = build_encoder("resnet18-w16", SIZE).network.eval()
+    listed = Images([""] * 400, [0] * 400, ["a"], lambda index: None)
+    few = MatcherSettings(pairs=32, passes=1, batch=8, **settings)
+    fit_matcher(network, ViewsDataset(listed, POLICY, 0), spec_of(POLICY), PREPROCESSING, few)
+    *fitted, calibrated = asked
+    rows = [index for _, index in calibrated]
+    assert len(rows) == len(set(calibrated)) == pairs
+    assert set(rows) <= set(range(0, 400, KEPT_OUT)) and rows != sorted(rows)
+    assert len(set(rows)) == min(pairs, 20)
+    assert not any(index % KEPT_OUT == 0 for keys in fitted for _, index in keys)
+    assert sum(map(len, fitted)) >= 32 and max(map(len, fitted)) <= max(32, pairs)
 
 
 def test_views_are_paired_within_their_picture_and_anew_every_time():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 
@@ -15,9 +13,8 @@ from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
 from training.data.sources import open_images
 from training.methods import uncertainty
-from training.methods.calibration import covering
 from training.methods.uncertainty import fit_uncertainty
-from training.monitoring.awareness import halves, held_out_pairs
+from training.monitoring.awareness import held_out_pairs
 
 SIZE = 32
 POLICY = Policy(size=SIZE, gray=0.2)
@@ -94,22 +91,21 @@ def test_errors_are_calibrated_on_pictures_that_nothing_was_learned_from(images)
     assert not torch.equal(plain.shift, loud.shift)
 
 
-def test_half_of_the_held_out_pictures_calibrates_and_the_others_measure():
-    assert halves(41) == (range(0, 41, 2), range(1, 41, 2))
-    assert halves(39) == (range(0), range(39))
+def test_of_many_new_pictures_so_many_pairs_are_drawn(images, monkeypatch):
+    """In any order but theirs, and of few no more than MOST_EACH of each."""
+    asked = []
+    encoded = uncertainty.encoded
 
+    def counted(network, views, spec, preprocessing, place, keys):
+        asked.append(keys)
+        return encoded(network, views, spec, preprocessing, place, keys)
 
-def test_a_gaussian_is_covered_by_its_own_deviation():
-    """Errors drawn with deviation 2 where 1 is stated: the log variance has to rise by log 4. A
-    dimension that no pair shows is left alone.
-    """
-    torch.manual_seed(0)
-    errors = 2 * torch.randn(20_000, 2)
-    errors[:, 1] = torch.nan
-
-    def off(slope, shift):
-        return errors.abs().log() - math.log(1.96) - (0.0 * slope + shift) / 2
-
-    slope, shift = covering(off, torch.zeros(2))
-    assert shift[0] == pytest.approx(math.log(4), abs=0.05)
-    assert (slope[1], shift[1]) == (1, 0)
+    monkeypatch.setattr(uncertainty, "encoded", counted)
+    monkeypatch.setattr(uncertainty, "CALIBRATED", 10)
+    model = model_that_says_no_difference()
+    fit_uncertainty(model, images, images, pairs=8)
+    rows = [index for _, index in asked[-1]]
+    assert len(rows) == len(set(rows)) == 10 and max(rows) > 20 and rows != sorted(rows)
+    monkeypatch.setattr(uncertainty, "CALIBRATED", 100)
+    fit_uncertainty(model, images, images.at([3, 8]), pairs=8)
+    assert sorted(asked[-1]) == [(epoch, index) for epoch in range(20) for index in (0, 1)]

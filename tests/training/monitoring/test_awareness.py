@@ -9,8 +9,18 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from augself_hub import AugSelfLoss, AugSelfModel
+from augself_hub.augmentations.sampling import draw
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
-from training.monitoring.awareness import _match, scores, with_results
+from augself_hub.modeling.encoders import build_encoder
+from augself_hub.modeling.matcher import Matcher, MatcherShape
+from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
+from augself_hub.preprocess import Preprocessing
+from training.data.batches import ViewsDataset
+from training.data.sources import Images
+from training.monitoring import awareness, matching
+from training.monitoring.awareness import _match, held_out_pairs, scores, with_results
+from training.monitoring.matching import matched_pairs
 
 N = 2000
 SPEC = Spec("relative", Policy(), heads_for(("crop", "flip"), Policy()), features=8)
@@ -76,8 +86,9 @@ def test_strangers_are_told_by_the_cosine_and_the_spec_keeps_how():
     own = torch.randn(N, 8, generator=generator, dtype=torch.float64)
     ya, yb = (own + 0.8 * torch.randn(own.shape, generator=generator).double() for _ in (0, 1))
     gray = torch.zeros(N, dtype=torch.bool)
-    (record,) = _match(ya, yb, (gray, gray), torch.arange(N))
     other = np.roll(np.arange(N), -N // 2)
+    strangers = torch.arange(N), torch.from_numpy(other)
+    (record,) = _match(ya, yb, (gray, gray), strangers)
     cosines = torch.cat([torch.cosine_similarity(ya, b, dim=1) for b in (yb, yb[other])]).numpy()
     truth = np.repeat([1, 0], N)
     assert record["value"] == pytest.approx(roc_auc_score(truth, cosines))
@@ -94,7 +105,10 @@ def test_strangers_are_told_by_the_cosine_and_the_spec_keeps_how():
 def test_one_gray_picture_is_a_case_of_its_own():
     y = numbers(3)
     gray = torch.arange(N) % 4 == 0, torch.zeros(N, dtype=torch.bool)
-    names = [record["dimension"] for record in _match(y, y, gray, torch.arange(N))]
+    names = [
+        record["dimension"]
+        for record in _match(y, y, gray, (torch.arange(N), torch.arange(N).flip(0)))
+    ]
     assert names == ["alike", "one_gray"]
 
 
@@ -105,3 +119,68 @@ def test_the_spec_takes_what_was_measured():
     assert x.standard_error == pytest.approx(0.89, abs=0.05)  # sqrt(1 - 0.2) of a target of 1
     assert mirrored.standard_error is None and mirrored.baseline == pytest.approx(0.5)
     assert Spec.from_json(spec.to_json()) == spec
+
+
+class Stubs(ViewsDataset):
+    """3,000 images, thirty to a class, that are drawn and never read; `seen` are their rows."""
+
+    def __init__(self, groups=None):
+        names = [f"{i:04d}" for i in range(3000)]
+        labels = [i // 30 for i in range(3000)]
+        images = Images(names, labels, [str(c) for c in range(100)], names, groups=groups)
+        super().__init__(images, Policy(size=8), 0)
+        self.seen = []
+
+    def __getitems__(self, keys):
+        self.seen += [index for _, index in keys]
+        items = []
+        for epoch, index in keys:
+            w = draw(self.policy, (0, epoch, index, [0, 1]), 100, 100)
+            w1, w2 = ({n: v[[side]] for n, v in w.items()} for side in (0, 1))
+            crops = np.full((2, 8, 8, 3), index % 256, np.uint8)
+            items.append({"crops": crops, "w1": w1, "w2": w2, "label": 0, "skipped": []})
+        return items
+
+
+@pytest.fixture
+def model():
+    encoder = build_encoder("resnet18-w16", 8)
+    loss = AugSelfLoss(encoder.dim, {"crop": 1, "flip": 1}, Policy(size=8))
+    preprocessing = Preprocessing(8, IMAGENET_MEAN, IMAGENET_STD)
+    model = AugSelfModel(encoder.network, loss.heads, loss.spec, preprocessing)
+    std = tuple(d.std for d in loss.spec.heads["crop"].dimensions)
+    return model.with_matcher(Matcher(MatcherShape(128, 1, width=4, hidden=8), std), -1).eval()
+
+
+@pytest.mark.parametrize("measure", [held_out_pairs, matched_pairs])
+def test_pairs_are_of_the_whole_list_and_strangers_of_other_classes(model, monkeypatch, measure):
+    """The first 600 rows are the first twenty classes of a hundred."""
+    module = awareness if measure is held_out_pairs else matching
+    images, two = Stubs(), []
+    strangers = module.strangers
+
+    def noted(kin, random):
+        rows, other = strangers(kin, random)
+        two.extend(zip(kin[rows].tolist(), kin[other].tolist(), strict=True))
+        return rows, other
+
+    monkeypatch.setattr(module, "strangers", noted)
+    measure(model, images, 600)
+    assert len(set(images.seen)) == 600
+    counts = np.bincount(np.array(images.seen) // 300, minlength=10)
+    assert counts.min() > 35 and counts.max() < 85
+    assert len(two) == 600 and all(a != b for a, b in two)
+    assert len({(a, b) for a, b in two}) > 550
+
+
+@pytest.mark.parametrize("measure", [held_out_pairs, matched_pairs])
+def test_an_interval_is_over_groups_where_they_are_known(model, measure):
+    """Of three thousand images in 21 groups no more is known than of so many; of 19 too little."""
+    alone, grouped, few = (
+        {r["dimension"]: r for r in measure(model, Stubs(groups), 600)}
+        for groups in (None, [i % 21 for i in range(3000)], [i % 19 for i in range(3000)])
+    )
+    values = {each["mirrored"]["value"] for each in (alone, grouped, few)}
+    assert len(values) == 1
+    of = "confidence_interval"
+    assert alone["mirrored"][of] != grouped["mirrored"][of] and of not in few["mirrored"]

@@ -18,7 +18,9 @@ from augself_hub.folder import ENCODER, HEADS, MATCHER, read_manifest, read_spec
 from augself_hub.images import Columns, Options
 from augself_hub.modeling.matcher import Matcher, MatcherShape
 from training.data.batches import ViewsDataset
+from training.data.drawing import halves
 from training.data.sources import open_images
+from training.methods.matcher import MatcherSettings
 from training.monitoring.matching import TASK, matched_pairs, with_matched
 from training.run import matching, pretraining
 from training.run.images import opened
@@ -363,14 +365,14 @@ def test_a_run_goes_on_with_the_matcher_it_began_with(small_run, began, goes_on,
         pretraining.pretrain(small_run(**longer, **goes_on), resume=True)
 
 
-def test_errors_are_calibrated_on_every_second_held_out_picture(run, photo_folder, monkeypatch):
+def test_errors_are_calibrated_on_half_of_the_held_out_pictures(run, photo_folder, monkeypatch):
     """And the matcher is measured on the others; of too few on all, uncalibrated."""
     seen = []
     calibrate = matching.calibrate
     monkeypatch.setattr(
         matching,
         "calibrate",
-        lambda m, v, s: (seen.append(set(v.picture.tolist())), calibrate(m, v, s)),
+        lambda m, v, s: (seen.append(v.picture.tolist()), calibrate(m, v, s)),
     )
     measured = []
     pairs = pretraining.matched_pairs
@@ -381,7 +383,8 @@ def test_errors_are_calibrated_on_every_second_held_out_picture(run, photo_folde
     )
     folder = run(size=32, matcher="joint", held_out=str(photo_folder))
     (pictures,), names = seen, measured[-1]
-    assert pictures == set(range(20)) and len(names) == 20  # of forty photographs
-    whole = open_images(str(photo_folder)).names
-    assert list(names) == list(whole)[1::2]
+    assert set(pictures) == set(range(20)) and len(names) == 20  # of forty photographs
+    assert len(pictures) == 2 * MatcherSettings().spared
+    whole = open_images(str(photo_folder))
+    assert list(names) == [whole.names[i] for i in halves(whole)[1]]
     assert (load_file(folder / MATCHER)["shift"] != 0).any()
