@@ -106,28 +106,29 @@ class Vote(nn.Module):
         self.bias_y = nn.Parameter(torch.zeros(ways, hypotheses, 1))
         self.bias_x = nn.Parameter(torch.zeros(ways, 1, hypotheses))
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(N, S, S, C) twice -> (N, ways, H, H) scores, hypotheses in y before those in x."""
+    def forward(self, m: Tensor) -> Tensor:
+        """Maps of a and b, (2, N, S, S, C) -> (N, ways, H, H) scores, y before x."""
         s, ways = self.shape.cells, self.shape.ways
-        a, b = (m - m.mean((1, 2), keepdim=True) for m in (a, b))
-        straight_a, straight_b = (self._unit(self.straight(m)) for m in (a, b))
-        turned_a, turned_b = self._unit(self.of_a(a)), self._unit(self.of_b(b))  # (N, S, S, K, d)
+        m = m - m.mean((2, 3), keepdim=True)
+        straight = self._unit(self.straight(m))  # (2, N, S, S, K, d)
+        turned = self._unit(self.of_a(m[0])), self._unit(self.of_b(m[1]))
         # The groups are weighed before their cosines are added: one volume for all of them.
-        volumes = [
-            _cells(straight_a * weight) @ _cells(straight_b).mT
-            if way == (0, 0)
-            else _cells(turned_a * weight) @ _cells(laid(turned_b, *way)).mT
-            for way, weight in zip(ways, self.weight, strict=True)
-        ]
+        volumes = []
+        for way, weight in zip(ways, self.weight, strict=True):
+            a, b = straight if way == (0, 0) else turned
+            a, b = (m.reshape(-1, s * s, m[0, 0, 0].numel()) for m in (a * weight, laid(b, *way)))
+            volumes.append(a @ b.mT)
         v = torch.stack(volumes, 1)  # (N, ways, S^2, S^2): (iy, ix), (ky, kx)
-        v = v.unflatten(3, (s, s)).unflatten(2, (s, s)).transpose(3, 4)
+        v = v.reshape(-1, len(ways), s, s, s, s).transpose(3, 4)
         v = v.reshape(-1, len(ways), s * s, s * s)  # (iy, ky), (ix, kx)
-        score: Tensor = self.A @ v @ self.B.T + self.bias_y + self.bias_x  # (N, ways, H, H)
+        score: Tensor = self.A @ v @ self.B.T + (self.bias_y + self.bias_x)  # (N, ways, H, H)
         return score
 
     def _unit(self, m: Tensor) -> Tensor:
-        """(N, S, S, K d) -> (N, S, S, K, d), every group of a cell of length 1."""
-        return F.normalize(m.unflatten(3, (self.shape.groups, -1)), dim=4, eps=1e-4)
+        """(..., K d) -> (..., K, d), every group of a cell of length 1."""
+        m = m.unflatten(-1, (self.shape.groups, -1))
+        unit: Tensor = m / m.norm(dim=-1, keepdim=True).clamp(min=1e-4)
+        return unit
 
 
 class Matcher(nn.Module):
@@ -177,18 +178,25 @@ class Matcher(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> Match:
         """Maps (N, C, S, S) of views a and b -> what takes a to b."""
-        a, b = ((m.permute(0, 2, 3, 1) - self.mean) / self.deviation for m in (a, b))
-        score = self.vote(a, b)  # (N, ways, H, H)
-        in_y, in_x = score.logsumexp(3), score.logsumexp(2)  # (N, ways, H)
-        way = in_y.logsumexp(2)  # (N, ways)
-        p_y, p_x = (m.logsumexp(1).softmax(1) for m in (in_y, in_x))  # (N, H)
-        (e_y, spread_y), (e_x, spread_x) = (self._moments(p) for p in (p_y, p_x))  # (N, 2) each
-        expected = torch.stack([e_y[:, 0], e_x[:, 0], e_y[:, 1], e_x[:, 1]], 1) / self.std
+        m = (torch.stack([a, b]).permute(0, 1, 3, 4, 2) - self.mean) / self.deviation
+        score = self.vote(m)  # (N, ways, H, H)
+        axes = torch.stack(
+            [_log_sum_exp(score, 3), _log_sum_exp(score, 2)]
+        )  # y and x: (2, N, ways, H)
+        way = axes[0].logsumexp(2)  # (N, ways)
         total = way.logsumexp(1, keepdim=True) - math.log(score[0].numel())
-        shapes = [((m - m.mean((1, 2), keepdim=True)) * 0.3).flatten(1) for m in (in_y, in_x)]
-        content = self.content(torch.cat([_quarters(a), _quarters(b)], 1))
-        way_shape = way - way.mean(1, keepdim=True)
-        known = [*shapes, way_shape, total, expected, spread_y, spread_x, content]
+        p = axes.logsumexp(2).softmax(2)[..., None]  # (2, N, H, 1)
+        mean = (p * self.grid).sum(2)  # of offset and log size: (2, N, 2)
+        spread = (p * (self.grid - mean[:, :, None]).square()).sum(2)
+        expected = mean.permute(1, 2, 0).flatten(1) / self.std  # y, x, height, width
+        known = [
+            ((axes - axes.mean((2, 3), keepdim=True)) * 0.3).transpose(0, 1).flatten(1),
+            way - way.mean(1, keepdim=True),
+            total,
+            expected,
+            spread.transpose(0, 1).flatten(1),
+            self.content(_quarters(m)),
+        ]
         out = self.network(torch.cat(known, 1)).float()
         crop, log_variance, flip, rot, match = out.split([4, 4, 1, out.shape[1] - 10, 1], 1)
         return Match(
@@ -199,17 +207,12 @@ class Matcher(nn.Module):
             match,
         )
 
-    def _moments(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of offset and log size, (N, 2) each, of weights (N, H)."""
-        mean = (p[:, :, None] * self.grid).sum(1)
-        return mean, (p[:, :, None] * (self.grid - mean[:, None]).square()).sum(1)
-
     def _flip(self, way: Tensor) -> Tensor:
         """Evidence for mirrored against not, (N, 1)."""
         if not self.shape.flips:
             return way.new_zeros(len(way), 1)
-        straight, mirrored = way.unflatten(1, (2, -1)).logsumexp(2).unbind(1)  # the order of ways
-        evidence: Tensor = (mirrored - straight)[:, None]
+        either = way.unflatten(1, (2, -1)).logsumexp(2)  # straight and mirrored, as ways are
+        evidence: Tensor = either[:, 1:] - either[:, :1]
         return evidence
 
     def _rot(self, way: Tensor) -> Tensor:
@@ -246,17 +249,20 @@ def laid(m: Tensor, mirrored: int, turns: int) -> Tensor:
     return m.rot90(-turns, (1, 2))
 
 
-def _cells(m: Tensor) -> Tensor:
-    """(N, S, S, K, d) -> (N, S^2, K d)."""
-    return m.flatten(3).flatten(1, 2)
+def _log_sum_exp(m: Tensor, dim: int) -> Tensor:
+    """As `torch.logsumexp`, by steps for which ONNX Runtime has vector instructions."""
+    largest = m.amax(dim, keepdim=True)
+    return (m - largest).exp().sum(dim).log() + largest.squeeze(dim)
 
 
 def _quarters(m: Tensor) -> Tensor:
-    """(N, S, S, C) -> (N, 4 C), means of the quarters; the middle of an odd side counts in both."""
-    end, begin = (m.shape[1] + 1) // 2, m.shape[1] // 2
-    rows = (m[:, :end], m[:, begin:])
-    quarters = [q for half in rows for q in (half[:, :, :end], half[:, :, begin:])]
-    return torch.cat([q.mean((1, 2)) for q in quarters], 1)
+    """(2, N, S, S, C) -> (N, 2 * 4 C), means of the quarters; the middle of an odd side counts in
+    both.
+    """
+    begin = m.shape[2] // 2
+    pooled = F.avg_pool2d(m.flatten(0, 1).permute(0, 3, 1, 2), m.shape[2] - begin, begin)
+    pooled = pooled.permute(0, 2, 3, 1)  # (2 N, 2, 2, C)
+    return pooled.reshape(2, -1, 4 * m.shape[4]).transpose(0, 1).flatten(1)
 
 
 def _block(inputs: int, outputs: int, dropout: float) -> list[nn.Module]:

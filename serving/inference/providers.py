@@ -146,6 +146,7 @@ class Runner:
         limit: TimeLimit | None = None,
     ) -> None:
         self.session = session
+        self._names = [output.name for output in session.get_outputs()]
         self._buckets = [_Bucket(session, rows, memory, limit) for rows in buckets]
 
     def run(
@@ -167,7 +168,7 @@ class Runner:
         """
         rows = len(next(iter(inputs.values())))
         options = limit.run if limit else None
-        names = outputs or [output.name for output in self.session.get_outputs()]
+        names = outputs or self._names
         parts = []
         for start in range(0, rows, most):
             part = {name: values[start : start + most] for name, values in inputs.items()}
@@ -188,7 +189,9 @@ class Runner:
                     )
                 if not np.isfinite(answer).all():
                     raise NotFinite(f"the graph's {name} are not finite: NaN or infinity")
-            parts.append(answers)
+            parts.append(list(answers))
+        if len(parts) == 1:
+            return parts[0]
         return [np.concatenate(answers) for answers in zip(*parts, strict=True)]
 
 

@@ -12,7 +12,15 @@ import torch
 from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.spec import Policy
-from augself_hub.modeling.matcher import Matcher, MatcherShape, Vote, gaussian_loss, laid, ridges
+from augself_hub.modeling.matcher import (
+    Matcher,
+    MatcherShape,
+    Vote,
+    _quarters,
+    gaussian_loss,
+    laid,
+    ridges,
+)
 
 POLICY = Policy(size=8, rot=0.5)
 STD = (0.2, 0.2, 0.3, 0.3)
@@ -88,7 +96,9 @@ def best(score, shape):
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_the_untrained_vote_finds_painted_boxes(a, b, y, x, mirrored):
     vote = untrained()
-    way, in_y, in_x = best(vote(painted(a), painted(b, mirrored=mirrored))[0], vote.shape)
+    way, in_y, in_x = best(
+        vote(torch.stack([painted(a), painted(b, mirrored=mirrored)]))[0], vote.shape
+    )
     assert way == (int(mirrored), 0)
     assert in_y == pytest.approx(y, abs=0.12) and in_x == pytest.approx(x, abs=0.25)
 
@@ -99,7 +109,38 @@ def test_the_untrained_vote_finds_turns(mirrored, turns):
     vote = untrained(turns=True)
     a, b = painted((0, 0, 0.7, 0.7)), painted((0.1, 0.1, 0.7, 0.7), 8, mirrored, turns)
     # b alone is turned: rot is its turns where neither is mirrored, and where it alone is.
-    assert best(vote(a, b)[0], vote.shape)[0] == (int(mirrored), turns)
+    assert best(vote(torch.stack([a, b]))[0], vote.shape)[0] == (int(mirrored), turns)
+
+
+def test_scores_are_the_sums_of_the_algorithm():
+    """As the module's docstring has it, term by term; groups, weights and biases included."""
+    vote = Vote(MatcherShape(5, 4, groups=2, width=3)).double().requires_grad_(False)
+    for parameter in (vote.weight, vote.bias_y, vote.bias_x, vote.of_b.weight):
+        parameter.copy_(torch.randn_like(parameter))
+    maps = torch.randn(2, 3, 4, 4, 5).double()
+    a, b = maps - maps.mean((2, 3), keepdim=True)
+
+    def cosines(u, v):
+        u, v = (m.unflatten(3, (2, 3)) for m in (u, v))
+        dots = torch.einsum("nijkd,npqkd->nijpqk", u, v)
+        return dots / torch.einsum("nijk,npqk->nijpqk", u.norm(dim=4), v.norm(dim=4))
+
+    volumes = [cosines(vote.straight(a), vote.straight(b)),
+               cosines(vote.of_a(a), vote.of_b(b).flip(2))]  # fmt: skip
+    A, B = (m.unflatten(1, (4, 4)) for m in (vote.A, vote.B))
+    for way, (volume, weight) in enumerate(zip(volumes, vote.weight[..., 0], strict=True)):
+        score = torch.einsum("hip,nijpqk,gjq,k->nhg", A, volume, B, weight)
+        score = score + vote.bias_y[way] + vote.bias_x[way]
+        torch.testing.assert_close(vote(maps)[:, way], score)
+
+
+@pytest.mark.parametrize("side", [6, 7])
+def test_the_middle_of_an_odd_side_counts_in_both_halves(side):
+    maps = torch.randn(2, 3, side, side, 5)
+    halves = slice(0, (side + 1) // 2), slice(side // 2, None)
+    quarters = [maps[:, :, y, x].mean((2, 3)) for y in halves for x in halves]  # (2, N, C)
+    expected = torch.cat([*(q[0] for q in quarters), *(q[1] for q in quarters)], 1)
+    torch.testing.assert_close(_quarters(maps), expected)
 
 
 def test_a_ridge_speaks_for_the_cells_that_lie_on_each_other():
