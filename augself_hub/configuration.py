@@ -90,11 +90,18 @@ def origin(context: click.Context, option: click.Parameter) -> str | None:
     return str(context.meta.get(_PLACE)) if source is ParameterSource.DEFAULT_MAP else None
 
 
-def printed(name: str, context: click.Context, secret: Collection[str], meta: str) -> str:
+def printed(
+    name: str,
+    context: click.Context,
+    secret: Collection[str],
+    meta: str,
+    unused: Collection[str] = (),
+) -> str:
     """All options of a command as a file that --config reads, and where each comes from.
 
     Args:
         secret: options whose values are not shown. meta: the one that asked for it, left out.
+        unused: those that another takes the place of, and that may not be given beside it.
     """
     lines = [f"[{name}]"]
     for key, option in options_of(context.command).items():
@@ -103,8 +110,9 @@ def printed(name: str, context: click.Context, secret: Collection[str], meta: st
         source = "command line" if typed else origin(context, option) or "default"
         if key == meta or (option.hidden and value is None):
             continue
-        if value is None or (key in secret and value):
-            lines.append(f"# {key}: {'not set' if value is None else f'not shown; {source}'}")
+        if value is None or key in unused or (key in secret and value):
+            hidden = key in secret and value
+            lines.append(f"# {key}: {f'not shown; {source}' if hidden else 'not set'}")
         else:
             lines.append(f"{key} = {_toml(value)}  # {source}")
     return "\n".join(lines)

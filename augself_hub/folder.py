@@ -96,6 +96,23 @@ def verify(folder: Path) -> Path:
     return folder
 
 
+def own_folder(model: str | os.PathLike[str], work: str) -> Path:
+    """The folder of a model that is to be changed or published: a copy of one's own.
+
+    Args:
+        work: what is done with it, as a command is called.
+
+    Raises:
+        ModelFolderError: it is no folder. Of a Hub id the client's own cache would be changed.
+    """
+    if not Path(model).is_dir():
+        raise ModelFolderError(
+            f"{model} is no folder: of a model of the Hub, augself pull {model} FOLDER, then "
+            f"{work} that"
+        )
+    return Path(model)
+
+
 def _is_name(path: str) -> bool:
     """Whether a file in a folder can be called so, on any system."""
     parts = path.split("/")

@@ -19,6 +19,7 @@ from typing import Any
 from augself_hub.configs import CONFIGURATIONS, refuse_code
 from augself_hub.errors import HubError, ModelFolderError, UsageError
 from augself_hub.folder import (
+    CONFIG,
     MANIFEST,
     files_of,
     finish_exchange,
@@ -35,6 +36,7 @@ from augself_hub.pushing import reserve as reserve
 from augself_hub.results import read_evaluation
 
 EMBEDDED = Path(__file__).parent / "pretrained"
+EMBEDDED_NAME = "embedded"
 TAG = "augself"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -126,6 +128,14 @@ def resolve(
     raise ModelFolderError(f"no model at {model}: give a model folder or a Hub id (org/name)")
 
 
+def name_of(model: str | os.PathLike[str] | None) -> str:
+    """What a model is called in answers: a folder's name, a Hub id, `embedded`."""
+    if model is None:
+        return EMBEDDED_NAME
+    # A Hub id's folder is named after a commit; the id is the better name.
+    return Path(model).resolve().name if Path(model).is_dir() else os.fspath(model)
+
+
 def _with_revision(model: str, revision: str | None) -> tuple[str, str | None]:
     name, _, named = model.partition("@")
     if named and revision and named != revision:
@@ -182,7 +192,7 @@ def fetch_encoder(name: str, *, token: str | bool | None = None) -> Path:
         fetch = functools.partial(
             patiently, snapshot_download, repo_id=name, revision=revision, token=token
         )
-        folder = Path(fetch(allow_patterns=[*CONFIGURATIONS]))
+        folder = Path(fetch(allow_patterns=[*CONFIGURATIONS, CONFIG.as_posix()]))
         if not (folder / "config.json").is_file():
             raise HubError(f"{name} is no encoder: the Hub has no config.json in it")
         refuse_code(folder)

@@ -27,6 +27,7 @@ from augself_hub.folder import (
     file_sha256,
     files_of,
     generated_card,
+    own_folder,
     read_manifest,
     verify,
 )
@@ -79,7 +80,7 @@ def push(
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    folder = verify(Path(path_text("folder", folder)))
+    folder = verify(own_folder(path_text("folder", folder), "push"))
     repository = reserve(repo_id, private=private, token=token)
     planned = _plan(folder, repository, token)
     for path in planned.deletes:
@@ -115,7 +116,7 @@ def plan(folder: str | os.PathLike[str], repo_id: str, *, token: str | bool | No
     from huggingface_hub import HfApi, ModelInfo
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    folder = verify(Path(path_text("folder", folder)))
+    folder = verify(own_folder(path_text("folder", folder), "push"))
     with plain_errors(repo_id):
         try:
             repository = patiently(HfApi(token=token).model_info, repo_id)

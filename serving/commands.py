@@ -52,7 +52,12 @@ logger = logging.getLogger(__name__)
 @_DEVICE
 @_PRECISION
 @_DECODE
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1/augmentations answers.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON: one record of /v1/augmentations, with the model.",
+)
 def predict(
     a: Path, b: Path, model: str | None, device: str, precision: str, decode: str, as_json: bool
 ) -> None:
@@ -266,7 +271,8 @@ def serve(
     address = Address(host, port, uds, certificate, key)
     if print_config:
         context = click.get_current_context()
-        click.echo(printed("serve", context, secret=("token",), meta="print-config"))
+        unused = () if uds is None else ("host", "port")
+        click.echo(printed("serve", context, ("token",), "print-config", unused))
         return
     sources = [ModelSource.find(model, *run_as, name=name) for name, model in named(models)]
     run(create_app(sources, settings), address)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from augself_hub.errors import UsageError
+from augself_hub.folder import own_folder
 from augself_hub.lazy import needs
 from augself_hub.paths import path_text
 from training.run.settings import CHOSEN, FIXED, FROZEN, FROZEN_DEFAULTS, PAIRS, Options, Settings
@@ -171,7 +172,9 @@ def fit_matcher(
         UsageError: an option that is wrong, or an encoder that gives no maps.
         AugSelfError: no usable images.
     """
-    folder, images, others, reading = _addition(model, data, held_out, column, split, read_as)
+    folder, images, others, reading = _addition(
+        "fit-matcher", model, data, held_out, column, split, read_as
+    )
     with needs("train"):
         from training.run.matching import add_matcher
 
@@ -206,7 +209,9 @@ def fit_uncertainty(
         UsageError: no such head, or an option that is wrong.
         AugSelfError: no usable images.
     """
-    folder, images, others, reading = _addition(model, data, held_out, column, split, read_as)
+    folder, images, others, reading = _addition(
+        "fit-uncertainty", model, data, held_out, column, split, read_as
+    )
     with needs("train"):
         from training.run.uncertainty import add_uncertainty
 
@@ -215,6 +220,7 @@ def fit_uncertainty(
 
 
 def _addition(
+    command: str,
     model: str | os.PathLike[str],
     data: str | os.PathLike[str],
     held_out: str | os.PathLike[str] | None,
@@ -227,7 +233,8 @@ def _addition(
 
     others = None if held_out is None else path_text("held_out", held_out)
     reading = Options(Columns.parse(tuple(column)), split, read_as)
-    return Path(path_text("model", model)), path_text("data", data), others, reading
+    folder = own_folder(path_text("model", model), command)
+    return folder, path_text("data", data), others, reading
 
 
 def _run(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
-from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.errors import UsageError
+from augself_hub.folder import own_folder
 from augself_hub.lazy import needs
 from augself_hub.paths import path_text
 from augself_hub.precision import FORMATS, QUANTIZED
@@ -56,11 +56,7 @@ def export(
         raise UsageError("--calibration is read with --quantize only")
     if quantize != "int8" and require_speedup is not None:
         raise UsageError("--require-speedup is measured with --quantize int8 only")
-    folder = Path(path_text("model", model))
-    if not folder.is_dir():  # of a Hub id the client's own cache would be changed
-        raise ModelFolderError(
-            f"{model} is no folder: augself pull {model} FOLDER, then export that"
-        )
+    folder = own_folder(path_text("model", model), "export")
     with needs("export"):
         if quantize is None or calibration is None:
             from augself_hub.modeling.export import export_folder

@@ -5,6 +5,7 @@ Features are AutoModel(...).pooler_output.flatten(1) for every architecture, not
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,14 @@ from transformers import (
 from augself_hub import hub
 from augself_hub.configs import image_statistics, read_json
 from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.folder import CONFIG
 from augself_hub.modeling.maps import MapPlace, features_and_map
 from augself_hub.modeling.opening import open_network
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.modeling.vit import as_dinov2
 from augself_hub.preprocess import Preprocessing
 
+log = logging.getLogger(__name__)
 POOLERS_THAT_ARE_NOT_POOLING = ("vit", "deit", "beit", "vit_msn", "vit_mae")
 
 
@@ -132,7 +135,7 @@ def build_encoder(name: str, size: int) -> Encoder:
     """A preset by name, newly initialised; or a folder or Hub id, with its weights, to continue.
 
     A stock ViT becomes a Dinov2 model with the same class token (`as_dinov2`), of CLIP and SigLIP
-    the vision tower is taken (see `opening`).
+    the vision tower is taken (see `opening`), of an AugSelf model the encoder.
 
     Args:
         name: a key of ENCODERS, a folder, `org/name` or `org/name@revision`.
@@ -149,7 +152,13 @@ def build_encoder(name: str, size: int) -> Encoder:
             network.apply(_default_init)
             network.apply(_zero_init_residual)
         return Encoder(network, size)
-    network = open_network(_fetched(name))
+    folder = _fetched(name)
+    if (folder / CONFIG).is_file():
+        log.info(
+            "%s is an AugSelf model: its encoder alone is taken, for images of %d pixels; its "
+            "heads and matcher are left out", name, size,
+        )  # fmt: skip
+    network = open_network(folder)
     return Encoder(as_dinov2(network) if network.config.model_type == "vit" else network, size)
 
 

@@ -129,10 +129,11 @@ class AugSelfModel(nn.Module):
         matcher: of the spec's `matcher`; None where that is None.
 
     Attributes:
-        folder: what it was loaded from, if it was.
+        folder: what it was loaded from, if it was. name: what it is called in answers.
     """
 
     folder: Path | None = None
+    name: str = "model"
 
     def __init__(
         self,
@@ -264,14 +265,13 @@ class AugSelfModel(nn.Module):
         x = self._pixel_values(images)
         with torch.no_grad(), self._evaluating():
             features, pair = self(x).features, self.predict_pair(*x.split(1))
-        name = "model" if self.folder is None else self.folder.resolve().name
         as_numpy = Prediction(
             {kind: v.float().cpu().numpy() for kind, v in pair.values.items()},
             {kind: v.float().cpu().numpy() for kind, v in pair.errors.items()},
             None if pair.match is None else pair.match.float().cpu().numpy(),
         )
         found = Answered.of(self.spec, images, features.float().cpu().numpy(), as_numpy)
-        return Difference.of(name, self.spec, found)
+        return Difference.of(self.name, self.spec, found)
 
     def _features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N (S, S, 3) uint8 -> (N, D) float32."""
@@ -375,6 +375,10 @@ class AugSelfModel(nn.Module):
         if loaded.matcher is not None:
             loaded.matcher.to(encoder.dtype)
         loaded.folder = folder
+        if model is not None and Path(model).is_dir():
+            loaded.name = hub.name_of(folder)
+        else:
+            loaded.name = f"{hub.name_of(model)}@{revision}" if revision else hub.name_of(model)
         return loaded.to(device).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -27,11 +27,12 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from augself_hub.errors import AugSelfError
+from augself_hub.hub import EMBEDDED_NAME
 from augself_hub.images import Shard
 from serving.extraction.parts import Counts, Parts
 from serving.extraction.pipeline import PartMaker, Work
 from serving.extraction.tables import TableSettings
-from serving.inference.engine import DIGESTS, EMBEDDED_NAME, Engine, load
+from serving.inference.engine import DIGESTS, Engine, load
 from serving.inference.providers import ON_CPUS
 
 RETRIES = 3  # of a shard whose worker died

@@ -44,7 +44,6 @@ from serving.inference.providers import (
 
 MAX_BATCH = BUCKETS[-1]  # images in one run: ONNX Runtime keeps the memory of its largest batch
 LANE_IMAGES = 4  # in one run in a lane; on one thread more are no faster
-EMBEDDED_NAME = "embedded"
 DIGESTS = {  # of all that decides what an engine says: its attribute -> what it is the sha256 of
     "sha256": "the model",
     "heads_sha256": "the model's heads",
@@ -300,12 +299,4 @@ def load(
     Raises:
         ModelFolderError, AugSelfError: see `hub.resolve` and `Engine`.
     """
-    return Engine(hub.resolve(model), device, threads, name_of(model), precision, decode)
-
-
-def name_of(model: str | None) -> str:
-    """What a model is called in answers: a folder's name, a Hub id, `embedded`."""
-    if model is None:
-        return EMBEDDED_NAME
-    # A Hub id's folder is named after a commit; the id is the better name.
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    return Engine(hub.resolve(model), device, threads, hub.name_of(model), precision, decode)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from serving.inference.engine import EMBEDDED_NAME
+from augself_hub.hub import EMBEDDED_NAME
 
 _NAMED = re.compile(r"([\w.-]+)=(.+)")
 

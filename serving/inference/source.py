@@ -11,7 +11,7 @@ from augself_hub.augmentations.spec import Spec
 from augself_hub.errors import AugSelfError
 from augself_hub.folder import read_spec, verify
 from augself_hub.preprocess import Preprocessing
-from serving.inference.engine import Engine, graphs_of, name_of
+from serving.inference.engine import Engine, graphs_of
 from serving.inference.providers import Graph
 
 
@@ -45,13 +45,13 @@ class ModelSource:
         """A folder, a Hub id or None, the embedded model.
 
         Args:
-            name: what requests call it; None: see `name_of`.
+            name: what requests call it; None: see `hub.name_of`.
 
         Raises:
             ModelFolderError: it is not there, or has no graph of this precision.
         """
         folder = hub.resolve(model)
-        return cls(name or name_of(model), folder, device, threads, precision, decode)
+        return cls(name or hub.name_of(model), folder, device, threads, precision, decode)
 
     def __post_init__(self) -> None:
         """Described at the start: later the folder may be another's."""

@@ -114,6 +114,16 @@ def test_the_configuration_is_printed_and_can_be_read_again(augself, monkeypatch
     assert tomllib.loads(printed.out)["serve"] == told | {"token": []}
 
 
+def test_what_is_printed_of_a_unix_socket_can_be_read_again(augself, tmp_path):
+    """--uds stands instead of host and port: a file with all three is refused."""
+    printed = augself("serve", "--uds", tmp_path / "socket", "--print-config")
+    assert "# host: not set" in printed.out and "# port: not set" in printed.out
+    (tmp_path / "c.toml").write_text(printed.out)
+    again = augself("serve", "--config", tmp_path / "c.toml", "--print-config")
+    assert again.status == 0, again.err
+    assert tomllib.loads(again.out) == tomllib.loads(printed.out)
+
+
 def test_a_file_overrides_a_recipe(monkeypatch, tmp_path):
     """As what is typed does: a recipe fills in what was not given."""
     import training.api

@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 
-from augself_hub import AugSelfModel, export, hub
+from augself_hub import AugSelfModel, Encoder, export, hub
 from augself_hub.errors import AugSelfError, HubError, ModelFolderError, UsageError
 from augself_hub.folder import MANIFEST, read_manifest, verify, write_manifest
 from augself_hub.modeling.encoders import build_encoder
@@ -50,6 +50,35 @@ def test_a_revision_that_would_be_ignored_is_refused(tiny_model):
         hub.resolve(tiny_model, "v1")
     with pytest.raises(UsageError, match="names a revision"):
         hub.resolve(f"{NAME}@v1", "v2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("export", "--model", NAME),
+        ("fit-matcher", NAME, "--data", "photos"),
+        ("fit-uncertainty", NAME, "--data", "photos"),
+        ("push", NAME, "somebody/other"),
+        ("push", NAME, "somebody/other", "--dry-run"),
+    ],
+)
+def test_what_changes_or_publishes_a_model_says_how_to_have_one_of_ones_own(words, augself):
+    done = augself(*words)
+    assert done.status == 1 and done.err.count("\n") == 1, done.err
+    assert f"{NAME} is no folder: of a model of the Hub, augself pull {NAME} FOLDER" in done.err
+    assert f"then {words[0]} that" in done.err
+
+
+def test_a_model_is_called_in_torch_as_it_is_by_the_encoder(local_hub, tiny_model, photographs):
+    """Not what its files lie in: of a Hub id a commit, of the embedded model a part of ours."""
+    hub.push(tiny_model, NAME)
+    names = {None: "embedded", str(tiny_model): "tiny", NAME: NAME, f"{NAME}@main": f"{NAME}@main"}
+    for given, name in names.items():
+        assert AugSelfModel.from_pretrained(given).name == Encoder(given).name == name
+    model = AugSelfModel.from_pretrained(NAME, revision="main")
+    assert model.difference(*photographs[:2]).model == f"{NAME}@main"
+    inside = AugSelfModel.from_pretrained(tiny_model.parent, subfolder="tiny")
+    assert inside.name == "tiny"
 
 
 # -- Push and pull ---------------------------------------------------------------------------------

@@ -18,7 +18,14 @@ from augself_hub.atomic import write_json
 from augself_hub.augmentations.difference import standardised
 from augself_hub.augmentations.spec import Head, Spec
 from augself_hub.errors import AugSelfError
-from augself_hub.folder import CONFIG, EVALUATION, changed_folder, verify, write_manifest
+from augself_hub.folder import (
+    CONFIG,
+    EVALUATION,
+    changed_folder,
+    own_folder,
+    verify,
+    write_manifest,
+)
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.results import read_evaluation
 from training.data.batches import ViewsDataset
@@ -38,7 +45,7 @@ def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
     Raises:
         AugSelfError: a model without heads, or no images.
     """
-    model = AugSelfModel.from_pretrained(verify(folder))
+    model = AugSelfModel.from_pretrained(verify(own_folder(folder, "mark")))
     images = ViewsDataset(open_held_out(held_out), model.spec.policy, seed=0)
     results = held_out_pairs(model, images, PAIRS)
     if not results:

@@ -30,7 +30,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from augself_hub import AugSelfModel
+from augself_hub import AugSelfModel, hub
 from augself_hub.augmentations.spec import Policy, Spec
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.modeling.encoders import build_encoder, preprocessing_of
@@ -176,6 +176,21 @@ def test_every_weight_arrives(tmp_path, what):
     compute = OPENED[what](tmp_path)
     encoder = build_encoder(str(tmp_path), 32).eval()
     torch.testing.assert_close(encoder(images()), compute(images()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", ["folder", "Hub"])
+def test_of_an_augself_model_the_heads_are_left_out_and_that_is_said(
+    place, tiny_model, local_hub, caplog
+):
+    name = str(tiny_model)
+    if place == "Hub":
+        name = "somebody/tiny"
+        hub.push(tiny_model, name)
+    with caplog.at_level("INFO"):
+        encoder = build_encoder(name, 48)
+    assert encoder.dim == 128
+    said = f"{name} is an AugSelf model: its encoder alone is taken, for images of 48 pixels"
+    assert said in caplog.text and "its heads and matcher are left out" in caplog.text
 
 
 def test_what_is_left_out_is_said(tmp_path, caplog):
