@@ -44,16 +44,21 @@ def read_file(path: Path) -> bytes:
         ImageError: it is no regular file, or larger than MAX_BYTES. OSError: it cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+        file = _opened(path)
     except ValueError:
         raise ImageError("no file can have such a name") from None
-    with open(descriptor, "rb") as file:  # noqa: PTH123 (what is checked is what is read)
+    with file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise ImageError("it is no regular file")
         if status.st_size <= MAX_BYTES:
             return file.read(status.st_size)
     raise ImageError(f"the file has more than {MAX_BYTES} bytes")
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    """A file, whatever kind it is: what is checked then is what is read."""
+    return open(os.open(path, os.O_RDONLY | _FLAGS), "rb")  # noqa: PTH123
 
 
 def name_of(path: str) -> tuple[str, str | None]:
@@ -74,9 +79,17 @@ def suffix_of(name: str) -> str:
 
 
 def open_file(url: str) -> BinaryIO:
-    """A local file, or what fsspec opens."""
+    """A local file, or what fsspec opens.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file: a FIFO would be waited for, for ever.
+    """
     if "://" not in url:
-        return Path(url).open("rb")
+        file = _opened(url)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(errno.EINVAL, "it is no regular file", url)
+        return file
     opened: BinaryIO = file_system(url).open(url)
     return opened
 

@@ -19,16 +19,41 @@ import numpy as np
 from augself_hub import parity
 from augself_hub.augmentations.matching import OUTPUTS, matcher_prediction
 from augself_hub.augmentations.spec import Spec
+from augself_hub.errors import ModelFolderError
 from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, file_sha256, read_spec
 from augself_hub.modeling.photographs import Photographs
 from augself_hub.parity import cosines, head_change, most_change
 from augself_hub.precision import graph_of
+from augself_hub.runtime import onnxruntime
+from augself_hub.time_limit import LOAD_SECONDS, TimeLimit, time_limit
 
 PROBE_LOSS = 0.005  # of a linear probe's accuracy
 PROBE_IMAGES = 200  # with fewer, one image weighs more than PROBE_LOSS: not measured
 BATCH = 16
 FOLDS, RIDGE = 5, 1.0
 ROUNDS = 15
+
+
+def refuse_endless(folder: Path, images: Photographs) -> None:
+    """Run each fp32 graph once, before any is run without a limit: a Loop in one may have no end.
+
+    Raises:
+        ModelFolderError: one does not load and answer in time, or not at all.
+    """
+    known = {"images": images.pixels(images.calibration[:2])}
+    for path in (graph_of(folder), HEADS_GRAPH, MATCHER_GRAPH):
+        if not (folder / path).is_file():
+            continue
+        with time_limit(folder / path, LOAD_SECONDS["cpu"]) as limit:
+            try:
+                session = _session(folder / path, limit)
+                wanted = [value.name for value in session.get_inputs()]  # images; maps_a, maps_b
+                given = {n: known[n if n in known else n.rpartition("_")[0]] for n in wanted}
+                found = session.run(None, given, limit.run)
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                line = (str(error).splitlines() or [type(error).__name__])[0]
+                raise ModelFolderError(f"{folder / path} cannot be run: {line}") from error
+        known |= dict(zip((value.name for value in session.get_outputs()), found, strict=True))
 
 
 def measured(folder: Path, precision: str, images: Photographs) -> dict[str, Any]:
@@ -165,9 +190,9 @@ def batches(pixels: np.ndarray) -> Iterator[np.ndarray]:
     return (pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH))
 
 
-def _session(path: Path) -> Any:
-    from augself_hub.runtime import onnxruntime
-
+def _session(path: Path, limit: TimeLimit | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    if limit is not None:
+        limit.load(options)
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

@@ -26,7 +26,7 @@ import numpy as np
 
 from augself_hub import card
 from augself_hub.errors import AugSelfError, ModelFolderError
-from augself_hub.folder import changed_folder, read_manifest, read_spec, write_manifest
+from augself_hub.folder import changed_folder, read_manifest, read_spec, verify, write_manifest
 from augself_hub.modeling import gates
 from augself_hub.modeling.export import require_export_extra
 from augself_hub.modeling.photographs import Photographs
@@ -52,15 +52,17 @@ def quantize_folder(
 
     Raises:
         AugSelfError: a gate failed, and which; the folder stays as it was.
-        ModelFolderError: the folder has no fp32 graph.
+        ModelFolderError: the folder has no fp32 graph or is not what its manifest says, or a graph
+            of it cannot be run in time.
         MissingExtra: the export extra is not installed.
     """
     require_export_extra()
-    spec = read_spec(folder)
+    spec = read_spec(verify(folder))  # a manifest is written over what is there
     source = graph_of(folder)
     if not (folder / source).is_file():
         raise ModelFolderError(f"{folder} has no {source}: augself export --model {folder}")
     images = Photographs.split(photographs, Preprocessing.from_folder(folder).size)
+    gates.refuse_endless(folder, images)
     with changed_folder(folder) as stage:
         for layers in FP32_LAYERS[precision]:
             if precision == "int8":

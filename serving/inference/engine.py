@@ -30,6 +30,7 @@ from augself_hub.errors import ModelFolderError, UsageError
 from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, read_manifest, read_spec
 from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
 from augself_hub.preprocess import Preprocessing
+from augself_hub.time_limit import LOAD_SECONDS, time_limit
 from serving.inference.parity import refuse_unlike
 from serving.inference.provider_options import BUCKETS
 from serving.inference.providers import (
@@ -39,7 +40,6 @@ from serving.inference.providers import (
     Graph,
     device_of,
     open_graphs,
-    time_limit,
 )
 
 MAX_BATCH = BUCKETS[-1]  # images in one run: ONNX Runtime keeps the memory of its largest batch
@@ -239,7 +239,7 @@ class Engine:
         random = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
         random[0], random[1] = 0, 255
         try:
-            with time_limit(folder, device) as limit:
+            with time_limit(folder, LOAD_SECONDS[device]) as limit:
                 features, *maps = self._encoder.run({"images": random}, limit)
                 if self.lanes > 1:
                     self._lane.run({"images": random[:2]}, limit)

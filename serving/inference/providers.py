@@ -22,12 +22,11 @@ tests/serving/inference/test_gpu.py runs.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import logging
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ import numpy as np
 
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.runtime import installed, onnxruntime
+from augself_hub.time_limit import LOAD_SECONDS, TimeLimit, time_limit
 from serving.inference.provider_options import BUCKETS, DRIVER, OPTIONS
 
 DEVICES = ("auto", "cpu", "openvino", "cuda", "tensorrt")
@@ -50,8 +50,6 @@ PROVIDERS = {
 _WINDOWS = sys.platform == "win32"
 _LIBRARY = "onnxruntime_providers_{}.dll" if _WINDOWS else "libonnxruntime_providers_{}.so"
 _ON_CPU = "running on the CPU, CUDA cannot be used: %s"
-# To load a graph and to answer the first images; TensorRT compiles each graph for minutes.
-LOAD_SECONDS = {"cpu": 60.0, "openvino": 120.0, "cuda": 120.0, "tensorrt": 3600.0}
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 logger = logging.getLogger(__name__)
 
@@ -70,53 +68,6 @@ class Graph:
     sha256: str
     precision: str
     inputs: dict[str, tuple[int, ...]]
-
-
-class TimeLimit:
-    """Ends what ONNX Runtime does when it takes too long: a Loop in a graph may have no end.
-
-    Attributes:
-        passed: whether it did.
-        run: for the runs that are to be ended.
-    """
-
-    def __init__(self) -> None:
-        self.passed = False
-        self.run = onnxruntime.RunOptions()
-        self._loading: list[onnxruntime.SessionOptions] = []
-
-    def load(self, options: onnxruntime.SessionOptions) -> onnxruntime.SessionOptions:
-        """The same options, of a session whose loading is to be ended."""
-        self._loading.append(options)
-        return options
-
-    def end(self) -> None:
-        self.passed = self.run.terminate = True
-        for options in self._loading:
-            options.set_load_cancellation_flag(True)
-
-
-@contextlib.contextmanager
-def time_limit(path: Path, device: str) -> Iterator[TimeLimit]:
-    """For loading a graph and its first runs.
-
-    Raises:
-        ModelFolderError: the time is over; names the graph.
-    """
-    limit, seconds = TimeLimit(), LOAD_SECONDS[device]
-    timer = threading.Timer(seconds, limit.end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield limit
-    except Exception as error:
-        if limit.passed:
-            raise ModelFolderError(
-                f"{path} is refused: it did not load and answer within {seconds:g} s"
-            ) from error
-        raise
-    finally:
-        timer.cancel()
 
 
 class NotFinite(ModelFolderError):
@@ -312,7 +263,7 @@ def _choose(device: str) -> str:
 
 def _runner(graph: Graph, device: str, threads: int) -> Runner:
     """A graph on exactly this device, warm."""
-    with time_limit(graph.path, device) as limit:
+    with time_limit(graph.path, LOAD_SECONDS[device]) as limit:
         session = _session(graph, device, threads, limit)
         try:
             on_cpu = PROVIDERS[device] in ON_CPUS

@@ -14,6 +14,7 @@ from PIL import Image
 from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
 from augself_hub.folder import (
     FEATURES_GRAPH,
+    HEADS_GRAPH,
     MANIFEST,
     card_is_edited,
     read_manifest,
@@ -175,6 +176,61 @@ def test_a_folder_without_the_fp32_graph_says_how_to_make_it(folder, photo_folde
     (folder / FEATURES_GRAPH).unlink()
     write_manifest(folder)
     with pytest.raises(ModelFolderError, match=r"no onnx/features\.onnx: augself export --model"):
+        quantize.quantize_folder(folder, "int8", photo_folder)
+
+
+def test_a_changed_file_is_refused_and_not_vouched_for(folder, photo_folder):
+    """A fresh manifest over it would name what was damaged as the model."""
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    before = (folder / MANIFEST).read_bytes()
+    with pytest.raises(ModelFolderError, match="is not the file its manifest names"):
+        quantize.quantize_folder(folder, "int8", photo_folder)
+    assert (folder / MANIFEST).read_bytes() == before
+
+
+def looped(path):
+    """The same graph with a Loop that has no end behind each of its outputs."""
+    model = onnx.load(path)
+    one = onnx.helper.make_tensor_value_info
+    kinds = [onnx.TensorProto.INT64, onnx.TensorProto.BOOL, onnx.TensorProto.FLOAT]
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Identity", ["going"], ["on"]),
+            onnx.helper.make_node("Sin", ["value"], ["next"]),
+        ],
+        "body",
+        [
+            one(n, k, s)
+            for n, k, s in zip(["i", "going", "value"], kinds, [[], [], None], strict=True)
+        ],
+        [one("on", kinds[1], []), one("next", kinds[2], None)],
+    )
+    output = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["unlooped" if name == output else name for name in node.output]
+        node.input[:] = ["unlooped" if name == output else name for name in node.input]
+    true = onnx.numpy_helper.from_array(np.array(True), "always")
+    model.graph.initializer.append(true)
+    loop = onnx.helper.make_node("Loop", ["", "always", "unlooped"], [output], body=body)
+    model.graph.node.append(loop)
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("graph", [FEATURES_GRAPH, HEADS_GRAPH])
+def test_a_graph_without_end_is_refused_in_time(folder, photo_folder, monkeypatch, graph):
+    monkeypatch.setitem(gates.LOAD_SECONDS, "cpu", 2.0)
+    looped(folder / graph)
+    write_manifest(folder)
+    with pytest.raises(ModelFolderError, match=rf"{graph.name} is refused: .* within 2 s"):
+        quantize.quantize_folder(folder, "int8", photo_folder)
+
+
+def test_a_graph_that_cannot_be_run_is_one_line(folder, photo_folder):
+    (folder / HEADS_GRAPH).write_bytes(b"no graph")
+    write_manifest(folder)
+    with pytest.raises(ModelFolderError, match=r"heads\.onnx cannot be run: "):
         quantize.quantize_folder(folder, "int8", photo_folder)
 
 
