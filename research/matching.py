@@ -18,6 +18,7 @@ research/matching.md has what came out.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import logging
 import re
@@ -419,6 +420,8 @@ def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] |
     assert matcher is not None
     calibrated(model, matcher, place, *held_out(corpus, photographs, development=True))
     tiles, _ = held_out(corpus, photographs, development=False)
+    of = [photograph(name) for name in tiles.names]
+    tiles = dataclasses.replace(tiles, groups=np.unique(of, return_inverse=True)[1].tolist())
     measured_on = ViewsDataset(tiles, spec.policy, seed)
     save_matcher(folder, matcher, place.level, measured_on, further)
 

@@ -147,6 +147,7 @@ def fit_matcher(
     read_as: str | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    group: str | None = None,
 ) -> Path:
     """Add a matcher to a model folder: where view b lies in view a, from the encoder's maps.
 
@@ -164,6 +165,8 @@ def fit_matcher(
             same columns and as the same layout, where it has them.
         seed: of initialisation, order and views.
         options: of the fit, e.g. pairs (of views, in all), passes (of each), rate or go_on.
+        group: a regular expression: held-out images in whose names it matches the same text, e.g.
+            tiles of one photograph, count as one in intervals, halves and strangers.
 
     Returns:
         The folder.
@@ -178,7 +181,7 @@ def fit_matcher(
     with needs("train"):
         from training.run.matching import add_matcher
 
-        add_matcher(folder, images, others, reading, seed, options)
+        add_matcher(folder, images, others, reading, seed, options, group)
     return folder
 
 
@@ -191,6 +194,7 @@ def fit_uncertainty(
     column: Sequence[str] = (),
     read_as: str | None = None,
     seed: int = 0,
+    group: str | None = None,
 ) -> Path:
     """Add a standard error of each pair to what the heads of a model folder say.
 
@@ -200,7 +204,7 @@ def fit_uncertainty(
 
     Args:
         model: a model folder with a head that predicts a number.
-        data, held_out, split, column, read_as, seed: as `fit_matcher` takes them.
+        data, held_out, split, column, read_as, seed, group: as `fit_matcher` takes them.
 
     Returns:
         The folder.
@@ -215,7 +219,7 @@ def fit_uncertainty(
     with needs("train"):
         from training.run.uncertainty import add_uncertainty
 
-        add_uncertainty(folder, images, others, reading, seed)
+        add_uncertainty(folder, images, others, reading, seed, group)
     return folder
 
 

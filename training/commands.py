@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from augself_hub.images.words import COLUMN_HELP, LAYOUTS, READ_AS_HELP
 from augself_hub.options import GroupedCommand, grouped
-from training.run.settings import CHOSEN, FIXED, FROZEN_DEFAULTS, PAIRS, Settings, flag
+from training.run.settings import CHOSEN, FIXED, FROZEN_DEFAULTS, GROUP_HELP, PAIRS, Settings, flag
 
 Command = Callable[..., Any]
 PATH = click.Path(path_type=Path)
@@ -160,6 +160,7 @@ _ADDITION = (
     click.option(
         "--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed."
     ),
+    click.option("--group", metavar="PATTERN", help=GROUP_HELP),
 )
 
 

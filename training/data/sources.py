@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -83,6 +84,31 @@ class Images:
         kept = [i for i, label in enumerate(self.labels) if label in new]
         labels = [new[self.labels[i]] for i in kept]
         return dataclasses.replace(self.at(kept), labels=labels, classes=list(classes))
+
+    def grouped(self, pattern: str) -> Images:
+        """The same, those of one group whose names have the same text where `pattern` matches.
+
+        Args:
+            pattern: a regular expression, looked for in each name; of one with groups the first one
+                counts. Images whose names it does not match are each their own.
+
+        Raises:
+            UsageError: it is no regular expression, or all its matches are one text, or none.
+        """
+        try:
+            expression = re.compile(pattern)
+        except re.error as error:
+            raise UsageError(f"--group {pattern}: no regular expression ({error})") from error
+        found = [expression.search(name) for name in self.names]
+        texts = [None if m is None else m.group(min(1, expression.groups)) for m in found]
+        number = {text: group for group, text in enumerate(dict.fromkeys(filter(None, texts)))}
+        if len(number) < 2:
+            raise UsageError(
+                f"--group {pattern} finds {len(number)} groups in names like {self.names[0]}: give "
+                "what images of one origin have in common"
+            )
+        groups = [number[t] if t else len(number) + row for row, t in enumerate(texts)]
+        return dataclasses.replace(self, groups=groups)
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) of an image, upright: of a file what its header says.

@@ -1,6 +1,6 @@
 """Marks a finished model folder by its own held-out pairs, as the end of a run does:
 
-    python -m training.monitoring.marking MODEL HELD_OUT
+    python -m training.monitoring.marking MODEL HELD_OUT [--group PATTERN]
 
 For folders of version 0.1, which have no marks, and for other held-out images. The weights stay.
 """
@@ -33,20 +33,26 @@ from training.data.sources import open_held_out
 from training.monitoring import matching
 from training.monitoring.awareness import PAIRS, TASK, held_out_pairs, with_results
 from training.run.publishing import PROTOCOL
+from training.run.settings import GROUP_HELP
 
 
-def mark(folder: Path, held_out: str, name: str = card.PLACEHOLDER) -> Spec:
+def mark(
+    folder: Path, held_out: str, name: str = card.PLACEHOLDER, group: str | None = None
+) -> Spec:
     """Measure a model on held-out pairs and write what was found into its folder, in one exchange.
 
     Args:
         held_out: images that the model was not trained on, as --held-out takes them.
         name: what the card calls the model.
+        group: what names of held-out images of one origin have in common (`Images.grouped`).
 
     Raises:
-        AugSelfError: a model without heads, or no images.
+        UsageError: a `group` that finds none. AugSelfError: a model without heads, or no images.
     """
     model = AugSelfModel.from_pretrained(verify(own_folder(folder, "mark")))
-    images = ViewsDataset(open_held_out(held_out), model.spec.policy, seed=0)
+    listed = open_held_out(held_out)
+    listed = listed if group is None else listed.grouped(group)
+    images = ViewsDataset(listed, model.spec.policy, seed=0)
     results = held_out_pairs(model, images, PAIRS)
     if not results:
         raise AugSelfError(f"{folder} has no heads to measure, or {held_out} no images")
@@ -87,9 +93,10 @@ def _with_largest(spec: Spec) -> Spec:
 @click.option(
     "--name", default=card.PLACEHOLDER, show_default=True, help="Of the model, on its card."
 )
-def main(model: Path, held_out: str, name: str) -> None:
+@click.option("--group", metavar="PATTERN", help=GROUP_HELP)
+def main(model: Path, held_out: str, name: str, group: str | None) -> None:
     """Measure MODEL on pairs of views of HELD_OUT and write its marks."""
-    for head in mark(model, held_out, name).heads.values():
+    for head in mark(model, held_out, name, group).heads.values():
         for d in head.dimensions:
             click.echo(f"{d.name}: {'not learned' if d.learned is False else 'learned'}, {d.score}")
 

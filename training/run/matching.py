@@ -168,6 +168,7 @@ def add_matcher(
     options: Options = AS_FOUND,
     seed: int = 0,
     how: Mapping[str, Any] | None = None,
+    group: str | None = None,
 ) -> Spec:
     """Fit a matcher for the encoder of a model folder and write it there, in one exchange.
 
@@ -180,6 +181,7 @@ def add_matcher(
         options: how `data` is read, and by the same columns and layout `held_out`.
         seed: of initialisation, order and views.
         how: fields of `MatcherSettings`.
+        group: what names of held-out images of one origin have in common (`Images.grouped`).
 
     Returns:
         The new spec, with what was measured.
@@ -192,7 +194,7 @@ def add_matcher(
     why = _impossible(model.spec, model.encoder, model.preprocessing.size)
     if why is not None:
         raise UsageError(f"{folder}: {why}")
-    views, measured_on = views_for(model.spec, data, held_out, options, seed)
+    views, measured_on = views_for(model.spec, data, held_out, options, seed, group)
     model = _fitted(model.to(available_device()), views, settings, seed)
     assert model.matcher is not None and model.spec.matcher is not None
     level = model.spec.matcher.level
@@ -200,7 +202,12 @@ def add_matcher(
 
 
 def views_for(
-    spec: Spec, data: str, held_out: str | None, options: Options, seed: int
+    spec: Spec,
+    data: str,
+    held_out: str | None,
+    options: Options,
+    seed: int,
+    group: str | None = None,
 ) -> tuple[ViewsDataset, ViewsDataset]:
     """Images to fit on and images to measure on, as `add_matcher` takes them, seen by `spec`."""
     images = open_images(data, options)
@@ -209,6 +216,7 @@ def views_for(
         images, others = split(images, seed)
     else:
         others = open_held_out(held_out, options)
+    others = others if group is None else others.grouped(group)
     return ViewsDataset(images, spec.policy, seed), ViewsDataset(others, spec.policy, seed)
 
 

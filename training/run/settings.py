@@ -23,6 +23,7 @@ JOINT = "joint"  # how a matcher may be trained: with the encoder
 FROZEN = "frozen"  # what `augself fit-heads` puts in a method's place
 FROZEN_DEFAULTS: dict[str, Any] = {"size": 224, "epochs": 10.0}  # where it has others
 FIXED = ("encoder", "method", "method_options", "convention", "normalization")  # there, likewise
+GROUP_HELP = "Text (a regular expression) that held-out images of one origin share in their names."
 NORMALIZATIONS = ("imagenet", "stl10")
 OPTIMIZERS, SCHEDULES = ("sgd", "adamw", "lars"), ("cosine", "constant")
 SCHEDULE_STEPS = ("step", "epoch")

@@ -60,6 +60,7 @@ def add_uncertainty(
     held_out: str | None = None,
     options: Options = AS_FOUND,
     seed: int = 0,
+    group: str | None = None,
 ) -> Spec:
     """Fit an error of each pair for a model folder's heads and write it there, in one exchange.
 
@@ -71,6 +72,7 @@ def add_uncertainty(
         held_out: images to measure on; None: 5% of `data`.
         options: how `data` is read, and by the same columns and layout `held_out`.
         seed: of initialisation, order and views.
+        group: what names of held-out images of one origin have in common (`Images.grouped`).
 
     Returns:
         The new spec.
@@ -83,7 +85,7 @@ def add_uncertainty(
         raise UsageError(
             f"{folder} has no head that predicts a number, so nothing an error could be stated of"
         )
-    views, measured_on = views_for(model.spec, data, held_out, options, seed)
+    views, measured_on = views_for(model.spec, data, held_out, options, seed, group)
     model = _fitted(model.to(available_device()), views, measured_on, FITTED_ON, seed).cpu()
     pairs = PAIRS if len(measured_on) > 1 else 0
     with stage(f"measuring {pairs} pairs of {len(measured_on)} held-out images"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
+from augself_hub.errors import UsageError
 from augself_hub.images.source import UNLABELED
 from training.data.drawing import drawn_keys, halves, kin, strangers
 from training.data.sources import Images
@@ -40,6 +43,17 @@ def test_kin_are_of_one_group_else_of_one_class_else_alone():
     assert kin(listed([3, 3, 3])).tolist() == [0, 1, 2]  # one class says nothing
     chosen = listed([0] * 5, groups=[9, 4, 4, 4, 9]).at([4, 1])
     assert list(chosen.groups) == [9, 4]
+
+
+def test_groups_are_what_names_have_in_common():
+    names = ["a/beach-3.jpg", "a/beach-4.jpg", "b/beach-3.jpg", "alone.png", "wood-1.jpg"]
+    images = dataclasses.replace(listed([0] * 5), names=names)
+    assert list(images.grouped(r"(\w+)-\d+").groups) == [0, 0, 0, 5, 1]
+    assert list(images.grouped(r"^.+(?=-)").groups) == [0, 0, 1, 6, 2]
+    refused = {"(": "no regular expression", "jungle": "finds 0 groups", r"\.": "finds 1 groups"}
+    for pattern, said in refused.items():
+        with pytest.raises(UsageError, match=f"--group .* ?{said}"):
+            images.grouped(pattern)
 
 
 def test_of_few_images_none_calibrates():

@@ -24,3 +24,14 @@ def test_of_a_source_with_splits_the_validation_images_are_read(tiny_model, tmp_
     with pytest.raises(AugSelfError, match="has no heads to measure, or"):
         marking.mark(tiny_model, str(tmp_path))
     assert seen == ["val/a/0.png"]
+
+
+def test_images_are_grouped_as_was_said(tiny_model, photo_folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(marking, "held_out_pairs", lambda m, v, p: seen.append(v.images) or [])
+    for group in (None, r"(\d)\d\."):
+        with pytest.raises(AugSelfError, match="has no heads to measure, or"):
+            marking.mark(tiny_model, str(photo_folder), group=group)
+    alone, grouped = seen
+    assert alone.groups is None
+    assert len(set(grouped.groups)) == len({name[-6] for name in grouped.names}) > 1

@@ -93,6 +93,22 @@ def test_a_folder_is_given_them_and_answers_what_it_answered(
     assert "an error of each pair's own" in (folder / "README.md").read_text()
 
 
+def test_a_group_is_in_one_half(folder, photo_folder, augself, monkeypatch):
+    """By the tens of their numbers: what calibrates has none of the tens that are measured."""
+    halves, seen = uncertainty.halves, []
+    monkeypatch.setattr(
+        uncertainty, "halves", lambda images: seen.append((images, halves(images))) or seen[-1][1]
+    )
+    given = ("--data", photo_folder, "--held-out", photo_folder)
+    done = augself("fit-uncertainty", folder, *given, "--group", r"(\d)\d\.")
+    assert done.status == 0, done
+    ((images, both),) = seen
+    one, other = ({images.names[i][-6] for i in rows} for rows in both)
+    assert one and other and not one & other
+    refused = augself("fit-uncertainty", folder, *given, "--group", "beach")
+    assert refused.status == 2 and "--group beach finds 0 groups" in refused.err
+
+
 def test_fitted_again_they_are_replaced(folder, photo_folder):
     weights = []
     for seed in (0, 1, 1):
