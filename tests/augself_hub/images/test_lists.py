@@ -12,7 +12,7 @@ import places
 import pytest
 
 from augself_hub.errors import AugSelfError, ImageError, UsageError
-from augself_hub.images import Columns, files, open_source, read_file
+from augself_hub.images import Columns, Options, ShardError, files, open_source, read_file
 
 PNG = places.png(0, (2, 2))
 
@@ -121,6 +121,26 @@ def test_what_is_no_regular_file_is_an_error_and_not_waited_for():
     assert {"fifo.png", "zero.png"} <= set(listing.names)
     with pytest.raises(ImageError, match="no regular file"):
         listing.read(list(listing.names).index("fifo.png"))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fifos", "place", "told"),
+    [
+        (["t/y.tar"], "t", "damaged: it is no regular file"),
+        (["x-0.tar", "x-1.tar"], "x-{0..1}.tar", "damaged: it is no regular file"),
+        (["t/y.parquet"], "t", "not one parquet file can be read: it is no regular file"),
+        (["x.tar"], "x.tar", "x.tar is no file"),
+        (["x.parquet"], "*.parquet", "nothing matches"),
+    ],
+)
+def test_a_fifo_called_a_tar_or_a_table_is_not_waited_for_either(fifos, place, told, stream):
+    for name in fifos:
+        Path(name).parent.mkdir(exist_ok=True)
+        os.mkfifo(name)
+    with pytest.raises((ShardError, AugSelfError), match=told):
+        rows(open_source(place, Options(stream=stream)))
 
 
 def test_a_system_without_flags_for_fifos_reads_files_too():
