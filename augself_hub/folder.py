@@ -21,6 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from augself_hub.augmentations.spec import CHOICES, MatcherSpec, Policy, Spec
 from augself_hub.configs import (
     MAX_FEATURES,
@@ -283,7 +285,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """Build a new folder beside its place; it appears by one rename, whole or not at all.
 
     Raises:
-        AugSelfError: something is already there, or another process is making it.
+        AugSelfError: something is already there, another process is making it, or there is no room.
     """
     if folder.exists():
         raise AugSelfError(f"{folder} exists: choose another output or remove it")
@@ -298,7 +300,7 @@ def changed_folder(folder: Path) -> Iterator[Path]:
     """Change a copy of a folder beside it; at the end the two are exchanged in one step.
 
     Raises:
-        AugSelfError: another process changes it, too.
+        AugSelfError: another process changes it, too, or there is no room.
     """
     folder = folder.resolve()  # of a link the folder is changed, not the link
     finish_exchange(folder)
@@ -328,9 +330,17 @@ def _stage(folder: Path) -> Iterator[Path]:
         for path in stage.iterdir():  # of a run that was killed
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         yield stage
+    except SafetensorError as error:  # no OSError, also where the disk is full
+        raise no_room(folder, error) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         os.close(lock)
+
+
+def no_room(place: Path, error: Exception) -> AugSelfError:
+    """What is raised where weights cannot be written: their writers have errors of their own."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return AugSelfError(f"{place} cannot be written ({reason}): make room, then try again")
 
 
 def _lock(place: Path, folder: Path, make: bool = False) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoModel, PretrainedConfig, PreTrainedModel, ResNetConfig
@@ -26,7 +27,7 @@ from transformers import AutoModel, PretrainedConfig, PreTrainedModel, ResNetCon
 from augself_hub import card
 from augself_hub.augmentations.spec import HEADS, Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, CheckpointError, UsageError
-from augself_hub.folder import file_sha256, new_folder, write_manifest
+from augself_hub.folder import file_sha256, new_folder, no_room, write_manifest
 from augself_hub.modeling.checkpoint import State, read_checkpoint, state_of
 from augself_hub.modeling.layouts import resnet_of
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
@@ -175,7 +176,7 @@ def export_weights(model: str | Path | None, library: str, output: Path) -> None
     Raises:
         CheckpointError: the encoder is not a ResNet of torchvision's kinds.
         UsageError: an unknown library.
-        AugSelfError: `output` exists already.
+        AugSelfError: `output` exists already, or there is no room.
     """
     write = _known(_WRITERS, library, "library")
     if output.exists():
@@ -186,6 +187,8 @@ def export_weights(model: str | Path | None, library: str, output: Path) -> None
     try:
         write(state, stage)
         stage.replace(output)
+    except (RuntimeError, SafetensorError) as error:  # torch's and safetensors' of a full disk
+        raise no_room(output, error) from error
     finally:
         stage.unlink(missing_ok=True)
 

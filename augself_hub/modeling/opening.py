@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -38,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from augself_hub.configs import read_json, refuse_code
 from augself_hub.errors import AugSelfError, MissingExtra, ModelFolderError, UsageError
+from augself_hub.folder import no_room
 
 LOAD_SECONDS = 120.0  # to build a network of shapes, without memory
 SPARE = 16_000_000  # weights that may be missing from a file: a ViT's pooler
@@ -221,7 +222,10 @@ def _show(
     if prefix:
         log.info("%s: the prefix %s of every weight is taken off", folder, prefix)
         state = {n.removeprefix(prefix): v for path in files for n, v in load_file(path).items()}
-        save_file(state, stage / _WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(state, stage / _WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise no_room(stage, error) from error
         return
     for path in files if files[0].name == _WEIGHTS else [*files, folder / _INDEX]:
         (stage / path.name).symlink_to(path.resolve())
