@@ -36,6 +36,7 @@ from augself_hub.augmentations.difference import targets
 from augself_hub.augmentations.matching import combined
 from augself_hub.augmentations.sampling import Parameters, draw, pixel_box
 from augself_hub.augmentations.spec import Policy, Spec
+from augself_hub.differences import is_gray
 from augself_hub.errors import AugSelfError
 from augself_hub.folder import new_folder
 from augself_hub.modeling.maps import MapPlace
@@ -91,6 +92,7 @@ class Boxes(ViewsDataset):
                 crop_resized(image, pixel_box(box, *image.size[::-1]), self.policy.size)
                 for box in w["crop"]
             ]
+            w["colorless"] = np.array([is_gray(crop) for crop in crops])
             w1, w2 = ({n: v[[side]] for n, v in w.items()} for side in (0, 1))
             items.append({"crops": crops, "w1": w1, "w2": w2, "label": 0, "skipped": []})
         return items

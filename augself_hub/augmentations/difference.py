@@ -14,6 +14,7 @@ Everything works on numpy and torch alike (the array API), on N pairs at once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,19 @@ def targets(
     target = _CONVENTIONS[convention][kind](a, b, policy)
     xp = array_namespace(target)
     if convention == "relative" and kind == "color":
-        colored = ~(xp.asarray(a["gray"], dtype=xp.bool) | xp.asarray(b["gray"], dtype=xp.bool))
+        colored = ~(xp.asarray(shows_gray(a)) | xp.asarray(shows_gray(b)))
         seen = xp.ones_like(colored)
         return target, xp.stack([seen, seen, colored, colored], axis=1)
     return target, xp.ones_like(target, dtype=xp.bool)
+
+
+def shows_gray(view: Parameters) -> Array:
+    """(N,) bool: whether views are gray, made so or of a picture that is."""
+    xp = array_namespace(view["gray"])
+    return functools.reduce(
+        xp.logical_or,
+        (xp.asarray(view[n], dtype=xp.bool) for n in ("gray", "colorless") if n in view),
+    )
 
 
 def standardised(

@@ -25,6 +25,8 @@ color  (N, 4) float: brightness, contrast, saturation factors and hue shift in t
 order  (N, 4) int: which of the four colour operations comes first, second, third and last
 sol    (N,)   float: threshold in [0, 1]; 1 where not applied
 gray   (N,)   bool
+colorless (N,) bool: the crop is gray already, before anything is done to it; only where it was
+       looked at (`modeling.views`), and nothing follows from it but what can be seen of the colour
 blur   (N,)   float: sigma in pixels of the view; 0 where not applied
 rot    (N,)   int: counter-clockwise quarter turns 0..3
 """

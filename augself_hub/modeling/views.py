@@ -18,6 +18,7 @@ from torch import Tensor
 from augself_hub.augmentations.functional import augment, normalise
 from augself_hub.augmentations.sampling import Parameters, draw, pixel_box
 from augself_hub.augmentations.spec import Policy
+from augself_hub.differences import is_gray
 from augself_hub.preprocess import crop_resized, to_rgb
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,7 +28,8 @@ View = tuple[np.ndarray, Parameters]
 def two_crops(image: Image.Image, policy: Policy, seed: int, epoch: int, index: int) -> list[View]:
     """RGB image -> [(crop a, parameters a), (crop b, parameters b)].
 
-    A crop is (S, S, 3) uint8, nothing but the crop applied yet; parameters have one row.
+    A crop is (S, S, 3) uint8, nothing but the crop applied yet; parameters have one row, with
+    `colorless`.
     """
     return two_crops_of_each([image], policy, seed, [(epoch, index)])[0]
 
@@ -43,7 +45,8 @@ def two_crops_of_each(
     def view(image: Image.Image, row: int) -> View:
         box = pixel_box(drawn["crop"][row], image.height, image.width)
         parameters = {name: values[row : row + 1] for name, values in drawn.items()}
-        return crop_resized(image, box, policy.size), parameters
+        crop = crop_resized(image, box, policy.size)
+        return crop, {**parameters, "colorless": np.array([is_gray(crop)])}
 
     return [[view(image, 2 * i), view(image, 2 * i + 1)] for i, image in enumerate(images)]
 

@@ -16,7 +16,7 @@ from augself_hub.augmentations.spec import (
     Spec,
     heads_for,
 )
-from augself_hub.differences import Answered, describe, is_blank, matching, records
+from augself_hub.differences import Answered, describe, is_blank, is_gray, matching, records
 
 POLICY = Policy(size=32).with_kinds(["rot"])
 KINDS = ("crop", "color", "flip", "rot")
@@ -91,6 +91,18 @@ def test_gray_hides_what_needs_colour():
     found = said(spec(), gray=True)
     assert [name for name, (value, _) in found.items() if value is None] == ["saturation", "hue"]
     assert found["hue"][1].startswith("not observable")
+
+
+def test_a_picture_is_gray_where_no_pixel_has_a_colour():
+    """Against NumPy's range of the channels of every pixel; also of one pixel in a corner."""
+    random = np.random.default_rng(0)
+    for tint in (0, 1, 2, 3, 200):
+        for _ in range(20):
+            gray = random.integers(0, 55, (random.integers(1, 40), 33, 1), dtype=np.uint8)
+            image = gray.repeat(3, axis=2)
+            row, column, channel = (random.integers(n) for n in image.shape)
+            image[row, column, channel] += tint
+            assert is_gray(image) == (np.ptp(image, axis=-1).max() <= 2) == (tint <= 2)
 
 
 def test_of_unlike_pictures_nothing_is_told():

@@ -11,11 +11,12 @@ and rotation, which the paper's default leaves out, have pairs of their own.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 
-from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.difference import shows_gray, targets
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import HEADS, Policy
 from training.evaluation.cache import Model, Tables
@@ -26,6 +27,7 @@ from training.evaluation.results import Result
 from training.evaluation.tasks import Subject, TaskSettings
 from training.evaluation.views import CHANGES, changed, pairs
 
+log = logging.getLogger(__name__)
 FITTED, HELD_OUT, COMPARED = 1000, 500, 300  # images: of the probes, of invariance
 # What pairs are drawn with beside the paper's default -> the kinds that are measured on them.
 _DRAWN: dict[tuple[str, ...], tuple[str, ...]] = {
@@ -57,7 +59,7 @@ def awareness(subject: Subject, tables: Tables, settings: TaskSettings) -> list[
     for extra, kinds in _DRAWN.items():
         policy = Policy(size=tables.model.preprocessing.size).with_kinds(extra)
         train, test = (
-            _PairFeatures(subject, tables, some, policy, settings.seed)
+            _PairFeatures(subject, tables, some, policy, settings.seed, "color" in kinds)
             for some in (
                 _at_most(subject, subject.images.rows(TRAIN, VALIDATION), FITTED),
                 _held_out(subject, HELD_OUT),
@@ -97,10 +99,16 @@ class _PairFeatures:
     """
 
     def __init__(
-        self, subject: Subject, tables: Tables, rows: np.ndarray, policy: Policy, seed: int
+        self,
+        subject: Subject,
+        tables: Tables,
+        rows: np.ndarray,
+        policy: Policy,
+        seed: int,
+        colors: bool,
     ) -> None:
         self.rows = rows
-        self.pairs = pairs(subject.images, rows, policy, seed)
+        self.pairs = pairs(subject.images, rows, policy, seed, colors)
         features = tables.of(self.pairs.images).features
         self.ya, self.yb = features[::2], features[1::2]
 
@@ -133,7 +141,7 @@ def absolute(kind: str, w: Parameters) -> tuple[np.ndarray, np.ndarray]:
         target = np.asarray(1 - w["sol"] if kind == "sol" else w[kind], np.float64)[:, None]
     mask = np.ones(target.shape, bool)
     if kind == "color":
-        mask[:, 2:] = ~w["gray"][:, None]
+        mask[:, 2:] = ~shows_gray(w)[:, None]
     return target, mask
 
 
@@ -146,10 +154,12 @@ def _probes(
         for task, views in ((_TWO_VIEWS, _PairFeatures.two), (_ONE_VIEW, _PairFeatures.one)):
             parts = views(train, kind, "training views"), views(test, kind, "held-out views")
             if head.type == "regression":
-                found += [
-                    _result(subject, task, kind, f"{kind} {d.name}", one.r_squared, 0.0, one.views)
-                    for d, one in zip(head.dimensions, regression_probe(*parts), strict=True)
-                ]
+                for d, one in zip(head.dimensions, regression_probe(*parts), strict=True):
+                    name = f"{kind} {d.name}"
+                    if one is None:
+                        log.info("%s, %s: %s cannot be seen in its views", subject.name, task, name)
+                        continue
+                    found.append(_result(subject, task, kind, name, one.r_squared, 0.0, one.views))
             else:
                 probe = class_probe(*parts)
                 values = (probe.accuracy, probe.baseline, probe.views, "accuracy")

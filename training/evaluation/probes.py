@@ -8,17 +8,23 @@ on a fifth of the training images, never on views of images it was fitted on.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.linalg
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from augself_hub.errors import AugSelfError, UsageError
-from training.evaluation.examples import Examples, refuse_not_finite
-from training.evaluation.linear import linear_probe
+from training.evaluation.examples import Examples, classes_of, refuse_not_finite
+from training.evaluation.softmax import SoftmaxRegression, Solution
 
 RIDGES = np.logspace(-6, 6, 25)  # a view, on features of standard deviation 1
+RIDGES_OF_CLASSES = np.logspace(-2, 5, 29)  # all views, likewise
+SMALL = 0.01  # what features of standard deviation 1 are times, where classes are probed
 HELD = 5  # one training image in so many chooses the penalty
 
 
@@ -103,39 +109,69 @@ class Classification:
     views: int
 
 
-def regression_probe(train: Views, test: Views) -> list[Regression]:
+def regression_probe(train: Views, test: Views) -> list[Regression | None]:
     """Ridge regression with an intercept; one result for each of the d dimensions.
 
+    None for a dimension that fewer than two views show, of those it is fitted on, its penalty is
+    chosen by or it is tested on: saturation and hue of gray pictures.
+
     Raises:
-        AugSelfError: an image is in both, there are fewer than HELD training images, a dimension
-            can hardly be seen or is the same in every held-out view.
+        AugSelfError: an image is in both, there are fewer than HELD training images, or a dimension
+            is the same in every held-out view.
     """
     parts = _prepared(train, test)
     found: dict[int, Regression] = {}
     together: dict[bytes, list[int]] = {}  # what the same views show shares one decomposition
     for column in range(train.mask.shape[1]):
-        together.setdefault(train.mask[:, column].tobytes(), []).append(column)
+        if min(part.mask[:, column].sum() for part in parts) >= 2:
+            together.setdefault(train.mask[:, column].tobytes(), []).append(column)
     for columns in together.values():
         found.update(zip(columns, _regressions(*parts, columns), strict=True))
-    return [found[column] for column in range(train.targets.shape[1])]
+    return [found.get(column) for column in range(train.targets.shape[1])]
 
 
 def class_probe(train: Views, test: Views) -> Classification:
-    """The linear probe of linear.py, for flip and rotation; targets are (N, 1) class numbers.
+    """Softmax regression, for flip and rotation; targets are (N, 1) class numbers.
 
-    Raises: as regression_probe does; also where every training view is of one class.
+    Unlike the linear probe of linear.py, which is the paper's, features that say nothing must give
+    the baseline's answer, the commonest class. Its penalty takes the bias like the weights: here
+    features are made small, so that the bias is nearly free. And the penalty is chosen by the
+    cross-entropy, since by how many are right a weak one is often best by chance.
+
+    Raises: as regression_probe does; also where fewer than two training views show the target, or
+        all that do are of one class.
     """
-    fitted, held, train, test = _prepared(train, test)
-
-    def examples(views: Views) -> Examples:
+    parts = []
+    for views in _prepared(train, test):
         features, classes = views.seen([0])
-        return Examples(features, classes[:, 0], views.name)
+        parts.append(Examples(features * np.float32(SMALL), classes[:, 0], views.name))
+    fitted, held, both, asked = parts
+    known = classes_of(fitted, held, asked)
+    least, chosen = math.inf, None
+    for solution in _problem(fitted, known).path(RIDGES_OF_CLASSES * SMALL**2):
+        logits = _logits(solution, held)
+        numbers = torch.from_numpy(np.searchsorted(known, held.labels))
+        if (loss := float(F.cross_entropy(logits, numbers))) < least:
+            least, chosen = loss, solution
+    assert chosen is not None, "a loss is a number"
+    (final,) = _problem(both, known).path([chosen.penalty], chosen.theta)
+    predicted = known[_logits(final, asked).argmax(dim=1).numpy()]
+    values, counts = np.unique(both.labels, return_counts=True)
+    right, baseline = (
+        100 * float((asked.labels == answer).mean())
+        for answer in (predicted, values[counts.argmax()])
+    )
+    return Classification(right, baseline, chosen.penalty / SMALL**2, len(asked))
 
-    result = linear_probe(examples(fitted), examples(held), examples(test))
-    answers, asked = train.seen([0])[1], test.seen([0])[1]
-    values, counts = np.unique(answers, return_counts=True)
-    baseline = 100 * float((asked == values[counts.argmax()]).mean())
-    return Classification(result.accuracy, baseline, result.penalty, len(asked))
+
+def _problem(examples: Examples, classes: np.ndarray) -> SoftmaxRegression:
+    numbers = np.searchsorted(classes, examples.labels)
+    return SoftmaxRegression(examples.features, numbers, len(classes))
+
+
+def _logits(solution: Solution, examples: Examples) -> Tensor:
+    features, theta = torch.from_numpy(examples.features).double(), solution.theta
+    return torch.addmm(theta[-1], features, theta[:-1])
 
 
 def _prepared(train: Views, test: Views) -> tuple[Views, Views, Views, Views]:

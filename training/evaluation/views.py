@@ -15,6 +15,7 @@ from PIL import Image
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.sampling import Parameters, draw, pixel_box, unchanged
 from augself_hub.augmentations.spec import Policy
+from augself_hub.differences import is_gray
 from augself_hub.preprocess import crop_resized, preprocess
 from training.evaluation.listing import LabelledImages, png
 
@@ -50,8 +51,14 @@ class Pairs:
     policy: Policy
 
 
-def pairs(images: LabelledImages, rows: np.ndarray, policy: Policy, seed: int) -> Pairs:
-    """A random pair of views of the images at these positions, keyed by them and the seed."""
+def pairs(
+    images: LabelledImages, rows: np.ndarray, policy: Policy, seed: int, colors: bool = False
+) -> Pairs:
+    """A random pair of views of the images at these positions, keyed by them and the seed.
+
+    Args:
+        colors: look at the pictures now, for which crops are gray (`colorless`).
+    """
     sizes = [images.size(row) for row in rows]
     width, height = np.array(sizes).T
     drawn = [draw(policy, (seed, 0, np.asarray(rows), view), height, width) for view in (0, 1)]
@@ -65,6 +72,10 @@ def pairs(images: LabelledImages, rows: np.ndarray, policy: Policy, seed: int) -
         parameters = {name: values[number : number + 1] for name, values in drawn[view].items()}
         return png(_view(opened(number), parameters, policy))
 
+    if colors:
+        crops = ((_crop(opened(n), w["crop"][n], policy) for w in drawn) for n in range(len(rows)))
+        gray = np.array([[is_gray(crop) for crop in both] for both in crops], bool)
+        drawn = [{**w, "colorless": of} for w, of in zip(drawn, gray.T, strict=True)]
     ids = [f"{images.ids[row]} {view}" for row in rows for view in "ab"]
     listed = _listed(images, rows, ids, f"pairs {policy} {seed}")
     return Pairs(dataclasses.replace(listed, read=read), drawn[0], drawn[1], policy)
@@ -101,10 +112,13 @@ def _listed(
     )
 
 
+def _crop(image: Image.Image, crop: np.ndarray, policy: Policy) -> np.ndarray:
+    return crop_resized(image, pixel_box(crop, image.height, image.width), policy.size)
+
+
 def _view(image: Image.Image, parameters: Parameters, policy: Policy) -> np.ndarray:
     """RGB image -> (S, S, 3) uint8, cropped and augmented."""
-    box = pixel_box(parameters["crop"][0], image.height, image.width)
-    crop = crop_resized(image, box, policy.size).transpose(2, 0, 1)[None]
+    crop = _crop(image, parameters["crop"][0], policy).transpose(2, 0, 1)[None]
     view: np.ndarray = augment(crop.astype(np.float32) / 255, parameters, policy)[0]
     return np.round(view * 255).clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augself_hub.augmentations.difference import targets
+from augself_hub.augmentations.difference import shows_gray, targets
 from augself_hub.augmentations.matching import prediction_of
 from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Head, Match, MatchCalibration, Spec
@@ -76,7 +76,7 @@ def held_out_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS
             error = said.errors[kind].cpu().double()
             results += coverage(kind, head, value - target, error, mask & fresh)
     if len(images) >= FEWEST:
-        gray = wa["gray"].bool(), wb["gray"].bool()
+        gray = shows_gray(wa), shows_gray(wb)
         random = torch.Generator().manual_seed(images.seed)
         two = strangers(torch.from_numpy(kin(images.images))[image], random)
         results += _match(ya.double().cpu(), yb.double().cpu(), gray, two)
@@ -292,8 +292,12 @@ def with_results(spec: Spec, results: list[Result]) -> Spec:
 
 
 def measured(kind: str, head: Head, results: list[Result]) -> Head:
-    """A head with what these results say of each of its dimensions."""
+    """A head with what these results say of each of its dimensions.
+
+    What no pair shows, as hue where all held-out pictures are gray, counts as not learned.
+    """
     found = {(r["kind"], r["dimension"]): r for r in results}
+    told = any("learned" in r for (k, _), r in found.items() if k == kind)
     dimensions = []
     for dimension in head.dimensions:
         record = found.get((kind, dimension.name), {})
@@ -302,7 +306,7 @@ def measured(kind: str, head: Head, results: list[Result]) -> Head:
             dataclasses.replace(
                 dimension,
                 standard_error=record.get("rmse"),
-                learned=record.get("learned"),
+                learned=record.get("learned") if record or not told else False,
                 score=record.get("value"),
                 confidence_interval=None if interval is None else tuple(interval),
                 baseline=record.get("baseline"),

@@ -29,6 +29,30 @@ def test_a_regression_target_is_divided_by_its_standard_deviation():
     assert loss.item() == pytest.approx(0.25)
 
 
+def one_color_loss(image, convention, draws=64):
+    """AugSelfLoss of heads on made-up features, for views of one picture, and their parameters."""
+    torch.manual_seed(0)
+    policy = Policy(size=16, gray=0.0, color=1.0)
+    views = TwoViews(policy)
+    _, _, w1, w2 = torch.utils.data.default_collate([views(image) for _ in range(draws)])
+    loss = AugSelfLoss(4, {"color": 1.0}, policy, convention)
+    loss(torch.randn(draws, 4), torch.randn(draws, 4), w1, w2)[0].backward()
+    return loss, w1
+
+
+@pytest.mark.parametrize("convention", ["relative", "paper"])
+def test_of_a_gray_picture_no_saturation_and_no_hue_is_taught(convention):
+    """The paper masks nothing: there, as from a coloured picture, all four dimensions learn."""
+    random = np.random.default_rng(0)
+    gray = Image.fromarray(random.integers(40, 200, (40, 40), dtype=np.uint8)).convert("RGB")
+    coloured = Image.fromarray(random.integers(40, 200, (40, 40, 3), dtype=np.uint8))
+    for image, taught in ((gray, [True, True, False, False]), (coloured, [True] * 4)):
+        loss, w1 = one_color_loss(image, convention)
+        taught = [True] * 4 if convention == "paper" else taught
+        assert (loss.heads["color"][-1].weight.grad.abs().sum(1) > 0).tolist() == taught
+        assert w1["colorless"].all() == (image is gray) and not w1["gray"].any()
+
+
 def test_masked_rows_are_not_learned_as_zero():
     raw = torch.tensor([[3.0], [5.0]], requires_grad=True)
     mask = torch.tensor([[True], [False]])

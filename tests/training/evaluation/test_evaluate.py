@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -28,6 +29,7 @@ from training.evaluation.evaluate import Plan, Unmeasured, evaluate, short_name
 from training.evaluation.examples import majority_class
 from training.evaluation.finetune import finetune
 from training.evaluation.layouts import of_files
+from training.evaluation.listing import png
 from training.evaluation.tasks import TASKS, Subject, TaskSettings
 from training.evaluation.views import CHANGES, changed, pairs
 
@@ -308,6 +310,24 @@ def test_pairs_do_not_depend_on_how_they_are_read(drawn):
     assert len(set(backwards.values())) == 4
 
 
+def test_pairs_say_which_crops_are_gray(drawn):
+    """Of a picture that is gray on the left: where the box ends there, by the pixels of views of
+    a policy that changes nothing else.
+    """
+    images = open_dataset(f"folder:{drawn / 'shape'}", None)
+    half = np.zeros((96, 96, 3), np.uint8)
+    half[:, 48:] = (200, 20, 30)
+    images = dataclasses.replace(images, read=lambda index: png(half))
+    policy = Policy(size=32, scale=(0.02, 0.1), flip=0, color=0, gray=0, blur=0)
+    rows = np.arange(30)
+    two = pairs(images, rows, policy, 0, colors=True)
+    for view, w in enumerate((two.a, two.b)):
+        seen = [two.images.image(2 * row + view) for row in rows]
+        expected = [np.asarray(s)[..., 0].max() == 0 for s in seen]
+        assert w["colorless"].tolist() == expected and 3 < sum(expected) < 27
+    assert "colorless" not in pairs(images, rows, policy, 0).a
+
+
 @pytest.fixture
 def known_features(tiny_model, cache, monkeypatch) -> Tables:
     """Tables whose features are the logarithms of the pixels' mean and spread: we know of what."""
@@ -344,6 +364,25 @@ def test_awareness_and_invariance_say_what_features_know(known_features, drawn, 
         assert kept[blind].details["invariance"] == pytest.approx(1, abs=1e-3)
     falling = [kept["brightness", strength].value for strength in CHANGES["brightness"]]
     assert falling == sorted(falling, reverse=True) and falling[-1] < 0.9999
+
+
+def test_of_gray_pictures_no_saturation_and_no_hue_are_asked(
+    known_features, drawn, monkeypatch, tmp_path, caplog
+):
+    for path in (drawn / "shape").rglob("*.png"):
+        new = tmp_path / "gray" / path.relative_to(drawn / "shape")
+        new.parent.mkdir(parents=True, exist_ok=True)
+        Image.open(path).convert("L").convert("RGB").save(new)
+    monkeypatch.setattr("training.evaluation.awareness.FITTED", 60)
+    monkeypatch.setattr("training.evaluation.awareness.COMPARED", 5)
+    monkeypatch.setattr("training.evaluation.awareness.CHANGES", {"flip": (1,)})
+    caplog.set_level("INFO")
+    results = awareness(subject(known_features, tmp_path / "gray"), known_features, TaskSettings())
+    asked = {(r.task, r.details.get("dimension")) for r in results}
+    for task in ("awareness, two views", "awareness, one view", "AugSelf heads"):
+        assert (task, "color brightness") in asked
+        assert not {(task, "color saturation"), (task, "color hue")} & asked
+        assert task == "AugSelf heads" or f"{task}: color hue cannot be seen" in caplog.text
 
 
 def test_finetuning_learns_what_is_easy(tables, plain, monkeypatch):

@@ -109,6 +109,34 @@ def test_flips_are_classified_beside_the_commonest_answer(train, test):
     assert result.views == 400
 
 
+def test_what_one_split_does_not_show_has_no_result(train, test):
+    """Of the second dimension nothing is seen where it is fitted; the others are as they were."""
+    mask = train.mask.copy()
+    mask[:, 1] = np.arange(len(mask)) == 7
+    first, second, third = regression_probe(dataclasses.replace(train, mask=mask), test)
+    assert second is None
+    assert [first, third] == regression_probe(train, test)[::2]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_features_that_say_nothing_score_the_baseline(seed):
+    """Classes as quarter turns are drawn: 50, 17, 17 and 17%; a weak penalty is right in 25 to 40%.
+
+    200 views to fit and 1,000 to test, of 64 features. A standard deviation is 1.6 points.
+    """
+    random = np.random.default_rng(seed)
+
+    def noise(images, name):
+        image = np.repeat(images, 4)
+        classes = random.choice(4, (len(image), 1), p=[0.5, 1 / 6, 1 / 6, 1 / 6]).astype(float)
+        features = (3 * random.standard_normal((len(image), 64)) + 1).astype(np.float32)
+        return Views(features, classes, np.ones_like(classes, bool), image, name)
+
+    found = class_probe(noise(np.arange(50), "train"), noise(np.arange(100, 350), "test"))
+    assert found.baseline == pytest.approx(50, abs=5)
+    assert found.accuracy == pytest.approx(found.baseline, abs=3.2)
+
+
 def test_an_image_in_both_splits_is_named(train):
     with pytest.raises(AugSelfError, match="image 149 is in train and in test"):
         regression_probe(train, views(np.arange(149, 200), 3, "test"))
@@ -119,8 +147,9 @@ def test_what_cannot_be_probed_is_refused(train, test):
     with pytest.raises(AugSelfError, match="train: 4 images are too few"):
         regression_probe(few, test)
     blind = dataclasses.replace(test, mask=np.zeros_like(test.mask))
+    assert regression_probe(train, blind) == [None, None, None]
     with pytest.raises(AugSelfError, match="test: dimension 0 can be seen in 0 of 400 views"):
-        regression_probe(train, blind)
+        class_probe(dataclasses.replace(train, targets=train.targets > 0), blind)
     with pytest.raises(UsageError, match="test: features, targets, mask and images of shapes"):
         dataclasses.replace(test, targets=test.targets[:, :2])
     broken = np.where(np.arange(400)[:, None] == 9, np.nan, test.features)

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from augself_hub import AugSelfLoss, AugSelfModel
@@ -17,7 +18,7 @@ from augself_hub.modeling.matcher import Matcher, MatcherShape
 from augself_hub.modeling.views import IMAGENET_MEAN, IMAGENET_STD
 from augself_hub.preprocess import Preprocessing
 from training.data.batches import ViewsDataset
-from training.data.sources import Images
+from training.data.sources import Images, open_images
 from training.monitoring import awareness, matching
 from training.monitoring.awareness import _match, held_out_pairs, scores, with_results
 from training.monitoring.matching import matched_pairs
@@ -128,7 +129,7 @@ class Stubs(ViewsDataset):
         names = [f"{i:04d}" for i in range(3000)]
         labels = [i // 30 for i in range(3000)]
         images = Images(names, labels, [str(c) for c in range(100)], names, groups=groups)
-        super().__init__(images, Policy(size=8), 0)
+        super().__init__(images, Policy(size=16), 0)
         self.seen = []
 
     def __getitems__(self, keys):
@@ -137,19 +138,19 @@ class Stubs(ViewsDataset):
         for epoch, index in keys:
             w = draw(self.policy, (0, epoch, index, [0, 1]), 100, 100)
             w1, w2 = ({n: v[[side]] for n, v in w.items()} for side in (0, 1))
-            crops = np.full((2, 8, 8, 3), index % 256, np.uint8)
+            crops = np.full((2, 16, 16, 3), index % 256, np.uint8)
             items.append({"crops": crops, "w1": w1, "w2": w2, "label": 0, "skipped": []})
         return items
 
 
 @pytest.fixture
 def model():
-    encoder = build_encoder("resnet18-w16", 8)
-    loss = AugSelfLoss(encoder.dim, {"crop": 1, "flip": 1}, Policy(size=8))
-    preprocessing = Preprocessing(8, IMAGENET_MEAN, IMAGENET_STD)
+    encoder = build_encoder("resnet18-w16", 16)
+    loss = AugSelfLoss(encoder.dim, {"crop": 1, "flip": 1}, Policy(size=16))
+    preprocessing = Preprocessing(16, IMAGENET_MEAN, IMAGENET_STD)
     model = AugSelfModel(encoder.network, loss.heads, loss.spec, preprocessing)
     std = tuple(d.std for d in loss.spec.heads["crop"].dimensions)
-    return model.with_matcher(Matcher(MatcherShape(128, 1, width=4, hidden=8), std), -1).eval()
+    return model.with_matcher(Matcher(MatcherShape(16, 4, width=4, hidden=8), std), -4).eval()
 
 
 @pytest.mark.parametrize("measure", [held_out_pairs, matched_pairs])
@@ -184,3 +185,21 @@ def test_an_interval_is_over_groups_where_they_are_known(model, measure):
     assert len(values) == 1
     of = "confidence_interval"
     assert alone["mirrored"][of] != grouped["mirrored"][of] and of not in few["mirrored"]
+
+
+def test_of_gray_photographs_no_saturation_and_no_hue_are_scored(photo_folder, tmp_path):
+    """They are what no pair shows, and count as not learned; with pairs of one coloured, too."""
+    for number, path in enumerate(sorted(photo_folder.rglob("*.*"))[:24]):
+        Image.open(path).convert("L").convert("RGB").save(tmp_path / f"{number:02d}.jpg")
+    policy = Policy(size=16, gray=0.3)
+    encoder = build_encoder("resnet18-w16", 16)
+    loss = AugSelfLoss(encoder.dim, {"color": 1}, policy)
+    preprocessing = Preprocessing(16, IMAGENET_MEAN, IMAGENET_STD)
+    model = AugSelfModel(encoder.network, loss.heads, loss.spec, preprocessing).eval()
+    results = held_out_pairs(model, ViewsDataset(open_images(str(tmp_path)), policy, 0), 60)
+    names = [r["dimension"] for r in results if r["kind"] == "color"]
+    assert names == ["brightness", "brightness_sign", "contrast"]
+    assert [r["dimension"] for r in results if r["kind"] == "match"] == ["alike"]
+    marks = with_results(model.spec, results).heads["color"].dimensions
+    assert [d.score is None for d in marks] == [False, False, True, True]
+    assert [d.learned for d in marks[2:]] == [False, False]
