@@ -18,7 +18,6 @@ research/matching.md has what came out.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import json
 import logging
 import re
@@ -57,6 +56,7 @@ PAIRS = 3000  # of a table
 CALIBRATION = 3000  # pairs of either kind
 DEVELOPMENT = "development/photographs"  # of a corpus: its classes are photographs
 OVERLAP = 0.3  # intersection over union, of the second half of a table
+OF = r"([^/]+)(-\d+){3}\.\w+$"  # `photograph` of tiles, as --group takes it
 TILES_SEED, BOXES_SEED, BOXES_TIMES = 7, 9, 25  # of what is fitted on
 NAMES = ("y", "x", "height", "width")
 Answer = dict[str, Tensor]
@@ -422,9 +422,7 @@ def fit(corpus: Path, photographs: Path, folder: Path, options: dict[str, Any] |
     assert matcher is not None
     calibrated(model, matcher, place, *held_out(corpus, photographs, development=True))
     tiles, _ = held_out(corpus, photographs, development=False)
-    of = [photograph(name) for name in tiles.names]
-    tiles = dataclasses.replace(tiles, groups=np.unique(of, return_inverse=True)[1].tolist())
-    measured_on = ViewsDataset(tiles, spec.policy, seed)
+    measured_on = ViewsDataset(tiles.grouped(OF), spec.policy, seed)
     save_matcher(folder, matcher, place.level, measured_on, further)
 
 

@@ -24,15 +24,17 @@ from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.folder import files_of, verify
 from augself_hub.modeling.api import export
 from research import matching
-from research.corpora.building import PRETRAIN
+from research.corpora.building import HELD_OUT, PRETRAIN
 from research.study.beside import put_beside
 from research.study.plan import DEVELOPMENT, Plan, Run, read_plan
 from research.study.records import Record, mean_accuracy, read
 from research.study.runs import settings_of
 from research.study.schedule import Places, carry_out_all
+from training.monitoring.marking import mark
 from training.run.checkpoints import newest_valid, spent_until
 from training.run.pretraining import MODEL, pretrain
 from training.run.settings import JOINT, Settings
+from training.run.uncertainty import add_uncertainty
 
 HERE = Path(__file__).parent
 CANDIDATES, FINAL = HERE / "plan.toml", HERE / "final.toml"
@@ -145,7 +147,7 @@ def make(
 
     Args:
         output: candidates/ (runs), model/ and twin/ (runs of the final pair), then one folder after
-            the other: matched/, quantised/, embedded/.
+            the other: stated/, matched/, quantised/, embedded/.
         corpus: of the first study (research/data.md). photographs: of `research.matching`.
         records: a JSON file of each candidate, and choice/choice.json.
         jobs: candidates side by side; of two and more also model and twin.
@@ -167,8 +169,16 @@ def make(
     train_pair(model, twin, jobs)
     further = final.joint if model.matcher == JOINT else {}
     options = {**final.matcher, **further, "seed": final.seed}
+
+    def state(folder: Path) -> None:
+        """What the heads' errors cover and their figures, by photographs instead of tiles."""
+        images, held_out = str(corpus / PRETRAIN), str(corpus / HELD_OUT)
+        add_uncertainty(folder, images, held_out, seed=final.seed, group=matching.OF)
+        mark(folder, held_out, NAME, matching.OF)
+
+    stated = step(model.output / MODEL, output / "stated", state)
     matched = step(
-        model.output / MODEL,
+        stated,
         output / "matched",
         lambda folder: matching.fit(corpus, photographs, folder, options),
     )

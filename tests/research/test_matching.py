@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from augself_hub.errors import AugSelfError
 from augself_hub.folder import write_manifest
 from augself_hub.modeling.matcher import Match
 from research.matching import (
+    OF,
     Boxes,
     Pairs,
     TilesAndBoxes,
@@ -176,6 +178,8 @@ def test_tiles_are_of_the_photograph_they_are_named_after():
     assert photograph("wallpapers-Kay-contents-images-1440x900-960-3-11.jpg") == (
         "wallpapers-Kay-contents-images-1440x900"
     )
+    tile = "held-out/wallpapers-Kay-1440x900-960-3-11.jpg"
+    assert re.search(OF, tile).group(1) == photograph(tile) == "wallpapers-Kay-1440x900"
     assert photograph("held-out/backgrounds-Aqua.jpg") == "backgrounds-Aqua"
 
 
