@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from augself_hub.lazy import load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 # Nothing is sent that nobody asked for. Each library reads its switch when it is imported, and none
 # is imported before this package; who wants their reports sets the variable otherwise.

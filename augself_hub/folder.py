@@ -23,6 +23,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from augself_hub import __version__
 from augself_hub.augmentations.spec import CHOICES, MatcherSpec, Policy, Spec
 from augself_hub.configs import (
     MAX_FEATURES,
@@ -272,8 +273,8 @@ def card_is_edited(folder: Path) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of the libraries that decide what a model answers."""
-    found = {}
+    """Ours, and the installed ones of the libraries that decide what a model answers."""
+    found = {"augself-hub": __version__}  # of an editable install the metadata may be older
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
@@ -409,4 +410,4 @@ def file_sha256(path: Path) -> str:
 
 
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime", "onnxruntime-openvino")
-_LIBRARIES = ("augself-hub", "torch", "transformers", *_RUNTIMES, "onnx")
+_LIBRARIES = ("torch", "transformers", *_RUNTIMES, "onnx")

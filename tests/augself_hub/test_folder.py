@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from augself_hub import __version__, hub
 from augself_hub import folder as model_folder
-from augself_hub import hub
 from augself_hub.augmentations.spec import Policy, Spec, heads_for
 from augself_hub.errors import AugSelfError, ModelFolderError
 
@@ -71,6 +71,7 @@ def test_the_manifest_names_every_other_file(folder):
         "9ab2253fc38981f5be9c25cf0a34b62cdf334652344bdef16b3d5dbc0b74f2f1"  # of '{"v": 1}'
     )
     assert "torch" in manifest["versions"]
+    assert manifest["versions"]["augself-hub"] == __version__ != "0.1.0"
 
 
 def test_measured_parity_is_kept_until_it_is_measured_again(folder):
