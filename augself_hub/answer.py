@@ -35,10 +35,12 @@ class Difference:
     match: float | None
 
     @classmethod
-    def of(cls, model: str, spec: Spec, answered: Answered) -> Difference:
-        """From what was computed of one pair."""
-        (record,) = records(spec, answered)
-        return cls(model, spec.convention, record["differences"], record["match"])
+    def of(cls, model: str, spec: Spec, answered: Answered) -> list[Difference]:
+        """From what was computed of some pairs, one each."""
+        return [
+            cls(model, spec.convention, record["differences"], record["match"])
+            for record in records(spec, answered)
+        ]
 
     @property
     def unlike(self) -> bool:

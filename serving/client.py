@@ -2,7 +2,7 @@
 
 client = Client("http://127.0.0.1:7860")
 client.features(["a.jpg", "b.jpg"])      # (2, D)
-client.difference("a.jpg", "b.jpg")      # prints as a table
+client.difference("a.jpg", "b.jpg")      # prints as a table; differences takes many pairs
 client.models()                          # what is served
 
 `AsyncClient` is the same with `await`.
@@ -23,7 +23,7 @@ import numpy as np
 
 from augself_hub.answer import Difference
 from augself_hub.images.files import one_line
-from augself_hub.images.given import GivenImage
+from augself_hub.images.given import GivenImage, Pair
 from serving.client_steps import Call, ClientSteps, Result, ServerError, Steps, Wait
 
 
@@ -62,6 +62,23 @@ class Client(ClientSteps):
     def difference(self, a: GivenImage, b: GivenImage, *, model: str | None = None) -> Difference:
         """What takes image a to image b. Raises as `features` does, and without heads."""
         return self._run(self._difference(a, b, model))
+
+    def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        model: str | None = None,
+        on_error: str = "raise",
+        progress: bool | None = None,
+    ) -> list[Difference | None]:
+        """What takes a to b of many pairs, in their order: as `Encoder.differences`, in as many
+        requests as the server's limits ask for. Raises as `features` does, and without heads.
+
+        Args:
+            pairs: (a, b) each, of images as `features` takes them.
+            model, on_error, progress: as `features` takes them; None stands for a skipped pair.
+        """
+        return self._run(self._differences(pairs, model, on_error, progress))
 
     def models(self) -> list[dict[str, Any]]:
         """What is served: id, dimension, augmentations, limits ... as /v1/models says."""
@@ -121,6 +138,17 @@ class AsyncClient(ClientSteps):
     ) -> Difference:
         """As `Client.difference`."""
         return await self._run(self._difference(a, b, model))
+
+    async def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        model: str | None = None,
+        on_error: str = "raise",
+        progress: bool | None = None,
+    ) -> list[Difference | None]:
+        """As `Client.differences`."""
+        return await self._run(self._differences(pairs, model, on_error, progress))
 
     async def models(self) -> list[dict[str, Any]]:
         """As `Client.models`."""

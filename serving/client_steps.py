@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import httpx
 import numpy as np
@@ -37,11 +37,14 @@ from augself_hub.images.given import (
     ON_ERROR,
     URLS,
     GivenImage,
+    Pair,
     Skipped,
+    both,
     encoded,
     name_of,
     named,
     refuse_other_than_list,
+    refuse_other_than_pairs,
 )
 from augself_hub.neighbours import unit
 from augself_hub.paths import path_text
@@ -235,114 +238,185 @@ class ClientSteps:
         progress: bool | None,
     ) -> Steps[np.ndarray]:
         refuse_other_than_list(images)
-        if on_error not in ON_ERROR:
-            raise UsageError(f"on_error={on_error!r}: give raise or skip")
         record = yield from self._record(model)
-        rows: list[np.ndarray] = [np.empty((0, record["dimension"]), np.float32)]
-        skipped: dict[int, str] | None = {} if on_error == "skip" else None
-        total = len(images) if isinstance(images, Sequence | np.ndarray) else None
-        count = 0
-        with bar(total, "image", progress) as shown:
-            for packed in _packed(images, record["limits"], skipped):
-                some = yield from self._batch(record, packed, skipped)
-                rows.append(some)
-                count += len(some)
-                shown.update(len(some))
-        features = np.concatenate(rows)
-        if skipped:
-            warnings.warn(Skipped(dict(sorted(skipped.items())), count), stacklevel=2)
-        return unit(features) if normalize else features
+        dim, limits = record["dimension"], record["limits"]
 
-    def _batch(
-        self, record: dict[str, Any], packed: list[Packed], skipped: dict[int, str] | None
-    ) -> Steps[np.ndarray]:
-        """The features of a batch, (n, D); the rows of skipped images are NaN."""
-        rows = np.full((len(packed), record["dimension"]), np.nan, np.float32)
-        left = [at for at, one in enumerate(packed) if one.url is not None]
-        most, readable = len(left), 0  # images in the next request; those the server has decoded
-        while left:
-            some = left[: readable or most]
-            body = {
-                "model": record["id"],
-                "input": [packed[at].url for at in some],
-                "encoding_format": "base64",
-            }
-            try:
-                answer = yield from self._asked("/v1/embeddings", body)
-            except ServerError as error:
-                found = re.fullmatch(r"input\[(\d+)\]", error.param or "")
-                if found is None or int(found[1]) >= len(some):
-                    raise
-                readable = int(found[1])
-                one = packed[left.pop(readable)]
-                if skipped is None:
-                    raise _of_image(error, one.name) from error
-                skipped[one.number] = f"{one.name}: {error}"
-                most = max(1, most // 2)  # what is behind it may be as bad, and is sent again
-                continue
-            with _understood(self.url, "/v1/embeddings"):
-                for at, row in zip(some, answer["data"], strict=True):
-                    found_row = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
-                    rows[at] = found_row.reshape(record["dimension"])  # one number would fill it
-            if not readable:
-                most *= 2
-            left, readable = left[len(some) :], 0
-        return rows
+        def pack(number: int, image: GivenImage) -> Packed:
+            url = _url(number, image, limits)
+            return Packed(number, {"": name_of(number, image)}, url, len(url))
+
+        def row(said: dict[str, Any]) -> np.ndarray:
+            found = np.frombuffer(base64.b64decode(said["embedding"]), "<f4")
+            return found.reshape(dim)  # one number would fill it
+
+        body = {"model": record["id"], "encoding_format": "base64"}
+        asked = Asked("/v1/embeddings", "input", body, "image", pack, row)
+        found = yield from self._each(asked, images, limits, on_error, progress)
+        features = np.full((len(found), dim), np.nan, np.float32)
+        for number, one in enumerate(found):
+            if one is not None:
+                features[number] = one
+        return unit(features) if normalize else features
 
     def _difference(self, a: GivenImage, b: GivenImage, model: str | None) -> Steps[Difference]:
         record = yield from self._record(model)
-        if not record["augmentations"]:
-            raise NoHeads(record["id"])
-        given = {"a": a, "b": b}
-        pair = {side: _url(side, image, record["limits"]) for side, image in given.items()}
-        body = {"model": record["id"], "pairs": [pair]}
-        try:
-            answer = yield from self._asked("/v1/augmentations", body)
-        except ServerError as error:
-            side = (error.param or "").removeprefix("pairs[0].")
-            if side not in given:
-                raise
-            raise _of_image(error, name_of(side, given[side])) from error
-        with _understood(self.url, "/v1/augmentations"):
-            (said,) = answer["data"]
-            found = Difference(
-                answer["model"],
-                record.get("convention", "relative"),
-                said["differences"],
-                said["match"],
-            )
-            list(found.rows())  # each is read once, here
+        asked = _asked_of_pairs(record, numbered=False)
+        (found,) = yield from self._each(asked, [(a, b)], record["limits"], "raise", False)
+        return cast("Difference", found)
+
+    def _differences(
+        self, pairs: Iterable[Pair], model: str | None, on_error: str, progress: bool | None
+    ) -> Steps[list[Difference | None]]:
+        refuse_other_than_pairs(pairs)
+        record = yield from self._record(model)
+        asked = _asked_of_pairs(record, numbered=True)
+        return (yield from self._each(asked, pairs, record["limits"], on_error, progress))
+
+    def _each(
+        self,
+        asked: Asked,
+        items: Iterable[Any],
+        limits: dict[str, Any],
+        on_error: str,
+        progress: bool | None,
+    ) -> Steps[list[Any]]:
+        """What the server says of each; None of what is skipped, which a warning names."""
+        if on_error not in ON_ERROR:
+            raise UsageError(f"on_error={on_error!r}: give raise or skip")
+        skipped: dict[int, str] | None = {} if on_error == "skip" else None
+        total = len(items) if isinstance(items, Sequence | np.ndarray) else None
+        found: list[Any] = []
+        with bar(total, asked.what, progress) as shown:
+            for packed in _packed(asked, items, limits, skipped):
+                found += yield from self._batch(asked, packed, skipped)
+                shown.update(len(packed))
+        if skipped:
+            reasons = dict(sorted(skipped.items()))
+            warnings.warn(Skipped(reasons, len(found), asked.what), stacklevel=2)
+        return found
+
+    def _batch(
+        self, asked: Asked, packed: list[Packed], skipped: dict[int, str] | None
+    ) -> Steps[list[Any]]:
+        """What the server says of those that fit into a request; None of what is skipped."""
+        found: list[Any] = [None] * len(packed)
+        left = [at for at, one in enumerate(packed) if one.sent is not None]
+        most, readable = len(left), 0  # those in the next request; those the server has decoded
+        while left:
+            some = left[: readable or most]
+            body = {**asked.body, asked.field: [packed[at].sent for at in some]}
+            try:
+                answer = yield from self._asked(asked.path, body)
+            except ServerError as error:
+                place = re.fullmatch(rf"{asked.field}\[(\d+)\](|\.[ab])", error.param or "")
+                if place is None or int(place[1]) >= len(some):
+                    raise
+                readable = int(place[1])
+                one = packed[left.pop(readable)]
+                if place[2] not in one.names:
+                    raise
+                name = one.names[place[2]]
+                if skipped is None:
+                    raise _of_image(error, name) from error
+                skipped[one.number] = f"{name}: {error}"
+                most = max(1, most // 2)  # what is behind it may be as bad, and is sent again
+                continue
+            with _understood(self.url, asked.path):
+                for at, said in zip(some, answer["data"], strict=True):
+                    found[at] = asked.read(said)
+            if not readable:
+                most *= 2
+            left, readable = left[len(some) :], 0
         return found
 
 
 @dataclass(frozen=True)
 class Packed:
-    """An image on its way: its place in the list, its name, and its URL; None: skipped."""
+    """An image, or a pair of them, on its way.
+
+    Args:
+        number: its place in the list. names: of its images, by what stands behind its place where
+            the server speaks of them.
+        sent: what stands for it in a request, None: it is skipped. size: bytes of that.
+    """
 
     number: int
-    name: str
-    url: str | None
+    names: dict[str, str]
+    sent: Any
+    size: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a list is asked for.
+
+    Args:
+        path: of the route. field: of the body, its list. body: its other fields.
+        what: image or pair. pack: its number and itself -> what is sent of one.
+        read: the server's record of one -> what it says.
+    """
+
+    path: str
+    field: str
+    body: dict[str, Any]
+    what: str
+    pack: Callable[[int, Any], Packed]
+    read: Callable[[dict[str, Any]], Any]
+
+
+def _asked_of_pairs(record: dict[str, Any], numbered: bool) -> Asked:
+    """
+    Args:
+        record: of the model. numbered: errors name a pair's place in the list.
+
+    Raises:
+        NoHeads: the model has none.
+    """
+    if not record["augmentations"]:
+        raise NoHeads(record["id"])
+    limits = record["limits"]
+
+    def pack(number: int, pair: Any) -> Packed:
+        place = f"pair {number}: " if numbered else ""
+        urls = both(partial(_url, limits=limits), number if numbered else None, pair)
+        size = sum(map(len, urls)) + 24  # the names of both, quotes
+        if BESIDE + size > limits["body_bytes"]:
+            raise AugSelfError(
+                f"{place}{size} bytes as both images are sent, and the server takes "
+                f"{limits['body_bytes']} in a request: send smaller files"
+            )
+        sides = dict(zip("ab", pair, strict=True))
+        names = {f".{side}": f"{place}{name_of(side, image)}" for side, image in sides.items()}
+        return Packed(number, names, dict(zip("ab", urls, strict=True)), size)
+
+    def read(said: dict[str, Any]) -> Difference:
+        convention = record.get("convention", "relative")
+        found = Difference(record["id"], convention, said["differences"], said["match"])
+        list(found.rows())  # each is read once, here
+        return found
+
+    return Asked("/v1/augmentations", "pairs", {"model": record["id"]}, "pair", pack, read)
 
 
 def _packed(
-    images: Iterable[GivenImage], limits: dict[str, Any], skipped: dict[int, str] | None
+    asked: Asked, items: Iterable[Any], limits: dict[str, Any], skipped: dict[int, str] | None
 ) -> Iterator[list[Packed]]:
-    """As many images at a time as the server takes in one request."""
+    """As many at a time as the server takes in one request."""
     packed: list[Packed] = []
     size = BESIDE
-    for number, image in enumerate(images):
-        url = None
+    for number, item in enumerate(items):
         try:
-            url = _url(number, image, limits)
+            one = asked.pack(number, item)
         except AugSelfError as error:
             if skipped is None or isinstance(error, UsageError):
                 raise
             skipped[number] = str(error)
-        length = len(url or "") + 4  # quotes, a comma, a blank
+            one = Packed(number, {}, None, 0)
+        length = one.size + 4  # quotes, a comma, a blank
         if packed and (len(packed) == limits["items"] or size + length > limits["body_bytes"]):
             yield packed
             packed, size = [], BESIDE
-        packed.append(Packed(number, name_of(number, image), url))
+        packed.append(one)
         size += length
     if packed:
         yield packed

@@ -2,7 +2,7 @@
 
 encoder = Encoder()                      # the embedded model; a folder; "org/name"
 encoder.features(["a.jpg", "b.jpg"])     # (2, D)
-encoder.difference("a.jpg", "b.jpg")     # prints as a table
+encoder.difference("a.jpg", "b.jpg")     # prints as a table; differences takes many pairs
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from augself_hub.answer import Difference
 from augself_hub.augmentations.spec import Spec
 from augself_hub.cores import usable_cores
 from augself_hub.errors import AugSelfError, NoHeads
-from augself_hub.images.given import GivenImage, features_of, named, prepared
+from augself_hub.images.given import (
+    GivenImage,
+    Pair,
+    both,
+    differences_of,
+    features_of,
+    named,
+    prepared,
+)
 from augself_hub.paths import path_text
 from serving.inference.engine import MAX_BATCH, load
 
@@ -124,7 +132,48 @@ class Encoder:
         """
         if not self.spec.answering():
             raise NoHeads(self.name)
-        images = [named(which, one, self._prepare) for which, one in (("a", a), ("b", b))]
+        images = both(partial(named, prepare=self._prepare), None, (a, b))
+        (difference,) = self._say([*images])
+        return difference
+
+    def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        on_error: str = "raise",
+        progress: bool | None = None,
+    ) -> list[Difference | None]:
+        """What takes a to b of many pairs, in their order: as `difference` says of each.
+
+        Example:
+            for found in encoder.differences([("a.jpg", "b.jpg"), ("a.jpg", "c.jpg")]):
+                print(found.words())
+
+        Args:
+            pairs: (a, b) each, of images as `difference` takes them; a list of any length or an
+                iterator: so many are held at a time as fit in a batch.
+            on_error: what becomes of a pair that cannot be read: `raise`, or `skip`, which gives
+                None and the warning `augself_hub.images.given.Skipped`.
+            progress: as `features` takes it.
+
+        Raises:
+            AugSelfError: the model has no heads.
+            UsageError, ImageError, AugSelfError: as `features` does; says of which pair.
+        """
+        if not self.spec.answering():
+            raise NoHeads(self.name)
+        return differences_of(
+            pairs,
+            self._prepare,
+            self._say,
+            batch=MAX_BATCH // 2,
+            threads=self._threads,
+            on_error=on_error,
+            progress=progress,
+        )
+
+    def _say(self, images: list[Any]) -> list[Difference]:
+        """Of 2 N prepared images, all first ones, then all second ones."""
         return Difference.of(self.name, self.spec, self._engine.predict(images))
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ from augself_hub.preprocess import Preprocessing, damage_named, preprocess, to_r
 from augself_hub.progress import bar
 
 GivenImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+Pair = tuple[GivenImage, GivenImage] | Sequence[GivenImage]
 ON_ERROR = ("raise", "skip")
 URLS = ("http://", "https://")
 _KINDS = "a path, the bytes of an image file, a PIL image or an (H, W, 3) uint8 array"
@@ -32,17 +35,18 @@ Result = TypeVar("Result")
 
 
 class Skipped(UserWarning):
-    """Images of a list that could not be read and have no features.
+    """Images of a list that could not be read and have no features, or pairs without differences.
 
     Attributes:
-        reasons: the image's place in the list -> its name and what is wrong with it.
+        reasons: the image's, or pair's, place in the list -> its name and what is wrong with it.
     """
 
-    def __init__(self, reasons: dict[int, str], images: int) -> None:
+    def __init__(self, reasons: dict[int, str], count: int, what: str = "image") -> None:
         few = "; ".join(list(reasons.values())[:3])
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        left = "rows are NaN" if what == "image" else "differences are None"
         super().__init__(
-            f"{len(reasons)} of {images} images cannot be read, and their rows are NaN: {few}{more}"
+            f"{len(reasons)} of {count} {what}s cannot be read, and their {left}: {few}{more}"
         )
         self.reasons = reasons
 
@@ -71,37 +75,93 @@ def features_of(
         ImageError, AugSelfError: one cannot be read; says which.
     """
     refuse_other_than_list(images)
-    if on_error not in ON_ERROR:
-        raise UsageError(f"on_error={on_error!r}: give raise or skip")
     reasons: dict[int, str] = {}
-
-    def one_of(numbered: tuple[int, GivenImage]) -> Any:
-        number, image = numbered
-        try:
-            return named(number, image, prepare)
-        except UsageError:
-            raise
-        except AugSelfError as error:
-            if on_error == "raise":
-                raise
-            reasons[number] = str(error)
-            return None
-
     rows = [np.empty((0, dim), np.float32)]
-    total = len(images) if isinstance(images, Sequence | np.ndarray) else None
-    with ThreadPoolExecutor(threads) as pool, bar(total, "image", progress) as shown:
-        for some in batches(enumerate(images), batch):
-            found = list(pool.map(one_of, some))
+    read = partial(named, prepare=prepare)
+    with closing(_read(images, read, batch, threads, on_error, progress, reasons)) as coming:
+        for found in coming:
             there = np.array([one is not None for one in found])
             row = np.full((len(found), dim), np.nan, np.float32)
             if there.any():
                 row[there] = compute([one for one in found if one is not None])
             rows.append(row)
-            shown.update(len(found))
     features = np.concatenate(rows)
     if reasons:
         warnings.warn(Skipped(dict(sorted(reasons.items())), len(features)), stacklevel=3)
     return unit(features) if normalize else features
+
+
+def differences_of(
+    pairs: Iterable[Pair],
+    prepare: Callable[[GivenImage], Any],
+    compute: Callable[[list[Any]], list[Result]],
+    *,
+    batch: int,
+    threads: int,
+    on_error: str = "raise",
+    progress: bool | None = None,
+) -> list[Result | None]:
+    """What is said of N pairs, in their order; None of pairs that were skipped.
+
+    Args:
+        prepare: as of `features_of`.
+        compute: 2 n prepared images, all first ones, then all second ones, of up to `batch` pairs
+            -> what is said of each pair.
+
+    Raises:
+        UsageError: no list of pairs, or something in one that is no image.
+        ImageError, AugSelfError: an image cannot be read; says of which pair.
+    """
+    refuse_other_than_pairs(pairs)
+    reasons: dict[int, str] = {}
+    said: list[Result | None] = []
+    read = partial(both, partial(named, prepare=prepare))
+    with closing(_read(pairs, read, batch, threads, on_error, progress, reasons, "pair")) as coming:
+        for found in coming:
+            there = [pair for pair in found if pair is not None]
+            images = [pair[side] for side in (0, 1) for pair in there]
+            answers = iter(compute(images) if images else [])
+            said += [None if pair is None else next(answers) for pair in found]
+    if reasons:
+        warnings.warn(Skipped(dict(sorted(reasons.items())), len(said), "pair"), stacklevel=3)
+    return said
+
+
+def _read(
+    items: Iterable[Any],
+    read: Callable[[int, Any], Any],
+    batch: int,
+    threads: int,
+    on_error: str,
+    progress: bool | None,
+    reasons: dict[int, str],
+    what: str = "image",
+) -> Generator[list[Any]]:
+    """What `read` makes of each number and item, a batch at a time; None of what is skipped.
+
+    Args:
+        reasons: gets number -> what was wrong with what was skipped.
+    """
+    if on_error not in ON_ERROR:
+        raise UsageError(f"on_error={on_error!r}: give raise or skip")
+
+    def one_of(numbered: tuple[int, Any]) -> Any:
+        try:
+            return read(*numbered)
+        except UsageError:
+            raise
+        except AugSelfError as error:
+            if on_error == "raise":
+                raise
+            reasons[numbered[0]] = str(error)
+            return None
+
+    total = len(items) if isinstance(items, Sequence | np.ndarray) else None
+    with ThreadPoolExecutor(threads) as pool, bar(total, what, progress) as shown:
+        for some in batches(enumerate(items), batch):
+            found = list(pool.map(one_of, some))
+            yield found
+            shown.update(len(found))
 
 
 def batches(items: Iterable[Result], size: int) -> Iterator[list[Result]]:
@@ -125,6 +185,41 @@ def refuse_other_than_list(images: Any) -> None:
         raise UsageError("features takes a list of images: put the one into a list, [image]")
     if not isinstance(images, Iterable):
         raise UsageError(f"features takes a list of images, not {type(images).__name__}")
+
+
+def refuse_other_than_pairs(pairs: Any) -> None:
+    """
+    Raises:
+        UsageError: nothing that could be gone through pair by pair.
+    """
+    text = isinstance(pairs, str | bytes | os.PathLike | Image.Image | Mapping)
+    if text or not isinstance(pairs, Iterable):
+        raise UsageError(f"differences takes a list of pairs, [(a, b), ...], not {_kind(pairs)}")
+
+
+def both(
+    read: Callable[[str, GivenImage], Result], number: int | None, pair: Any
+) -> tuple[Result, Result]:
+    """What `read` makes of a and b, errors with the pair's place in its list, if it is in one.
+
+    Raises:
+        UsageError: it is no pair. Whatever `read` raises.
+    """
+    row = isinstance(pair, np.ndarray) and pair.ndim == 1  # of two paths, as of a pandas frame
+    if not (isinstance(pair, tuple | list) or row) or len(pair) != 2:
+        raise UsageError(f"pair {number} is no pair of images (a, b) but {_kind(pair)}")
+    try:
+        return read("a", pair[0]), read("b", pair[1])
+    except AugSelfError as error:
+        if number is None:
+            raise
+        raise type(error)(f"pair {number}: {error}") from error
+
+
+def _kind(given: Any) -> str:
+    """What it is, and how many there are in it."""
+    length = f" of {len(given)}" if isinstance(given, Sized) else ""
+    return f"{type(given).__name__}{length}"
 
 
 def name_of(number: int | str, image: GivenImage) -> str:

@@ -271,7 +271,8 @@ class AugSelfModel(nn.Module):
             None if pair.match is None else pair.match.float().cpu().numpy(),
         )
         found = Answered.of(self.spec, images, features.float().cpu().numpy(), as_numpy)
-        return Difference.of(self.name, self.spec, found)
+        (difference,) = Difference.of(self.name, self.spec, found)
+        return difference
 
     def _features(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """N (S, S, 3) uint8 -> (N, D) float32."""

@@ -77,6 +77,48 @@ def test_a_difference_is_the_encoder_s(client, files, tiny_model):
         assert mine["value"] == pytest.approx(other["value"], abs=1e-3)
 
 
+def test_differences_of_many_pairs_are_those_of_each(client, server, files, tiny_model):
+    """Twelve pairs where a request may have eight; then so large that three fit into its bytes."""
+    pairs = [(files[0], other) for other in files]
+    wanted = [client.difference(*pair) for pair in pairs]
+    found = client.differences(pairs)
+    assert [one.to_dict() for one in found] == [one.to_dict() for one in wanted]
+    with_encoder = Encoder(tiny_model, device="cpu").differences(pairs)
+    for one, other in zip(found, with_encoder, strict=True):
+        assert [row[:2] for row in one.rows()] == [row[:2] for row in other.rows()]
+    assert client.differences([]) == []
+    noise = np.random.default_rng(0).integers(0, 256, (6, 400, 400, 3), np.uint8)
+    found = client.differences([(one, files[0]) for one in noise])
+    assert [one.to_dict() for one in found[4:]] == [
+        client.difference(one, files[0]).to_dict() for one in noise[4:]
+    ]
+
+    async def ask():
+        async with AsyncClient(server.url) as awaited:
+            return await awaited.differences(iter(pairs))
+
+    assert [one.to_dict() for one in asyncio.run(ask())] == [one.to_dict() for one in wanted]
+
+
+def test_of_many_pairs_one_that_cannot_be_read_is_named_or_skipped(client, files):
+    """By us, as a file that is not there, or by the server."""
+    pairs = [(file, files[0]) for file in files]
+    pairs[2], pairs[5], pairs[9] = (files[0], b"no"), ("none.png", files[0]), (b"no", files[0])
+    with pytest.raises(UndecodableImage, match=r"^pair 2: image b: "):
+        client.differences(pairs[:4])
+    with pytest.raises(AugSelfError, match=r"^pair 5: none\.png: No such file"):
+        client.differences(pairs)
+    with pytest.raises(AugSelfError, match=r"^pair 0: 57\d{5} bytes as both images are sent"):
+        client.differences([(b"x" * 2_150_000, b"x" * 2_150_000)])
+    with pytest.warns(Skipped, match="3 of 12 pairs .*: pair 2: image b: .*; pair 5: ") as caught:
+        found = client.differences(pairs, on_error="skip")
+    (warning,) = [one.message for one in caught if isinstance(one.message, Skipped)]
+    assert sorted(warning.reasons) == [2, 5, 9] == [n for n, one in enumerate(found) if not one]
+    assert found[11].to_dict() == client.difference(*pairs[11]).to_dict()
+    with pytest.raises(UsageError, match="pair 1 is no pair of images"):
+        client.differences([pairs[0], files[0]])
+
+
 def test_a_broken_image_is_named_wherever_it_is_found(client, files, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:60])

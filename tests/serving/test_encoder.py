@@ -234,6 +234,78 @@ def test_bytes_of_a_jpeg_are_read_as_the_server_reads_them(encoder, photographs)
     assert np.array_equal(encoder.features([data]), encoder.features([photographs[0]]))
 
 
+def same_answers(found, wanted):
+    """The same words, and numbers up to what a batch's size changes in the last digits."""
+    assert [(d.model, d.convention) for d in found] == [(d.model, d.convention) for d in wanted]
+    for one, other in zip(found, wanted, strict=True):
+        ours, theirs = flat(one.to_dict()), flat(other.to_dict())
+        assert [v for v in ours if type(v) is not float] == [
+            v for v in theirs if type(v) is not float
+        ]
+        np.testing.assert_allclose(
+            [v for v in ours if type(v) is float],
+            [v for v in theirs if type(v) is float],
+            rtol=1e-3, atol=1e-4,
+        )  # fmt: skip
+
+
+def flat(told):
+    """Keys and values of nested answers, one after the other."""
+    if isinstance(told, dict):
+        return [leaf for key, value in told.items() for leaf in (key, *flat(value))]
+    return [leaf for one in told for leaf in flat(one)] if isinstance(told, list) else [told]
+
+
+@pytest.mark.parametrize("which", ["embedded, with a matcher", "tiny, without"])
+def test_differences_of_many_pairs_are_those_of_each(which, encoder, photographs, pngs):
+    """More than a batch, of pictures of one thing and of two, one gray, in every form."""
+    asked = encoder if which.startswith("tiny") else Encoder(device="cpu", threads=1)
+    gray = Image.open(pngs[0]).convert("L")
+    pictures = [*pngs, photographs[0].read_bytes(), np.asarray(Image.open(pngs[1])), gray]
+    pairs = [(a, b) for a in pictures for b in pictures]
+    assert len(pairs) > MAX_BATCH // 2
+    wanted = [asked.difference(a, b) for a, b in pairs]
+    same_answers(asked.differences(pairs), wanted)
+    same_answers(asked.differences(iter(pairs[:3])), wanted[:3])
+    table = np.array([(str(pngs[0]), str(pngs[1]))], dtype=object)  # as pandas gives it
+    same_answers(asked.differences(table), asked.differences([[pngs[0], pngs[1]]]))
+    assert asked.differences([]) == []
+
+
+def test_of_many_pairs_one_that_cannot_be_read_is_named_or_skipped(encoder, pngs):
+    bad = [(pngs[0], pngs[1]), (pngs[0], b"no image"), ("none.png", pngs[0]), (pngs[1], pngs[2])]
+    with pytest.raises(ImageError, match=r"^pair 1: image b: "):
+        encoder.differences(bad)
+    with pytest.raises(AugSelfError, match=r"^pair 1: none\.png: No such file"):
+        encoder.differences([bad[0], bad[2]])
+    said = "2 of 4 pairs cannot be read, and their differences are None: pair 1: image b: "
+    with pytest.warns(Skipped, match=said) as caught:
+        found = encoder.differences(bad, on_error="skip")
+    assert sorted(caught[0].message.reasons) == [1, 2]
+    assert found[1] is found[2] is None
+    same_answers([found[0], found[3]], [encoder.difference(*bad[0]), encoder.difference(*bad[3])])
+    with pytest.warns(Skipped, match="1 of 1 pairs"):
+        assert encoder.differences(bad[1:2], on_error="skip") == [None]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ("ab", r"differences takes a list of pairs, \[\(a, b\), ...\], not str of 2"),
+        (7, "not int"),
+        (["ab"], "pair 0 is no pair of images .* but str of 2"),
+        ([(b"", b"", b"")], "pair 0 is no pair of images .* but tuple of 3"),
+        ([np.zeros((2, 8, 3), np.uint8)], "pair 0 is no pair of images .* but ndarray of 2"),
+        ([(3, 4)], "pair 0: image a: int is no image"),
+    ],
+)
+def test_what_is_no_list_of_pairs_is_refused(encoder, pairs, said):
+    with pytest.raises(UsageError, match=said):
+        encoder.differences(pairs, on_error="skip")
+    with pytest.raises(UsageError, match="give raise or skip"):
+        encoder.differences([], on_error="ignore")
+
+
 def test_a_model_without_heads_gives_no_difference(tiny_model, tmp_path):
     from augself_hub import AugSelfModel
 
@@ -247,6 +319,8 @@ def test_a_model_without_heads_gives_no_difference(tiny_model, tmp_path):
     export_folder(tmp_path / "bare")
     with pytest.raises(AugSelfError, match="has no AugSelf heads"):
         Encoder(tmp_path / "bare", device="cpu").difference(b"", b"")
+    with pytest.raises(AugSelfError, match="has no AugSelf heads"):
+        Encoder(tmp_path / "bare", device="cpu").differences([])
 
 
 def _asked(encoder: Encoder, images: list[Path], answers: multiprocessing.SimpleQueue) -> None:
