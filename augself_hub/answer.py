@@ -52,7 +52,10 @@ class Difference:
         return {"model": self.model, "match": self.match, "differences": self.differences}
 
     def words(self) -> str:
-        """The same as sentences, one a line, with their numbers in brackets."""
+        """The same as sentences, one a line, with their numbers in brackets.
+
+        ± is one standard error; "No clear difference" is said of what is not larger than that.
+        """
         said = sentences(self.differences, self.match, self.convention)
         return "\n".join(f"{one.text} ({one.number})" if one.number else one.text for one in said)
 

@@ -304,6 +304,7 @@ class DifferenceTable:
         reasons: why a value is NaN, N texts or None each, by the same names.
         match: (N,) probability that both images show one thing, NaN where the model cannot tell;
             None: a table of version 0.1, which has neither errors nor reasons.
+        unreadable: ("a -> b", reason) of every pair that has no row, as it could not be read.
     """
 
     a: list[str]
@@ -314,6 +315,7 @@ class DifferenceTable:
     errors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     reasons: dict[str, list[str | None]] = dataclasses.field(default_factory=dict)
     match: np.ndarray | None = None
+    unreadable: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> DifferenceTable:
@@ -332,13 +334,15 @@ class DifferenceTable:
             errors={n: _numbers(table[n + ERROR]) for n in numbers if n + ERROR in names},
             reasons={n: table[n + REASON].to_pylist() for n in numbers if n + REASON in names},
             match=_numbers(table["match"]) if "match" in table.column_names else None,
+            unreadable=_errors(folder),
         )
 
     def __len__(self) -> int:
         return len(self.a)
 
     def __repr__(self) -> str:
-        return f"DifferenceTable({len(self):,} pairs, {', '.join(self.values)})"
+        lost = f"{len(self.unreadable):,} unreadable, " if self.unreadable else ""
+        return f"DifferenceTable({len(self):,} pairs, {lost}{', '.join(self.values)})"
 
     def to_arrow(self) -> Any:
         """A pyarrow.Table: a, b, match, and a column a number, null where it cannot be told, beside

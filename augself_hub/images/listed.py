@@ -46,6 +46,7 @@ def _list(
     splits: list[str | None] | None,
     kind: str,
     advice: str,
+    dropped: Sequence[str] = (),
 ) -> FileSource:
     rule = Labels.of_values(written)
     labels, problems = rule.numbers(written)
@@ -61,8 +62,16 @@ def _list(
     tally = Tally()
     tally.found = len(names)
     return FileSource(
-        location, root, shown, labels, rule.classes, splits, kind, tally, advice, problems=problems
-    )
+        location, root, shown, labels, rule.classes, splits, kind, tally, advice,
+        (f"other columns are not read: {_few(dropped)}",) if dropped else (),
+        problems,
+    )  # fmt: skip
+
+
+def _few(columns: Sequence[str]) -> str:
+    """The first of them."""
+    more = f" and {len(columns) - 5} more" if len(columns) > 5 else ""
+    return ", ".join(name or "one without a name" for name in columns[:5]) + more
 
 
 def text_source(path: Path) -> FileSource:
@@ -84,6 +93,7 @@ def csv_source(paths: Sequence[Path], location: str, columns: Columns) -> FileSo
     names: list[str] = []
     labels: list[str | None] = []
     splits: list[str | None] = []
+    others: dict[str, None] = {}  # in their order
     advice = "name the column of the classes with --column label=NAME"
     for path in paths:
         header, lines = read_csv(path)
@@ -92,6 +102,8 @@ def csv_source(paths: Sequence[Path], location: str, columns: Columns) -> FileSo
             header.index(name) if name else None for name in (found.image, found.label, found.split)
         )
         assert image is not None
+        used = (found.image, found.label, found.split)
+        others.update(dict.fromkeys(name for name in header if name not in used))
         folder = path.parent.relative_to(root)
         for line in lines:
             names.append(str(folder / line[image]) if folder.parts else line[image])
@@ -99,7 +111,7 @@ def csv_source(paths: Sequence[Path], location: str, columns: Columns) -> FileSo
             splits.append((line[split] or None) if split is not None else None)
         if len(names) == before:
             raise AugSelfError(f"{path} has no rows below its header")
-    return _list(location, root, names, labels, splits, "list", advice)
+    return _list(location, root, names, labels, splits, "list", advice, [*others])
 
 
 def pair_source(path: Path) -> FileSource:
@@ -116,7 +128,8 @@ def pair_source(path: Path) -> FileSource:
     pairs: list[str | tuple[str, str]] = [(line[a], line[b]) for line in lines]
     if not pairs:
         raise AugSelfError(f"{path} has no rows below its header")
-    return _list(str(path), path.parent, pairs, [None] * len(pairs), None, "pairs", "")
+    others = [name for name in header if name not in ("a", "b")]
+    return _list(str(path), path.parent, pairs, [None] * len(pairs), None, "pairs", "", others)
 
 
 def read_csv(path: Path) -> tuple[list[str], Iterator[list[str]]]:

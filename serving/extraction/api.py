@@ -48,7 +48,7 @@ def extract(
     """Write the features of the images of a source as a table, and read it.
 
     The same call goes on with what an interrupted one has left; what is complete is only read.
-    Images that cannot be read are no rows: `table.errors` names them, of pairs errors.jsonl does.
+    Images that cannot be read are no rows: `table.errors` names them, of pairs `table.unreadable`.
 
     Example:
         table = extract("PHOTOS", "features")

@@ -11,11 +11,12 @@ import pytest
 from PIL import ExifTags, Image, ImageEnhance
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from augself_hub import AugSelfModel, hub
+from augself_hub import AugSelfModel, FeatureTable, hub
 from augself_hub.augmentations.spec import HEADS
 from augself_hub.preprocess import Preprocessing
 from augself_hub.preprocess import load as load_image
 from serving.extraction.pipeline import extract
+from serving.extraction.tables import TableSettings
 from serving.inference.engine import load
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -135,6 +136,23 @@ def test_fine_tuning_sees_a_photograph_of_a_phone_upright(photographs, tmp_path)
     mean, std = (np.array(v) for v in (processor.image_mean, processor.image_std))
     off = np.abs(seen[0].permute(1, 2, 0).numpy() * std + mean - ours / 255)
     assert off.mean() < 0.01
+
+
+def test_colour_search_takes_the_table_s_own_model_and_no_other(
+    run, photo_folder, tiny_model, tmp_path
+):
+    tables = tmp_path / "tiny", tmp_path / "unit"
+    extract(photo_folder / "even", tables[0], load(str(tiny_model)))
+    extract(photo_folder / "even", tables[1], load(), TableSettings(normalize=True))
+    query = FeatureTable.read(tables[0]).ids[0]
+    assert len(run("colour_search", tables[0], query, f"model={tiny_model}").splitlines()) == 20
+    for words, said in (
+        ((tables[0], query), "the table is not of embedded: give the model it was made with"),
+        ((tables[1], query), "features of length 1 are not what the heads learned"),
+        ((tables[0], query, f"model={tiny_model}", "brightnes=1"), "brightnes: give brightness"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            run("colour_search", *words)
 
 
 @pytest.mark.slow

@@ -9,14 +9,13 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from serving_process import serving
 
 from augself_hub.cli import augself
 
@@ -65,23 +64,6 @@ def place(tmp_path, photographs, photo_folder) -> Path:
         shutil.copy(examples / source, tmp_path / f"{name}.jpg")
     (tmp_path / "PHOTOS").symlink_to(photo_folder)
     return tmp_path
-
-
-@contextmanager
-def serving(*options: str) -> Iterator[str]:
-    """`augself serve` on a free port, ready; its host:port."""
-    command = [sys.executable, "-m", "augself_hub.cli", "serve", *options, "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            log = iter(process.stderr.readline, "")
-            (found,) = next(
-                filter(None, (re.findall(r"listening on http://(\S+)", x) for x in log))
-            )
-            while httpx.get(f"http://{found}/health/ready").status_code != 200:
-                pass
-            yield found
-        finally:
-            process.terminate()
 
 
 def test_every_line_is_run_below():

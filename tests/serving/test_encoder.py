@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from answers import same_answers
 from handmade import DAMAGED_PALETTES
 from PIL import Image
 
@@ -232,28 +233,6 @@ def test_a_difference_is_what_predict_prints(augself, tiny_model, encoder, pngs)
 def test_bytes_of_a_jpeg_are_read_as_the_server_reads_them(encoder, photographs):
     data = io.BytesIO(photographs[0].read_bytes()).getvalue()
     assert np.array_equal(encoder.features([data]), encoder.features([photographs[0]]))
-
-
-def same_answers(found, wanted):
-    """The same words, and numbers up to what a batch's size changes in the last digits."""
-    assert [(d.model, d.convention) for d in found] == [(d.model, d.convention) for d in wanted]
-    for one, other in zip(found, wanted, strict=True):
-        ours, theirs = flat(one.to_dict()), flat(other.to_dict())
-        assert [v for v in ours if type(v) is not float] == [
-            v for v in theirs if type(v) is not float
-        ]
-        np.testing.assert_allclose(
-            [v for v in ours if type(v) is float],
-            [v for v in theirs if type(v) is float],
-            rtol=1e-3, atol=1e-4,
-        )  # fmt: skip
-
-
-def flat(told):
-    """Keys and values of nested answers, one after the other."""
-    if isinstance(told, dict):
-        return [leaf for key, value in told.items() for leaf in (key, *flat(value))]
-    return [leaf for one in told for leaf in flat(one)] if isinstance(told, list) else [told]
 
 
 @pytest.mark.parametrize("which", ["embedded, with a matcher", "tiny, without"])

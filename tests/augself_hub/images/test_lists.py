@@ -77,6 +77,21 @@ def test_splits_of_a_column():
     assert chosen.classes == ["x", "y"]
 
 
+@pytest.mark.parametrize(
+    ("header", "others"),
+    [
+        ("path,width,label,height", "width, height"),
+        ("path,a,b,c,d,e,f,g", "a, b, c, d, e and 2 more"),
+        ("path,,x", "one without a name, x"),
+        ("path,label", None),
+    ],
+)
+def test_columns_that_are_not_read_are_named(header, others):
+    Path("x.csv").write_text(f"{header}\na.png{',' * header.count(',')}\n")
+    notes = open_source("x.csv").inventory.notes
+    assert notes == (() if others is None else (f"other columns are not read: {others}",))
+
+
 def test_a_line_with_too_many_fields_is_not_cut():
     places.write(Path("t.csv"), "path,label\na,b.png,x\n")
     with pytest.raises(AugSelfError, match="line 2 has 3 fields, its header 2"):

@@ -44,11 +44,17 @@ def test_a_list_of_paths_with_a_broken_one(tiny_model, photo_folder, tmp_path):
     assert len(extract(paths, tmp_path / "out", max_errors="40%", **given)) == 3
 
 
-def test_pairs_become_differences(tiny_model, photographs, tmp_path):
-    (tmp_path / "pairs.csv").write_text(f"a,b\n{photographs[0]},{photographs[1]}\n")
+def test_pairs_become_differences(tiny_model, photographs, tmp_path, caplog):
+    """Those of which an image cannot be read are named; further columns are not kept, and said."""
+    a, b, *_ = photographs
+    (tmp_path / "pairs.csv").write_text(f"a,b,truth\n{a},none.jpg,1\n{a},{b},2\n")
     source = tmp_path / "pairs.csv"
-    table = extract(source, tmp_path / "out", model=tiny_model, device="cpu", pairs=True)
+    with caplog.at_level("INFO"):
+        table = extract(source, tmp_path / "out", model=tiny_model, device="cpu", pairs=True)
+    assert "note: other columns are not read: truth" in caplog.text
     assert isinstance(table, DifferenceTable) and len(table) == 1
+    assert table.unreadable == ((f"{a} -> none.jpg", "No such file or directory"),)
+    assert "1 pairs, 1 unreadable" in repr(table)
     expected = Encoder(tiny_model, device="cpu").difference(*photographs[:2]).to_dict()
     brightness = expected["differences"]["color"][0]["value"]
     assert table.values["color_brightness"][0] == pytest.approx(brightness, abs=1e-4)
