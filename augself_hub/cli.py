@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 
@@ -92,6 +93,8 @@ def augself() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit."""
     _open_streams()
+    if os.getpid() == 1:  # of a container: the kernel tells it of no signal it has no handler for
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         augself.main(arguments, prog_name="augself", standalone_mode=False)

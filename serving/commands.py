@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import os
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +47,22 @@ _TOKENS = ("AUGSELF_TOKEN", "AUGSELF_SERVE_TOKEN")
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _NEW = click.Path(dir_okay=False, path_type=Path)
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Until the server itself heeds it, SIGTERM ends the process at once: nothing is answered yet.
+
+    As the first process of a container it would not even be told while a model is loaded.
+    """
+    if threading.current_thread() is not threading.main_thread():  # others must not set handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 @click.command()
@@ -245,6 +265,7 @@ def extract(
 )
 @_LOGS("--log-level", type=click.Choice(LEVELS), default="info", show_default=True)
 @click.option("--print-config", is_flag=True, help="Print all options as a --config file, and end.")
+@_ended_by_sigterm()
 def serve(
     models: tuple[str, ...],
     port: int,

@@ -59,6 +59,7 @@ from training.run.resuming import (
     read_settings,
 )
 from training.run.settings import FROZEN, JOINT, Settings, policy_of
+from training.run.stopping import Stopped, sigterm_raises
 from training.run.trainer import AugSelfTrainer
 from training.run.uncertainty import with_uncertainty
 
@@ -86,13 +87,30 @@ def pretrain(
 
     Returns:
         The model folder, settings.output/model, which the first of several processes writes; or
-        settings.output when SIGTERM stopped the run after a checkpoint.
+        settings.output when SIGTERM stopped the run: after a checkpoint, or in what comes before
+        the first step or after the last one, which a resumed run does again.
 
     Raises:
         UsageError: an unknown method, encoder, augmentation or argument.
         AugSelfError: no usable images, an output that exists or that not every process sees, other
             settings than those of the run to resume, a run that diverged or collapsed.
     """
+    try:
+        with sigterm_raises():
+            return _pretrained(settings, resume, loss, free, bounds)
+    except Stopped:
+        log.info("stopped; continue with --resume")
+        return settings.output
+
+
+def _pretrained(
+    settings: Settings,
+    resume: bool,
+    loss: type[AugSelfLoss],
+    free: Collection[str] | None,
+    bounds: Mapping[str, int] | None,
+) -> Path:
+    """`pretrain`, which may be stopped at any point."""
     _check(settings)
     checkpoint = checkpoint_of(settings, resume)
     before = read_settings(settings.output)
@@ -143,6 +161,8 @@ def pretrain(
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output
+    if trainer.asked_to_stop:  # in the last step, or while it was saved
+        raise Stopped
     if arguments.should_save:
         _publish(settings, trainer, held_out, known)
     return folder
@@ -267,8 +287,11 @@ def _publish(
     folder = settings.output / MODEL
     write_folder(folder, model, settings, trainer, results)
     if settings.push_to_hub:
-        with stage(f"publishing {settings.push_to_hub}"):
-            push(folder, settings.push_to_hub, settings.private)
+        try:
+            with stage(f"publishing {settings.push_to_hub}"):
+                push(folder, settings.push_to_hub, settings.private)
+        except Stopped:  # the run itself has ended
+            log.info("stopped; publish it: augself push %s %s", folder, settings.push_to_hub)
 
 
 def measured_pairs(images: int) -> int:

@@ -104,6 +104,11 @@ class AugSelfTrainer(Trainer):
             if self._held is not None:
                 self._held.close()
 
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether SIGTERM came, also where no step was left that it could be heeded after."""
+        return self._sigterm.asked
+
     def get_train_dataloader(self) -> Any:
         """The stock loader, but for our order, and a generator of its own: the stock one draws the
         workers' seeds from torch's, more often on a resume.

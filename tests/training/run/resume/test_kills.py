@@ -21,12 +21,13 @@ from safetensors.torch import load_file
 
 from augself_hub import cli
 from augself_hub.errors import AugSelfError
-from training.run import checkpoints, trainer
+from training.run import checkpoints, pretraining, trainer
 from training.run.pretraining import pretrain
 from training.run.settings import Settings
 
 pytestmark = pytest.mark.forks
 STEPS, EVERY = 12, 2  # those of `settings`
+PUBLISH = pretraining._publish  # which `on_one_thread` leaves out
 
 
 def forked(function: Callable[[], object]) -> int:
@@ -198,6 +199,43 @@ def test_sigterm_saves_at_the_next_step_exits_with_0_and_resumes(
     saved = checkpoints.newest_valid(stopped.output)
     assert 0 < int(saved.name.split("-")[1]) < STEPS
     pretrain(stopped, resume=True)
+    assert_same_end(stopped.output, finished(stopped))
+
+
+@pytest.mark.parametrize(
+    ("where", "left"),
+    [
+        ((pretraining, "opened"), None),
+        ((trainer._MethodSteps, "on_optimizer_step"), STEPS),
+        ((checkpoints, "publish"), STEPS),
+        ((pretraining, "with_uncertainty"), STEPS),
+        ((pretraining, "write_folder"), STEPS),
+    ],
+    ids=["images", "the last step", "the last save", "uncertainty", "the model folder"],
+)
+def test_sigterm_elsewhere_ends_a_run_that_can_be_resumed(
+    settings, finished, assert_same_end, monkeypatch, where, left
+):
+    """Before the first step, in the last one, while it is saved, in what comes after it."""
+    monkeypatch.setattr(pretraining, "_publish", PUBLISH)
+    stopped = settings("stopped")
+    original = getattr(*where)
+
+    def meanwhile(*given, **options):
+        state = given[2] if where[1] == "on_optimizer_step" else None
+        saved = where[1] != "publish" or given[0].name == f"checkpoint-{STEPS}"
+        if saved and (state is None or state.global_step == STEPS - 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, meanwhile)
+        assert ended(forked(lambda: cli.main(arguments(stopped)))) == 0
+    assert not (stopped.output / "model").exists()
+    found = checkpoints.newest_valid(stopped.output)
+    assert (found and found.name) == (left and f"checkpoint-{left}")
+    pretrain(stopped, resume=True)
+    assert (stopped.output / "model").is_dir()
     assert_same_end(stopped.output, finished(stopped))
 
 
