@@ -40,6 +40,7 @@ from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.images import AS_FOUND, Inventory, Options, Shard, ShardError, open_source
 from augself_hub.images.source import UNLABELED
 from augself_hub.preprocess import decode
+from augself_hub.progress import counted
 from training.data.batches import KeyedSampler, Read, Views
 from training.data.sources import Images, key_of, one_split
 
@@ -314,7 +315,7 @@ def held_out_images(stream: Stream, most: int) -> Images:
     At most an epoch of images is read for it.
     """
     some = filter(is_held_out, itertools.islice(_all_samples(stream), len(stream)))
-    return _listed(stream, list(itertools.islice(some, most)))
+    return _listed(stream, some, most)
 
 
 def labelled_images(stream: Stream, most: int) -> Images:
@@ -328,8 +329,7 @@ def labelled_images(stream: Stream, most: int) -> Images:
 
 def first_images(stream: Stream, most: int) -> Images:
     """The first so many that the stream trains on, in the shards' order, undecoded in memory."""
-    some = itertools.islice(filter(stream.trains_on, _all_samples(stream)), most)
-    return _listed(stream, list(some))
+    return _listed(stream, filter(stream.trains_on, _all_samples(stream)), most)
 
 
 def _all_samples(stream: Stream) -> Iterator[Sample]:
@@ -338,7 +338,9 @@ def _all_samples(stream: Stream) -> Iterator[Sample]:
             yield from samples_of(shard)
 
 
-def _listed(stream: Stream, samples: list[Sample]) -> Images:
+def _listed(stream: Stream, some: Iterable[Sample], most: int) -> Images:
+    parts = ((sample,) for sample in itertools.islice(some, most))
+    samples = [s for (s,) in counted(parts, most, "reading ahead in the stream", "image")]
     names, labels = [s.name for s in samples], [s.label for s in samples]
     keys, read = [key_of(name) for name in names], _Bytes([s.data for s in samples])
     return Images(names, labels, stream.classes, read, keys, inventory=stream.inventory)

@@ -31,6 +31,7 @@ from augself_hub.errors import AugSelfError, UsageError
 from augself_hub.modeling.maps import MapPlace, features_and_map, find_map
 from augself_hub.modeling.matcher import Match, Matcher, MatcherShape, gaussian_loss
 from augself_hub.preprocess import Preprocessing
+from augself_hub.progress import SAY_EVERY, counted
 from training.data.batches import ViewsDataset
 from training.data.drawing import drawn_keys
 from training.methods.calibration import covering
@@ -39,7 +40,6 @@ from training.methods.pairs import EncodedViews, Pairs, affordable, encoded
 log = logging.getLogger(__name__)
 BLANKS = 16  # pictures of one colour
 CLIP = 5.0  # largest norm of a gradient
-SAY_EVERY = 8.0  # seconds
 KEPT_OUT = 20  # one picture of so many says how far errors reach; of fewer none is spared
 
 
@@ -195,7 +195,8 @@ def calibrate(matcher: Matcher, views: EncodedViews, spec: Spec) -> None:
     matcher.slope.fill_(1)
     matcher.shift.zero_()
     parts = []
-    for rows in views.paired().split(256):
+    split = views.paired().split(256)
+    for rows in counted(split, len(views) // 2, "calibrating the matcher", "pair"):
         pairs = views.at(rows, matcher.std.device)
         ab, ba = vars(matcher(pairs.a, pairs.b)), vars(matcher(pairs.b, pairs.a))
         common = overlap(pairs.wa, pairs.wb) > 0

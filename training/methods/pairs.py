@@ -20,6 +20,7 @@ from augself_hub.modeling.encoders import pooled
 from augself_hub.modeling.maps import MapPlace, features_and_map
 from augself_hub.modeling.views import finish_views
 from augself_hub.preprocess import Preprocessing
+from augself_hub.progress import counted
 from training.data.batches import ViewsDataset, collate
 
 
@@ -93,8 +94,10 @@ def encoded(
     """
     kept: Tensor | None = None
     parameters: list[Parameters] = []
-    for start in range(0, len(keys), chunk):
-        batch = collate(images.__getitems__(keys[start : start + chunk]))
+    parts = (keys[start : start + chunk] for start in range(0, len(keys), chunk))
+    start = 0
+    for part in counted(parts, len(keys), "encoding views", "pair"):
+        batch = collate(images.__getitems__(part))
         both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]) for n in batch["w1"]}
         views = finish_views(
             batch["crops"].to(network.device),
@@ -109,7 +112,9 @@ def encoded(
             found = features_and_map(network, views, place)[1].half().cpu()
         if kept is None:
             kept = found.new_empty(2, len(keys), *found.shape[1:])
-        kept[0, start : start + chunk], kept[1, start : start + chunk] = found.chunk(2)
+        end = start + len(part)
+        kept[0, start:end], kept[1, start:end] = found.chunk(2)
+        start = end
         parameters += [batch["w1"], batch["w2"]]
     assert kept is not None, "there are keys"
     wa, wb = (

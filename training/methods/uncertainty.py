@@ -27,6 +27,7 @@ from augself_hub.augmentations.difference import (
 from augself_hub.augmentations.spec import LOG_VARIANCE, Spec
 from augself_hub.modeling.model import AugSelfHeads, AugSelfModel
 from augself_hub.modeling.uncertainty import Uncertainty
+from augself_hub.progress import counted
 from training.data.batches import ViewsDataset
 from training.data.drawing import drawn_keys
 from training.methods.calibration import covering
@@ -91,8 +92,8 @@ def _train(
     """spared: pictures the network must not learn from."""
     spec = model.spec
     # In any order but theirs: the first pictures of a folder may all be of one class.
-    used = [i for i in torch.randperm(len(images)).tolist() if i not in spared]
-    pictures = used[: max(2, pairs // EACH)]
+    others = [i for i in torch.randperm(len(images)).tolist() if i not in spared]
+    pictures = others[: max(2, pairs // EACH)]
     each = min(max(1, pairs // len(pictures)), MOST_EACH)
     views = _features(model, images, [(e, index) for index in pictures for e in range(each)])
     batches = max(1, len(views) // 2 // BATCH)
@@ -100,16 +101,17 @@ def _train(
     optimizer = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, PASSES * batches)
     network.train()
-    for _ in range(PASSES):
-        for rows in views.paired()[: batches * BATCH].split(BATCH):
-            off, ab, ba = _off(heads, views, rows, spec)
-            error = torch.cat([*standard_errors(spec.heads, ab, ba).values()], 1)
-            seen = ~off.isnan()
-            loss = 0.5 * (off.nan_to_num() / error).square() + error.log()
-            optimizer.zero_grad()
-            loss[seen].mean().backward()
-            optimizer.step()
-            schedule.step()
+    every = (p for _ in range(PASSES) for p in views.paired()[: batches * BATCH].split(BATCH))
+    used = PASSES * min(len(views) // 2, batches * BATCH)
+    for rows in counted(every, used, "learning errors of each pair", "pair"):
+        off, ab, ba = _off(heads, views, rows, spec)
+        error = torch.cat([*standard_errors(spec.heads, ab, ba).values()], 1)
+        seen = ~off.isnan()
+        loss = 0.5 * (off.nan_to_num() / error).square() + error.log()
+        optimizer.zero_grad()
+        loss[seen].mean().backward()
+        optimizer.step()
+        schedule.step()
     network.eval()
 
 

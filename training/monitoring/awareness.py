@@ -21,6 +21,7 @@ from augself_hub.augmentations.sampling import Parameters
 from augself_hub.augmentations.spec import Head, Match, MatchCalibration, Spec
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.modeling.views import finish_views
+from augself_hub.progress import counted
 from training.data.batches import ViewsDataset, collate
 from training.data.drawing import drawn_keys, halves, kin, strangers
 
@@ -99,8 +100,9 @@ def drawn_views(
     """
     device = next(model.parameters()).device
     mean, std = model.preprocessing.mean, model.preprocessing.std
-    for start in range(0, len(keys), most):
-        batch = collate([images[key] for key in keys[start : start + most]])
+    parts = (keys[start : start + most] for start in range(0, len(keys), most))
+    for part in counted(parts, len(keys), "looking at held-out views", "pair"):
+        batch = collate(images.__getitems__(part))
         both = {n: torch.cat([batch["w1"][n], batch["w2"][n]]).to(device) for n in batch["w1"]}
         views = finish_views(batch["crops"].to(device), both, images.policy, mean, std)
         yield views, batch["w1"], batch["w2"]

@@ -8,6 +8,7 @@ For folders of version 0.1, which have no marks, and for other held-out images. 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,14 @@ def _with_largest(spec: Spec) -> Spec:
 @click.option("--group", metavar="PATTERN", help=GROUP_HELP)
 def main(model: Path, held_out: str, name: str, group: str | None) -> None:
     """Measure MODEL on pairs of views of HELD_OUT and write its marks."""
-    for head in mark(model, held_out, name, group).heads.values():
+    logging.basicConfig(format="%(message)s")
+    for ours in ("augself_hub", "training"):
+        logging.getLogger(ours).setLevel(logging.INFO)
+    try:
+        spec = mark(model, held_out, name, group)
+    except AugSelfError as error:
+        raise click.ClickException(str(error)) from error
+    for head in spec.heads.values():
         for d in head.dimensions:
             click.echo(f"{d.name}: {'not learned' if d.learned is False else 'learned'}, {d.score}")
 

@@ -23,6 +23,7 @@ from augself_hub.errors import Diverged, ImageError
 from augself_hub.images.source import UNLABELED
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.preprocess import preprocess
+from augself_hub.progress import counted
 from training.data.batches import ViewsDataset
 from training.data.sources import Images
 from training.data.streams import Stream, labelled_images
@@ -144,9 +145,10 @@ def features(model: AugSelfModel, images: Images) -> tuple[Tensor, np.ndarray]:
 
 def _batches(images: Images, size: int, most: int = 100) -> Iterator[tuple[np.ndarray, list[int]]]:
     """(N, size, size, 3) uint8 pixels and N labels at a time."""
-    for start in range(0, len(images), most):
+    rows = (range(start, min(start + most, len(images))) for start in range(0, len(images), most))
+    for part in counted(rows, len(images), "taking features", "image"):
         pixels, labels = [], []
-        for index in range(start, min(start + most, len(images))):
+        for index in part:
             try:
                 pixels.append(preprocess(images.read(index), size))
             except (ImageError, OSError):  # training names it
