@@ -159,15 +159,17 @@ def tar_samples(
 def _members(
     tar: tarfile.TarFile, shard: str, left_out: Callable[[str, str], None]
 ) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, suffix, header) of every regular member that has a key."""
+    """(key, suffix, header) of every regular member that has a key; of the others it is said."""
     for header in tar:
         key, suffix = key_and_suffix(header.name)
-        pictured = suffix_of(header.name) in (*SUFFIXES, *FOREIGN)
+        hidden = header.name.rpartition("/")[2].startswith(".")
         if key and header.isreg() and not header.name.startswith("__MACOSX/"):
             yield key, suffix, header
-        elif pictured:
-            shown = f"{shard}/{name_of(header.name)[0]}"
-            left_out("links and devices" if key and not header.isreg() else "hidden", shown)
+        elif not header.isdir():
+            reason = "hidden" if hidden or key else "files without a suffix"
+            if not header.isreg():
+                reason = "links and devices"
+            left_out(reason, f"{shard}/{name_of(header.name)[0]}")
         tar.members = []  # type: ignore[attr-defined] # else it remembers every member it has passed
 
 
@@ -178,11 +180,15 @@ def _sample(
     left_out: Callable[[str, str], None],
     load: bool,
 ) -> Sample | None:
-    """None where there is neither an image nor what should have one: a text, a note."""
+    """None where there is neither an image nor what should have one: a text, a note.
+
+    Every image of another sort, and every sample without any, is counted.
+    """
     name, problem = name_of(name)
     image: tuple[str, tarfile.TarInfo, bytes] | None = None
-    foreign, labelled, label = "", False, None
+    foreign, first, labelled, label = list[str](), "", False, None
     for _, suffix, header in members:
+        first = first or suffix
         last = suffix_of(header.name)
         if last in SUFFIXES:
             if image is None or (suffix == last and image[0] not in SUFFIXES):
@@ -206,13 +212,18 @@ def _sample(
                 except ValueError as error:
                     problem = problem or str(error)
         elif last in FOREIGN:
-            foreign = last
+            foreign.append(suffix)
+    for suffix in foreign if image is not None else foreign[1:]:
+        left_out(f"{suffix_of(name + suffix)} files beside the image of a sample", name + suffix)
     if image is not None:
         _, header, data = image
         return Sample(name, header.offset_data, header.size, data, label, problem)
     if not (labelled or foreign):
+        left_out(f"no image: {suffix_of(name + first)}", name + first)
         return None
-    problem = f"{foreign} is not read" if foreign else "the sample has no image"
+    problem = (
+        f"{suffix_of(name + foreign[0])} is not read" if foreign else "the sample has no image"
+    )
     return Sample(name, 0, 0, b"", None, problem)
 
 

@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import tempfile
 import tracemalloc
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def test_samples_are_those_of_webdataset(members):
         pictures = [n for n, _ in named if Path(n.lower()).suffix in SUFFIXES and n[0] != "."]
         used = [i for some in ours.values() for i in some if i.images or i.problem is None]
         keyed = [n for n in pictures if not n.rpartition("/")[2].startswith(".")]
-        assert len(used) + len(left_out) == len(keyed)
+        passed = [n for n in left_out if Path(n.lower()).suffix in SUFFIXES]
+        assert len(used) + len(passed) == len(keyed)
 
 
 def test_a_listing_is_what_is_read_in_order(tmp_path):
@@ -91,8 +93,8 @@ def test_a_listing_is_what_is_read_in_order(tmp_path):
         else:
             with pytest.raises(ImageError, match=item.problem):
                 listing.read(number)
-    assert source.inventory.left_out == {"further images of a sample": 1}
-    assert (source.inventory.found, source.inventory.images) == (6, 5)
+    assert source.inventory.left_out == {"further images of a sample": 1, "no image: .txt": 1}
+    assert (source.inventory.found, source.inventory.images) == (7, 5)
     assert pickle.loads(pickle.dumps(listing)).read(1) == places.png(2)
 
 
@@ -101,6 +103,47 @@ def test_all_keys_dotted_are_counted(tmp_path):
     members = {f"img.{n:04}.jpg": places.png(n) for n in range(5)}
     inventory = open_source(places.tar(tmp_path / "x.tar", members)).inventory
     assert (inventory.images, inventory.left_out) == (1, {"further images of a sample": 4})
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_what_is_no_image_that_is_read_is_counted(tmp_path, mode):
+    """Of a folder of the same files every one would be; no sidecar of an image is one."""
+    members = {
+        "a.jpg": PNG,
+        "a.tif": b"II*",
+        "a.cls": b"7",
+        "a.txt": b"a",
+        "a.v.heic": b"x",
+        "b.tif": b"II*",
+        "b.heic": b"x",
+        "c.nef": b"x",
+        "d.xmp": b"x",
+        "d.npy": b"x",
+        ".DS_Store": b"x",
+        "README": b"x",
+        "__MACOSX/a.jpg": b"x",
+        "e.cls": b"7",
+    }
+    place = places.tar(tmp_path / "x.tar", members, mode)
+    counted: Counter[str] = Counter()
+    [shard] = open_source(place).shards(9)
+    read = [(i.id, i.problem) for i in shard.items(lambda reason, _: counted.update([reason]))]
+    assert read == [
+        ("x.tar/a", None),
+        ("x.tar/b", ".tif is not read"),
+        ("x.tar/e", "the sample has no image"),
+    ]
+    assert counted == {
+        ".tif files beside the image of a sample": 1,
+        ".heic files beside the image of a sample": 2,
+        "no image: .nef": 1,
+        "no image: .xmp": 1,
+        "hidden": 2,
+        "files without a suffix": 1,
+    }
+    if mode == "w":
+        inventory = open_source(place).inventory
+        assert inventory.left_out == counted and inventory.found == 3 + counted.total()
 
 
 @pytest.mark.parametrize("mode", ["w", "w:gz"])

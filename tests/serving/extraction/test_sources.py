@@ -383,5 +383,7 @@ def test_a_source_without_images_says_what_was_there(tmp_path, engine):
     with pytest.raises(AugSelfError, match=r"t.parquet holds no image$"):
         extract(tmp_path / "t.parquet", tmp_path / "out", engine)
     tarred(tmp_path / "t.tar", {".a.png": b"x", "b.txt": b"x"})
-    with pytest.raises(AugSelfError, match=r"t.tar holds no image; left out: hidden 1$"):
+    with pytest.raises(
+        AugSelfError, match=r"t.tar holds no image; left out: hidden 1, no image: .txt 1$"
+    ):
         extract(tmp_path / "t.tar", tmp_path / "again", engine)
