@@ -171,6 +171,7 @@ def test_pairs_are_of_the_whole_list_and_strangers_of_other_classes(model, monke
     counts = np.bincount(np.array(images.seen) // 300, minlength=10)
     assert counts.min() > 35 and counts.max() < 85
     assert len(two) == 600 and all(a != b for a, b in two)
+    assert {a for a, _ in two} <= set(range(100))  # classes, and no rows
     assert len({(a, b) for a, b in two}) > 550
 
 
