@@ -7,12 +7,16 @@ may stand beside them: they are kept, and shown nowhere.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from augself_hub.configs import number, read_json, renamed
 from augself_hub.errors import ModelFolderError
 from augself_hub.folder import EVALUATION
+
+if TYPE_CHECKING:  # images name Hub ids, which the Hub's part knows, which reads this
+    from augself_hub.images import Inventory
 
 _LONGEST = 2000  # letters of a protocol
 _MOST = 10_000
@@ -60,6 +64,20 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     if old:
         log.info("%s: %s", path, ", ".join(f"{n} is read as {_RENAMED[n]}" for n in sorted(old)))
     return evaluation
+
+
+def with_inventories(
+    evaluation: dict[str, Any], command: str, inventories: Mapping[str, Inventory]
+) -> dict[str, Any]:
+    """evaluation.json that says of what a command has read: what was found, used and left out."""
+    if not inventories:
+        return evaluation
+    there = evaluation.get("inventories")
+    before = there if isinstance(there, dict) else {}
+    of_command = before.get(command)
+    kept = of_command if isinstance(of_command, dict) else {}
+    new = {name: inventory.record() for name, inventory in inventories.items()}
+    return {**evaluation, "inventories": {**before, command: {**kept, **new}}}
 
 
 def _text(value: Any, what: str) -> None:

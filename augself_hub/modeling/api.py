@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from augself_hub.errors import UsageError
 from augself_hub.folder import own_folder
+from augself_hub.images import Columns, Options
 from augself_hub.lazy import needs
 from augself_hub.paths import path_text
 from augself_hub.precision import FORMATS, QUANTIZED
@@ -19,6 +21,9 @@ def export(
     quantize: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     require_speedup: float | None = None,
+    column: Sequence[str] = (),
+    split: str | None = None,
+    read_as: str | None = None,
 ) -> dict[str, Any]:
     """Write the ONNX graphs of a model folder; refused where they differ from torch.
 
@@ -35,6 +40,7 @@ def export(
         calibration: with quantize: photographs to calibrate and judge it by, any source of
             images (docs/data-sources.md).
         require_speedup: with int8: refused below, times the fp32 graph's images a second.
+        column, split, read_as: how the photographs are read, as `pretrain` takes them.
 
     Returns:
         What was measured: the largest norm-relative difference of each part from torch; of a
@@ -54,6 +60,8 @@ def export(
         raise UsageError(f"--quantize {quantize} needs real photographs: --calibration SOURCE")
     if quantize is None and calibration is not None:
         raise UsageError("--calibration is read with --quantize only")
+    if quantize is None and (column or split is not None or read_as is not None):
+        raise UsageError("--column, --split and --read-as are of --calibration: give them with it")
     if quantize != "int8" and require_speedup is not None:
         raise UsageError("--require-speedup is measured with --quantize int8 only")
     folder = own_folder(path_text("model", model), "export")
@@ -64,6 +72,7 @@ def export(
             return dict(export_folder(folder, stock=format is not None))
         from augself_hub.modeling.quantize import quantize_folder
 
+        reading = Options(Columns.parse(tuple(column)), split, read_as)
         return quantize_folder(
-            folder, quantize, path_text("calibration", calibration), require_speedup
+            folder, quantize, path_text("calibration", calibration), require_speedup, reading
         )

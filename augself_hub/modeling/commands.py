@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from augself_hub.images.words import COLUMN_HELP, LAYOUTS, READ_AS_HELP
 from augself_hub.precision import FORMATS, QUANTIZED, graph_of
 
 
@@ -29,6 +30,9 @@ from augself_hub.precision import FORMATS, QUANTIZED, graph_of
     metavar="SOURCE",
     help="With --quantize: photographs to calibrate and judge it by (docs/data-sources.md).",
 )
+@click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
+@click.option("--split", help="One split of the photographs, in any spelling. Default: all.")
+@click.option("--read-as", type=click.Choice(LAYOUTS), help=READ_AS_HELP)
 @click.option(
     "--require-speedup", type=float, help="With --quantize int8: least speed-up over fp32."
 )
@@ -52,14 +56,17 @@ def export(
     require_speedup: float | None,
     repository: Path | None,
     packed: str | None,
+    **reading: Any,
 ) -> None:
     """Write the ONNX graphs of a model folder; refused where they differ from torch."""
     _refuse_misplaced(repository, packed, precision)
     if repository is not None:
         if wanted is not None:
             raise click.UsageError("--triton takes the graphs that are there: --format by itself")
-        if calibration is not None or require_speedup is not None:
-            raise click.UsageError("--calibration and --require-speedup are read with --quantize")
+        if calibration is not None or require_speedup is not None or any(reading.values()):
+            raise click.UsageError(
+                "--calibration, how it is read, and --require-speedup go with --quantize"
+            )
         _pack(model, repository, packed or "fp32")
         return
     from augself_hub.modeling.api import export as run
@@ -70,6 +77,7 @@ def export(
         quantize=precision,
         calibration=calibration,
         require_speedup=require_speedup,
+        **reading,
     )
     from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, STOCK_GRAPH
 

@@ -67,6 +67,7 @@ def measured(folder: Path, precision: str, images: Photographs) -> dict[str, Any
         "source": file_sha256(source),
         "calibration_images": len(images.calibration) if precision == "int8" else 0,
         "held_out_images": len(images.held_out),
+        "inventory": images.inventory.record(),
         "cosine_mean": float(cosine.mean()),
         "cosine_worst": float(cosine.min()),
         "probe_loss": probe_loss(features, found, labels),

@@ -15,7 +15,7 @@ from PIL import Image
 from augself_hub.augmentations.functional import augment
 from augself_hub.augmentations.spec import Policy
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.images import Listing, open_source
+from augself_hub.images import AS_FOUND, Inventory, Listing, Options, open_source
 from augself_hub.modeling.views import two_crops
 from augself_hub.preprocess import decode, preprocess
 
@@ -31,17 +31,19 @@ class Photographs:
     Args:
         listing: all of them. side: of a preprocessed image, in pixels.
         calibration, held_out: positions, disjoint.
+        inventory: of their source.
     """
 
     listing: Listing
     side: int
     calibration: Sequence[int]
     held_out: Sequence[int]
+    inventory: Inventory
 
     @classmethod
-    def split(cls, source: str | Path, side: int) -> Photographs:
+    def split(cls, source: str | Path, side: int, options: Options = AS_FOUND) -> Photographs:
         """A third of the images, at most 128, calibrate; at most 1024 others judge."""
-        opened = open_source(source)
+        opened = open_source(source, options)
         log.info("%s", opened.inventory.text())
         listing = opened.listing()
         positions = list(range(len(listing.names)))
@@ -52,7 +54,8 @@ class Photographs:
             )
         random.Random(0).shuffle(positions)
         cut = min(CALIBRATION_IMAGES, len(positions) // 3)
-        return cls(listing, side, positions[:cut], positions[cut : cut + HELD_OUT_IMAGES])
+        held_out = positions[cut : cut + HELD_OUT_IMAGES]
+        return cls(listing, side, positions[:cut], held_out, opened.inventory)
 
     def decoded(self, position: int) -> Image.Image:
         try:

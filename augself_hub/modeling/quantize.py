@@ -27,6 +27,7 @@ import numpy as np
 from augself_hub import card
 from augself_hub.errors import AugSelfError, ModelFolderError
 from augself_hub.folder import changed_folder, read_manifest, read_spec, verify, write_manifest
+from augself_hub.images import AS_FOUND, Options
 from augself_hub.modeling import gates
 from augself_hub.modeling.export import require_export_extra
 from augself_hub.modeling.photographs import Photographs
@@ -37,7 +38,11 @@ FP32_LAYERS = {"int8": (1, 5, 9), "fp16": (0,)}  # how many of the first ones, t
 
 
 def quantize_folder(
-    folder: Path, precision: str, photographs: str | Path, require_speedup: float | None = None
+    folder: Path,
+    precision: str,
+    photographs: str | Path,
+    require_speedup: float | None = None,
+    options: Options = AS_FOUND,
 ) -> dict[str, Any]:
     """Add a quantised graph to a model folder, exchanging the folder in one step.
 
@@ -45,6 +50,7 @@ def quantize_folder(
         precision: int8 or fp16.
         photographs: any source of images that can be listed (docs/data-sources.md).
         require_speedup: int8 only: times the fp32 graph's images a second.
+        options: how the photographs are read.
 
     Returns:
         What was measured, as the manifest records it under `parity`: cosines, the probe's loss in
@@ -61,7 +67,7 @@ def quantize_folder(
     source = graph_of(folder)
     if not (folder / source).is_file():
         raise ModelFolderError(f"{folder} has no {source}: augself export --model {folder}")
-    images = Photographs.split(photographs, Preprocessing.from_folder(folder).size)
+    images = Photographs.split(photographs, Preprocessing.from_folder(folder).size, options)
     gates.refuse_endless(folder, images)
     with changed_folder(folder) as stage:
         for layers in FP32_LAYERS[precision]:

@@ -12,8 +12,11 @@ import click
 from augself_hub.atomic import write_json
 from augself_hub.commands import table
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.images import Columns, Options
+from augself_hub.images.words import COLUMN_HELP, LAYOUTS, READ_AS_HELP
 
 if TYPE_CHECKING:
+    from augself_hub.images import Inventory
     from training.evaluation.cache import Tables
     from training.evaluation.compare import Difference
     from training.evaluation.evaluate import Plan
@@ -106,8 +109,11 @@ def _numbers(context: click.Context, option: click.Parameter, text: str) -> tupl
     "--device",
     default="auto",
     show_default=True,
-    help="Device of extraction: cpu, openvino, cuda ...",
+    help="Device of extraction: cpu, openvino, cuda ... Finetuning keeps to the CPU, too.",
 )
+@click.option("--column", multiple=True, metavar="ROLE=NAME", help=COLUMN_HELP)
+@click.option("--split", help="One split of the sources, in any spelling. Default: all.")
+@click.option("--read-as", type=click.Choice(LAYOUTS), help=READ_AS_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def evaluate(
     model: str | None,
@@ -132,7 +138,10 @@ def evaluate(
     from training.evaluation.tasks import TaskSettings
 
     chosen = {name: options.pop(name) for name in ("seed", "ways", "shots", "queries", "epochs")}
-    plan = Plan(settings=TaskSettings(**chosen), **options)
+    reading = [options.pop(name) for name in ("column", "split", "read_as")]
+    how = Options(Columns.parse(reading[0]), *reading[1:])
+    plan = Plan(settings=TaskSettings(**chosen), options=how, **options)
+    plan.refuse_idle()
     sides = [
         [Tables(Model.resolve(name), cache.expanduser(), device) for name in side.split(",")]
         for side in compare
@@ -147,7 +156,7 @@ def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_js
         AugSelfError: what could not be measured of a model; the rest is written first.
     """
     from training.evaluation.compare import check_sides, compare
-    from training.evaluation.evaluate import Unmeasured, evaluate
+    from training.evaluation.evaluate import Unmeasured, evaluate, short_name
     from training.evaluation.report import difference_chart, tradeoff_chart
 
     check_sides(*([tables.model for tables in side] for side in sides))
@@ -163,9 +172,10 @@ def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_js
 
     without, with_ = (list(map(measured, side)) for side in sides)
     differences = compare(without, with_, plan.settings.seed)
+    inventories = {short_name(name): images.inventory for name, images in datasets.items()}
     output.mkdir(parents=True, exist_ok=True)
     names = [[tables.model.title for tables in side] for side in sides]
-    text = _write_comparison(differences, names, plan, output)
+    text = _write_comparison(differences, names, plan, inventories, output)
     difference_chart(differences, output / "comparison")
     first = {"without AugSelf": without[0], "with AugSelf": with_[0]}
     tradeoff_chart(first, output / "awareness")
@@ -175,12 +185,18 @@ def _compared(sides: Sequence[Sequence[Tables]], plan: Plan, output: Path, as_js
 
 
 def _write_comparison(
-    differences: Sequence[Difference], names: list[list[str]], plan: Plan, output: Path
+    differences: Sequence[Difference],
+    names: list[list[str]],
+    plan: Plan,
+    inventories: dict[str, Inventory],
+    output: Path,
 ) -> str:
     from augself_hub.folder import versions
     from training.evaluation.report import DIFFERENCE_COLUMNS, difference_rows, markdown
 
+    read = {name: inventory.record() for name, inventory in inventories.items()}
     about = {"without": names[0], "with": names[1], "seed": plan.settings.seed}
+    about |= {"inventories": {"evaluate": read}}
     records = [d.record() for d in differences]
     write_json(
         output / "comparison.json", {**about, "versions": versions(), "differences": records}

@@ -8,10 +8,12 @@ Splits, sizes and metrics: AugSelf (arXiv:2111.09613), appendix on transfer eval
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.images import AS_FOUND, Options
 from training.evaluation.layouts import (
     Reader,
     caltech101,
@@ -27,6 +29,7 @@ from training.evaluation.layouts import (
 )
 from training.evaluation.listing import TEST, TRAIN, VALIDATION, LabelledImages
 
+log = logging.getLogger(__name__)
 TOP_1, MEAN_PER_CLASS = "top-1", "mean per class"
 
 
@@ -164,8 +167,10 @@ DATASETS: dict[str, DataSet] = {
 }
 
 
-def open_dataset(name: str, data: Path | None, download: bool = False) -> LabelledImages:
-    """One data set: a key of DATASETS below `data`, or a source.
+def open_dataset(
+    name: str, data: Path | None, download: bool = False, options: Options = AS_FOUND
+) -> LabelledImages:
+    """One data set: a key of DATASETS below `data`, or a source, read as `options` say.
 
     Raises:
         UsageError: there is no such data set, no --data, or nothing can download it.
@@ -173,12 +178,14 @@ def open_dataset(name: str, data: Path | None, download: bool = False) -> Labell
     """
     check_name(name)
     if name not in DATASETS:
-        return of_source(name)
+        return of_source(name, options)
     if data is None:
         raise UsageError(f"{name} needs --data, the folder that holds {DATASETS[name].layout}")
     if download and not DATASETS[name].downloads:
         raise UsageError(f"--download cannot fetch {name}: {_advice(name, data)}")
-    return _read(name, data, download)
+    images = _read(name, data, download)
+    log.info("%s", images.inventory.text())
+    return images
 
 
 def check_name(name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.images import AS_FOUND, Options
 from training.evaluation.awareness import awareness
 from training.evaluation.cache import Tables
 from training.evaluation.datasets import DATASETS, check_name, metric_of, open_dataset
@@ -18,6 +19,7 @@ from training.evaluation.tasks import TASKS, Subject, TaskSettings, unsuited
 from training.run.settings import source_name
 
 log = logging.getLogger(__name__)
+FEW_SHOT = ("ways", "shots", "queries")
 ALL_TASKS = (*TASKS, "awareness", "finetune")
 
 
@@ -28,6 +30,7 @@ class Plan:
     Args:
         tasks: of ALL_TASKS. datasets: as `open_dataset` takes them.
         data: where the paper's data sets are. download: those that are not there.
+        options: how sources are read.
 
     Raises:
         UsageError: an unknown task or data set; two data sets that results would call the same.
@@ -38,6 +41,7 @@ class Plan:
     data: Path | None
     settings: TaskSettings
     download: bool = False
+    options: Options = AS_FOUND
 
     def __post_init__(self) -> None:
         if unknown := [task for task in self.tasks if task not in ALL_TASKS]:
@@ -51,6 +55,35 @@ class Plan:
                     "one, or evaluate them apart and into an --output each"
                 )
 
+    def refuse_idle(self) -> None:
+        """
+        Raises:
+            UsageError: an option that none of the tasks or data sets asks for.
+        """
+        settings, usual = self.settings, TaskSettings()
+        sources = [name for name in self.datasets if name not in DATASETS]
+        reading = {
+            "--column": self.options.columns != AS_FOUND.columns,
+            "--split": self.options.split is not None,
+            "--read-as": self.options.kind is not None,
+        }
+        few = {f"--{n}": getattr(settings, n) != getattr(usual, n) for n in FEW_SHOT}
+        named = {"--data": self.data is not None, "--download": self.download}
+        idle = [
+            (few, "fewshot" in self.tasks, "fewshot is not among the tasks"),
+            (
+                {"--epochs": settings.epochs != usual.epochs},
+                "finetune" in self.tasks,
+                "finetune is not among the tasks",
+            ),
+            (named, len(sources) < len(self.datasets), "all data sets are sources of their own"),
+            (reading, bool(sources), "the layout of these data sets is known"),
+        ]
+        for options, asked_for, why in idle:
+            for option, given in options.items():
+                if given and not asked_for:
+                    raise UsageError(f"{option} would have no effect: {why}")
+
     def open(self) -> dict[str, LabelledImages]:
         """The data sets by their names.
 
@@ -58,7 +91,10 @@ class Plan:
             UsageError: no data set can answer one of the tasks.
             AugSelfError: one is not there.
         """
-        opened = {name: open_dataset(name, self.data, self.download) for name in self.datasets}
+        opened = {
+            name: open_dataset(name, self.data, self.download, self.options)
+            for name in self.datasets
+        }
         for task in self.tasks:
             reasons = {name: unsuited(task, images) for name, images in opened.items()}
             if all(reasons.values()):
@@ -110,7 +146,7 @@ def evaluate(tables: Tables, plan: Plan, datasets: dict[str, LabelledImages]) ->
                 if task == "awareness":
                     found += awareness(subject, tables, plan.settings)
                 elif task == "finetune":
-                    found += finetune(subject, tables.model, plan.settings)
+                    found += finetune(subject, tables.model, plan.settings, tables.device)
                 else:
                     found += TASKS[task](subject, plan.settings)
             except Exception as error:  # hours of other results are not lost by it

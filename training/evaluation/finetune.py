@@ -75,8 +75,13 @@ class _Pictures(Dataset[dict[str, Any]]):
         return {"pixel_values": normalise(x, mean, std)[0], "labels": int(self.labels[index])}
 
 
-def finetune(subject: Subject, model: Model, settings: TaskSettings) -> list[Result]:
+def finetune(
+    subject: Subject, model: Model, settings: TaskSettings, device: str = "auto"
+) -> list[Result]:
     """Train all weights on one data set, and test them.
+
+    Args:
+        device: as extraction takes it: on those of CPUs, and where there is no GPU, on the CPU.
 
     Raises:
         AugSelfError: one class only, or a class of the test that training lacks.
@@ -100,6 +105,7 @@ def finetune(subject: Subject, model: Model, settings: TaskSettings) -> list[Res
         )
     ]
     sgd = torch.optim.SGD(network.parameters(), RATE, momentum=0.9, weight_decay=DECAY)
+    on_cpu = device in ("cpu", "openvino") or not torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -112,8 +118,8 @@ def finetune(subject: Subject, model: Model, settings: TaskSettings) -> list[Res
             lr_scheduler_type="cosine",
             max_grad_norm=0.0,
             seed=settings.seed,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
+            use_cpu=on_cpu,
+            dataloader_pin_memory=not on_cpu,
             label_names=["labels"],
             save_strategy="no",
             report_to=[],

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from augself_hub.errors import AugSelfError, ImageError
-from augself_hub.images import open_source, split_of
+from augself_hub.images import AS_FOUND, Options, open_source, split_of
+from augself_hub.images.inventory import Tally
 from augself_hub.images.listed import read_csv
 from augself_hub.images.source import class_name
 from augself_hub.images.words import refuse_twice
@@ -225,19 +226,24 @@ def plant_disease(data: Path, download: bool) -> LabelledImages:
     return dataclasses.replace(images, name="Plant Disease")
 
 
-def of_source(text: str) -> LabelledImages:
+def of_source(text: str, options: Options = AS_FOUND) -> LabelledImages:
     """Any source of `augself_hub.images` whose images have labels; of a folder perhaps boxes.csv.
 
     What has no test images gets a keyed 20% of each class as such, what has no validation images
     10% of the training images. boxes.csv has the columns path, left, top, width and height.
 
+    Args:
+        options: how it is read; of one split that is chosen all images are as those of train.
+
     Raises:
         AugSelfError: nothing is there, an image without a label, a box missing.
     """
-    source = open_source(text)
+    source = open_source(text, options)
     log.info("%s", source.inventory.text())
     listing = source.listing()
-    said = listing.splits or ["train"] * len(listing.names)
+    said = listing.splits or []
+    if options.split is not None or not said:
+        said = ["train"] * len(listing.names)
     splits = [_SPLITS.get(split_of(split or "") or "") for split in said]
     kept = [row for row, split in enumerate(splits) if split is not None]
     if not kept:
@@ -246,6 +252,10 @@ def of_source(text: str) -> LabelledImages:
     if len(kept) < len(splits):
         other = dict.fromkeys(str(said[row]) for row, split in enumerate(splits) if split is None)
         log.info("%s: left out: %d images of %s", text, len(splits) - len(kept), ", ".join(other))
+    tally = Tally.of(source.inventory)
+    for row, split in enumerate(splits):
+        if split is None:
+            tally.leave_out(f"split {said[row]}", listing.names[row])
     root = Path(text.removeprefix("folder:"))
     images = LabelledImages(
         name=root.resolve().name if root.is_dir() and not text.startswith("hf:") else text,
@@ -256,6 +266,7 @@ def of_source(text: str) -> LabelledImages:
         files=(),
         version=json.dumps([shard.digest for shard in source.shards(SHARD_ROWS)]),
         advice=source.advice,
+        tally=tally,
     )
     images, path = completed(images), root / BOXES
     if not path.is_file():

@@ -18,6 +18,7 @@ from PIL import Image
 
 from augself_hub.errors import AugSelfError, ImageError, UsageError
 from augself_hub.images import Inventory, Item, Listing, Source, read_file
+from augself_hub.images.inventory import Tally
 from augself_hub.images.structure import structure
 from augself_hub.preprocess import decode
 
@@ -39,6 +40,7 @@ class LabelledImages:
         version: what else does.
         advice: what would give its images labels.
         boxes: (N, 4) left, top, width, height in pixels of the image; None: not known.
+        tally: of what lay beside them; None: of a data set whose authors list its images.
     """
 
     name: str
@@ -50,6 +52,7 @@ class LabelledImages:
     version: str = ""
     advice: str = "sort the images into class sub-folders"
     boxes: np.ndarray | None = None
+    tally: Tally | None = None
 
     def __post_init__(self) -> None:
         if missing := [i for i, name in zip(self.ids, self.classes, strict=True) if not name]:
@@ -92,14 +95,20 @@ class LabelledImages:
             seen.update(repr((status.st_size, status.st_mtime_ns)).encode())
         return seen.hexdigest()
 
+    @property
+    def inventory(self) -> Inventory:
+        """The images of each class and split as they are evaluated, and what was left out."""
+        tally = self.tally
+        if tally is None:
+            tally = Tally()
+            tally.found = len(self)
+        classes = dict(Counter(self.classes).most_common())
+        return tally.inventory(self.name, "data set", len(self), classes, self.splits)
+
     def source(self) -> LabelledSource:
         """For extraction."""
         classes = sorted(set(self.classes))
-        counts = Counter(self.classes)
-        inventory = Inventory(
-            self.name, "data set", len(self), len(self), dict(counts), dict(Counter(self.splits))
-        )
-        return LabelledSource(self, classes, inventory, self.fingerprint())
+        return LabelledSource(self, classes, self.inventory, self.fingerprint())
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from augself_hub import card
 from augself_hub.atomic import write_json
 from augself_hub.folder import EVALUATION, changed_folder, versions, write_manifest
-from augself_hub.results import read_evaluation
+from augself_hub.images import Inventory
+from augself_hub.results import read_evaluation, with_inventories
 
 Record = dict[str, Any]
 
@@ -71,15 +72,26 @@ class Result:
         }
 
 
-def merged(evaluation: Record, records: Sequence[Record]) -> Record:
+NOTHING_READ: Mapping[str, Inventory] = {}
+
+
+def merged(
+    evaluation: Record,
+    records: Sequence[Record],
+    inventories: Mapping[str, Inventory] = NOTHING_READ,
+) -> Record:
     """evaluation.json with these records; an older one of the same number goes.
 
     The records of a task stand together, in the order in which the tasks came.
+
+    Args:
+        inventories: data set -> what was evaluated of it and what was left out.
     """
     new = {_key(record): record for record in records}
     old = {_key(record): record for record in evaluation.get("results", ())}
     both = [*({**old, **new}).values()]
     tasks = list(dict.fromkeys(record["task"] for record in both))
+    evaluation = with_inventories(evaluation, "evaluate", inventories)
     return {**evaluation, "results": sorted(both, key=lambda r: tasks.index(r["task"]))}
 
 
@@ -87,9 +99,13 @@ def _key(record: Record) -> tuple[Any, ...]:
     return record["task"], record.get("dataset"), record["name"]
 
 
-def write_into(folder: Path, records: Sequence[Record]) -> None:
+def write_into(
+    folder: Path,
+    records: Sequence[Record],
+    inventories: Mapping[str, Inventory] = NOTHING_READ,
+) -> None:
     """Add records to a model folder and its card, in one exchange of the folder."""
     with changed_folder(folder) as stage:
-        write_json(stage / EVALUATION, merged(read_evaluation(stage), records))
+        write_json(stage / EVALUATION, merged(read_evaluation(stage), records, inventories))
         card.write(stage)
         write_manifest(stage)

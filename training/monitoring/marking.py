@@ -28,7 +28,7 @@ from augself_hub.folder import (
     write_manifest,
 )
 from augself_hub.modeling.model import AugSelfModel
-from augself_hub.results import read_evaluation
+from augself_hub.results import read_evaluation, with_inventories
 from training.data.batches import ViewsDataset
 from training.data.sources import open_held_out
 from training.monitoring import matching
@@ -54,6 +54,7 @@ def mark(
     listed = open_held_out(held_out)
     listed = listed if group is None else listed.grouped(group)
     images = ViewsDataset(listed, model.spec.policy, seed=0)
+    click.echo(images.images.inventory.text())
     results = held_out_pairs(model, images, PAIRS)
     if not results:
         raise AugSelfError(f"{folder} has no heads to measure, or {held_out} no images")
@@ -65,7 +66,9 @@ def mark(
         tasks = (TASK, matching.TASK)
         others = [r for r in evaluation["results"] if r["task"] not in tasks]
         results = [*results, *others]
-        write_json(stage / EVALUATION, {**evaluation, "results": results}, nan=True)
+        read = {"held_out": images.images.inventory}
+        evaluation = with_inventories({**evaluation, "results": results}, "marking", read)
+        write_json(stage / EVALUATION, evaluation, nan=True)
         card.write(stage, name)
         write_manifest(stage)
     return spec

@@ -102,6 +102,7 @@ def _tell(inventory: Inventory) -> None:
 
 def _held_out(settings: Settings, source: str, options: Options) -> Images:
     images = open_held_out(source, options)
+    _tell(images.inventory)
     return images if settings.classes is None else images.only(lines_of(settings.classes))
 
 

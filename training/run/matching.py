@@ -23,15 +23,15 @@ from augself_hub.folder import (
     verify,
     write_manifest,
 )
-from augself_hub.images import AS_FOUND, Options
+from augself_hub.images import AS_FOUND, Inventory, Options
 from augself_hub.modeling.maps import MapPlace, find_map
 from augself_hub.modeling.matcher import Matcher
 from augself_hub.modeling.model import AugSelfModel
 from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
-from augself_hub.results import read_evaluation
+from augself_hub.results import read_evaluation, with_inventories
 from training.data.batches import ViewsDataset
 from training.data.drawing import FEWEST_TO_CALIBRATE, drawn_keys, halves
-from training.data.sources import open_held_out, open_images
+from training.data.sources import NO_INVENTORY, open_held_out, open_images
 from training.data.streams import StreamViews, first_images
 from training.methods.joint import JointSettings
 from training.methods.matcher import MatcherSettings, calibrate, fit_matcher
@@ -198,7 +198,8 @@ def add_matcher(
     model = _fitted(model.to(available_device()), views, settings, seed)
     assert model.matcher is not None and model.spec.matcher is not None
     level = model.spec.matcher.level
-    return save_matcher(folder, model.matcher, level, measured_on, settings.go_on)
+    fitted_on = views.images.inventory
+    return save_matcher(folder, model.matcher, level, measured_on, settings.go_on, fitted_on)
 
 
 def views_for(
@@ -216,6 +217,7 @@ def views_for(
         images, others = split(images, seed)
     else:
         others = open_held_out(held_out, options)
+        log.info("%s", others.inventory.text())
     others = others if group is None else others.grouped(group)
     return ViewsDataset(images, spec.policy, seed), ViewsDataset(others, spec.policy, seed)
 
@@ -225,7 +227,12 @@ def available_device() -> str:
 
 
 def save_matcher(
-    folder: Path, matcher: Matcher, level: int, held_out: ViewsDataset, further: bool = False
+    folder: Path,
+    matcher: Matcher,
+    level: int,
+    held_out: ViewsDataset,
+    further: bool = False,
+    fitted_on: Inventory = NO_INVENTORY,
 ) -> Spec:
     """Write a fitted matcher into a model folder, in one exchange, with what it is worth.
 
@@ -236,7 +243,7 @@ def save_matcher(
     Args:
         matcher, level: as `fit_matcher` gives them, `MapPlace.level`.
         held_out: images to measure on, which it was not fitted on; none are allowed.
-        further: it was fitted from the one that is there.
+        further: it was fitted from the one that is there. fitted_on: the images.
     """
     before = AugSelfModel.from_pretrained(verify(folder))
     model = before.with_matcher(matcher.cpu(), level).eval()
@@ -249,19 +256,23 @@ def save_matcher(
         was = model.spec.provenance["matcher"].removesuffix(FURTHER)
         provenance = {**model.spec.provenance, "matcher": was + FURTHER if further else AFTERWARDS}
         model.spec = dataclasses.replace(model.spec, provenance=provenance)
-    with rewritten(folder, model, kept) as (new, found):
+    read = {"data": fitted_on, "held_out": held_out.images.inventory}
+    with rewritten(folder, model, kept, "fit-matcher", read) as (new, found):
         model.write_matcher(new)
         found[:] = [*(r for r in found if r["task"] != TASK), *results]
     return model.spec
 
 
 @contextlib.contextmanager
-def rewritten(folder: Path, model: AugSelfModel, kept: bool) -> Iterator[tuple[Path, list[Result]]]:
+def rewritten(
+    folder: Path, model: AugSelfModel, kept: bool, command: str, read: Mapping[str, Inventory]
+) -> Iterator[tuple[Path, list[Result]]]:
     """Change a part of a model folder in one exchange: its description, graphs, card and manifest
     follow the model.
 
     Args:
         kept: the answers are what they were, so that quantised graphs are still what was measured.
+        command, read: what changes it, and the images it has read, for evaluation.json.
 
     Yields:
         Where the part's weights belong, and the results, a list to be changed in place.
@@ -271,7 +282,8 @@ def rewritten(folder: Path, model: AugSelfModel, kept: bool) -> Iterator[tuple[P
         results: list[Result] = list(evaluation["results"])
         yield new, results
         (new / CONFIG).write_text(model.spec.to_json())
-        write_json(new / EVALUATION, {**evaluation, "results": results}, nan=True)
+        evaluation = with_inventories({**evaluation, "results": results}, command, read)
+        write_json(new / EVALUATION, evaluation, nan=True)
         write_manifest(new, _new_graphs(model, new, kept))
         card.write(new)
 

@@ -147,7 +147,8 @@ def _pretrained(
     arguments.distributed_state.wait_for_everyone()  # all have compared the settings
     if arguments.should_save and (before is None or extended):
         spec = json.loads(model.augself.spec.to_json())
-        write_json(settings.output / SETTINGS, {**decisive, "spec": spec}, nan=True)
+        told = {"held_out_inventory": held_out_images.inventory.record(), "spec": spec}
+        write_json(settings.output / SETTINGS, {**decisive, **told}, nan=True)
     arguments.distributed_state.wait_for_everyone()
     if not (settings.output / SETTINGS).exists():  # checkpoints are shared
         raise AugSelfError(

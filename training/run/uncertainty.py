@@ -91,7 +91,8 @@ def add_uncertainty(
     with stage(f"measuring {pairs} pairs of {len(measured_on)} held-out images"):
         found = held_out_pairs(model, measured_on, pairs)
     covered = [result for result in found if result["metric"] == "coverage"]
-    with rewritten(folder, model, kept=True) as (new, results):
+    read = {"data": views.images.inventory, "held_out": measured_on.images.inventory}
+    with rewritten(folder, model, True, "fit-uncertainty", read) as (new, results):
         model.write_heads(new)
         was = [r for r in results if r["task"] == TASK and r["metric"] != "coverage"]
         results[:] = [*was, *covered, *(r for r in results if r["task"] != TASK)]

@@ -90,6 +90,30 @@ def test_the_manifest_records_what_was_measured(quantized, tiny_model):
     assert fp16["speed"] is None and fp16["gated_on"] == "CPUExecutionProvider"
 
 
+def test_the_manifest_keeps_what_was_read(quantized, photo_folder):
+    for precision in ("int8", "fp16"):
+        inventory = read_manifest(quantized)["parity"][precision]["inventory"]
+        assert (inventory["source"], inventory["images"]) == (str(photo_folder), 40)
+
+
+def test_photographs_are_read_by_what_was_chosen(folder, photo_folder, tmp_path):
+    paths = [path for path in sorted(photo_folder.rglob("*.*")) if path.is_file()]
+    rows = "".join(f"{path},{path.parent.name},{'ab'[n % 2]}\n" for n, path in enumerate(paths))
+    (tmp_path / "t.csv").write_text(f"view,kind,part\n{rows}")
+    options = ["--model", str(folder), "--quantize", "fp16"]
+    options += ["--calibration", str(tmp_path / "t.csv")]
+    result = CliRunner().invoke(export_command, options)
+    assert "--column image=NAME" in str(result.exception)
+    chosen = ["--column", "image=view", "--column", "label=kind"]
+    result = CliRunner().invoke(export_command, [*options, *chosen])
+    assert result.exit_code == 0, result.output
+    inventory = read_manifest(folder)["parity"]["fp16"]["inventory"]
+    assert inventory["classes"] == {"even": 20, "odd": 20}
+    one = [*options, *chosen, "--column", "split=part", "--split", "a"]
+    result = CliRunner().invoke(export_command, one)
+    assert "holds 20 images: quantisation needs" in str(result.exception)
+
+
 def test_the_same_photographs_give_the_same_bytes(quantized, folder, photo_folder):
     quantize.quantize_folder(folder, "int8", photo_folder)
     assert (folder / GRAPHS["int8"]).read_bytes() == (quantized / GRAPHS["int8"]).read_bytes()
@@ -246,6 +270,7 @@ def test_the_command_says_what_it_measured(folder, photo_folder):
     [
         (["--quantize", "int8"], "--quantize int8 needs real photographs: --calibration SOURCE"),
         (["--calibration", "."], "--calibration is read with --quantize only"),
+        (["--read-as", "classes"], "--column, --split and --read-as are of --calibration"),
         (["--require-speedup", "2"], "measured with --quantize int8 only"),
         (["--quantize", "fp16", "--calibration", ".", "--require-speedup", "2"], "int8 only"),
     ],

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
 from augself_hub.errors import AugSelfError, UsageError
+from augself_hub.images import Columns, Options
 from training.evaluation.datasets import DATASETS, metric_of, open_dataset
 from training.evaluation.examples import METRICS
 from training.evaluation.layouts import boxes_in_view
@@ -164,6 +165,38 @@ def test_any_source_of_labelled_images_is_a_data_set(tmp_path, paint):
     images = open_dataset(str(tmp_path / "t.csv"), None)
     assert Counter(images.splits) == {"train": 3, "test": 3}
     assert set(images.classes) == {"a", "b"}
+
+
+@pytest.fixture
+def table(tmp_path, paint) -> str:
+    """A CSV with two columns that may be labels, of 12 images in three splits."""
+    lines = ["path,label,kind,subset"]
+    for n in range(12):
+        paint(tmp_path / f"{n}.png", n)
+        split = ("train", "test", "extra")[n % 3]
+        lines.append(f"{n}.png,{'ab'[n % 2]},{'xyz'[n % 3]},{split}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    return str(tmp_path / "t.csv")
+
+
+def test_a_source_is_read_by_what_was_chosen_and_is_another_one_then(table):
+    usual = open_dataset(table, None)
+    kinds = open_dataset(table, None, options=Options(Columns(label="kind")))
+    assert set(usual.classes) == {"a", "b"} and set(kinds.classes) == {"x", "y"}
+    assert usual.fingerprint() != kinds.fingerprint()  # its table in the cache is another one
+
+
+def test_of_a_chosen_split_a_part_is_tested_on(table):
+    images = open_dataset(table, None, options=Options(split="extra"))
+    assert list(images.ids) == [f"{n}.png" for n in (2, 5, 8, 11)]
+    assert set(images.splits) >= {"train", "test"}
+
+
+def test_what_is_not_evaluated_is_counted(table):
+    inventory = open_dataset(table, None).inventory
+    assert (inventory.found, inventory.images) == (12, 8)
+    assert inventory.left_out == {"split extra": 4}
+    assert inventory.splits["test"] == 4 and sum(inventory.splits.values()) == 8
 
 
 def test_a_data_set_needs_data():

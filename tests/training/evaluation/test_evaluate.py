@@ -86,6 +86,10 @@ def test_results_go_into_the_model_folder_and_its_card(tiny_model, drawn, plain,
     options = ("--ways", "2", "--shots", "1", "--queries", "8", "--datasets", sets)
     printed = run(*asked, *options, cache=cache)
     assert "linear probe" in printed and "shape, 2-way 1-shot" in printed
+    inventories = json.loads((model / EVALUATION).read_text())["inventories"]["evaluate"]
+    assert list(inventories) == ["shape", "plain"]
+    plains = inventories["plain"]
+    assert plains["images"] == plains["found"] - sum(plains["left_out"].values()) == 120
     run(*asked[:3], "linear", *options[6:], cache=cache)
     results = json.loads((verify(model) / EVALUATION).read_text())["results"]
     assert results[0] == old
@@ -245,6 +249,20 @@ def test_features_that_are_no_numbers_are_refused(tables, drawn):
         (("--tasks", "linear", "--datasets", "pets"), "pets needs --data"),
         (("--tasks", "localization", "--datasets", "{bare}"), "no data set can answer localiz"),
         (("--tasks", "linear", "--datasets", "{bare}"), "give --output DIR for the results"),
+        (("--tasks", "knn", "--datasets", "{bare}", "--ways", "3"), "--ways would have no eff"),
+        (("--tasks", "knn", "--datasets", "{bare}", "--shots", "2"), "fewshot is not among"),
+        (("--tasks", "knn", "--datasets", "{bare}", "--queries", "2"), "--queries would have"),
+        (("--tasks", "knn", "--datasets", "{bare}", "--epochs", "2"), "finetune is not among"),
+        (("--tasks", "knn", "--datasets", "{bare}", "--data", "x"), "--data would have no effect"),
+        (("--tasks", "knn", "--datasets", "{bare}", "--download"), "--download would have no"),
+        (
+            ("--tasks", "knn", "--datasets", "pets", "--data", "x", "--column", "label=a"),
+            "--column would have no effect: the layout of these data sets is known",
+        ),
+        (
+            ("--tasks", "knn", "--datasets", "pets", "--data", "x", "--read-as", "classes"),
+            "--read-as would have no effect",
+        ),
         (
             ("--tasks", "linear", "--datasets", "{bare}", "--compare", "a", "b", "--model", "c"),
             "--compare takes no --model",
@@ -390,6 +408,24 @@ def test_finetuning_learns_what_is_easy(tables, plain, monkeypatch):
     (found,) = finetune(subject(tables, plain), tables.model, TaskSettings(epochs=6))
     assert found.value > 90
     assert found.value == pytest.approx(found.scores.mean())
+
+
+@pytest.mark.parametrize(("device", "on_cpu"), [("cpu", True), ("openvino", True), ("auto", False)])
+def test_finetuning_keeps_to_the_device_that_was_asked_for(
+    tables, plain, monkeypatch, device, on_cpu
+):
+    """As where there is a GPU; what is asked of the trainer is looked at, and it ends there."""
+    given = {}
+
+    def arguments(**options):
+        given.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("training.evaluation.finetune.TrainingArguments", arguments)
+    with pytest.raises(InterruptedError):
+        finetune(subject(tables, plain), tables.model, TaskSettings(epochs=1), device)
+    assert given["use_cpu"] is on_cpu and given["dataloader_pin_memory"] is not on_cpu
 
 
 @pytest.mark.parametrize(("images", "trained_on"), [(33, 32), (18, 18)])

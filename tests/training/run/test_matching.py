@@ -192,6 +192,8 @@ def test_fitted_again_it_is_replaced(folder, photo_folder):
     assert weights[0] != weights[1] == weights[2]
     assert len([r for r in results_of(folder).values() if r["kind"] == "match"]) == 1
     assert isinstance(read_spec(folder).matcher.match, MatchCalibration)
+    read = json.loads((folder / "evaluation.json").read_text())["inventories"]["fit-matcher"]
+    assert read["data"]["images"] == read["held_out"]["images"] == 40
 
 
 @pytest.mark.parametrize("what", ["no crop", "stream", "nothing"])

@@ -49,6 +49,23 @@ def test_a_short_run_ends_with_a_model(small_run, capsys, change, steps):
         assert re.search(rf"{stage} \.\.\.\n{stage}: \d+\.\d s\n", said)
 
 
+def test_held_out_images_are_told_and_kept_as_the_others_are(
+    small_run, photo_folder, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(pretraining, "_publish", lambda *_: None)
+    held = shutil.copytree(photo_folder, tmp_path / "held")
+    (held / "notes.txt").write_text("no image")
+    caplog.set_level("INFO")
+    made = small_run(epochs=0.25, held_out=str(held))
+    pretrain(made)
+    assert f"{held} (folder): 40 images" in caplog.text
+    kept = json.loads((made.output / "settings.json").read_text())
+    assert kept["held_out_inventory"]["left_out"] == {".txt files": 1}
+    assert kept["held_out_inventory"]["images"] == kept["inventory"]["images"] == 40
+    (held / "more.txt").write_text("no image")
+    pretrain(made, resume=True)  # which decides nothing
+
+
 def test_pairs_are_in_proportion_to_the_held_out_images():
     """A pair takes some 15 ms of two cores: 2,000 of two pictures were half a minute."""
     assert [measured_pairs(n) for n in (0, 1, 2, 50, 500)] == [0, 0, 40, 1000, 2000]

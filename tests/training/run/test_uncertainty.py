@@ -116,6 +116,8 @@ def test_fitted_again_they_are_replaced(folder, photo_folder):
         weights.append((folder / HEADS).read_bytes())
     assert weights[0] != weights[1] == weights[2]
     assert len(coverages(folder)) == 8
+    read = json.loads((folder / "evaluation.json").read_text())["inventories"]["fit-uncertainty"]
+    assert read["data"]["images"] == read["held_out"]["images"] == 40
 
 
 def test_a_folder_without_numbers_is_refused(folder, photo_folder, tmp_path):
