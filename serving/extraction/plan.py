@@ -55,6 +55,8 @@ def plan_of(
         )
     digests = [{"name": shard.name, "sha256": shard.digest} for shard in shards]
     fingerprint = hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    known = source.inventory.images is not None and not settings.pairs
+    names = list(source.classes) if known else []
     # Of what decides the numbers.
     decisive = {n: v for n, v in versions().items() if n.startswith(("augself", "onnxr"))}
     return {
@@ -74,6 +76,7 @@ def plan_of(
         "precision": engine.precision,
         "dtype": settings.dtype,
         "normalized": settings.normalize,
+        **({"label_names": names} if names else {}),  # else they are known in the end
         "shard_rows": shard_rows,
         "source": {
             "location": source.location,
@@ -102,6 +105,11 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         old, new = (_given(p["source"].get(key)) for p in (begun, plan))
         if old != new:
             found.append(f"{option} ({old} then, {new} now)")
+    names = begun.get("label_names"), plan.get("label_names")
+    if all(names) and names[0] != names[1]:
+        pairs = itertools.zip_longest(*names, fillvalue="none")
+        old, new = next(pair for pair in pairs if pair[0] != pair[1])
+        found.append(f"the classes ({old} then, {new} now)")
     found += [
         f"{word} ({begun[key]} then, {plan[key]} now)"
         for key, word in _WORDS.items()

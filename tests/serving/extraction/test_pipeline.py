@@ -96,6 +96,19 @@ def test_others_read_the_table(source, tmp_path, engine, dtype):
         np.testing.assert_array_equal(np.asarray(features, dtype), table.features)
 
 
+def test_a_table_is_not_gone_on_with_under_other_names_of_classes(photographs, tmp_path, engine):
+    """The rows' numbers would stay and mean something else."""
+    source = tmp_path / "x.csv"
+    for names in (("cat", "dog"), ("cow", "dog")):
+        lines = [f"{path},{name}" for path, name in zip(photographs, names, strict=False)]
+        source.write_text("\n".join(["path,label", *lines]))
+        if names[0] == "cat":
+            extract(source, tmp_path / "out", engine)
+            continue
+        with pytest.raises(AugSelfError, match=r"the classes \(cat then, cow now\)"):
+            extract(source, tmp_path / "out", engine)
+
+
 def test_float16_and_normalised(source, tmp_path, engine):
     plain, short, unit = (tmp_path / name for name in ("plain", "short", "unit"))
     extract(source, plain, engine)
