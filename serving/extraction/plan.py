@@ -105,10 +105,10 @@ def changes(begun: dict[str, Any], plan: dict[str, Any]) -> list[str]:
         old, new = (_given(p["source"].get(key)) for p in (begun, plan))
         if old != new:
             found.append(f"{option} ({old} then, {new} now)")
-    names = begun.get("label_names"), plan.get("label_names")
-    if all(names) and names[0] != names[1]:
-        pairs = itertools.zip_longest(*names, fillvalue="none")
-        old, new = next(pair for pair in pairs if pair[0] != pair[1])
+    had, has = begun.get("label_names") or [], plan.get("label_names") or []
+    if had and has and had != has:
+        renamed = itertools.zip_longest(had, has, fillvalue="none")
+        old, new = next(pair for pair in renamed if pair[0] != pair[1])
         found.append(f"the classes ({old} then, {new} now)")
     found += [
         f"{word} ({begun[key]} then, {plan[key]} now)"
