@@ -37,6 +37,7 @@ from augself_hub.images.structure import structure
 from augself_hub.images.words import DECODES
 
 MAX_PIXELS = Bounds.pixels
+MOST_PIXELS = 2 * 89_478_485  # of any limit: Pillow's own, unless Image.MAX_IMAGE_PIXELS is changed
 Box = tuple[float, float, float, float]
 
 
@@ -64,7 +65,7 @@ class Preprocessing:
         The same as `preprocess(decode(data), size)`, without a second copy of a large picture.
         """
         found = structure(data, Bounds(pixels=max_pixels))
-        with DECODED.lend(found.decoded_bytes), damage_named(max_pixels):
+        with DECODED.lend(found.decoded_bytes), damage_named():
             least = 2 * self.size if self.decode == "fast" else None
             return _prepared(_decoded(found, max_pixels, least), found.orientation, self.size)
 
@@ -122,13 +123,13 @@ def decoded(
     ever. Arguments and errors are `decode`'s."""
     found = structure(data, Bounds(pixels=max_pixels))
     with DECODED.lend(found.decoded_bytes + 4 * found.width * found.height):
-        with damage_named(max_pixels):
+        with damage_named():
             image = to_rgb(_decoded(found, max_pixels, least), found.orientation)
         yield image
 
 
 @contextmanager
-def damage_named(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+def damage_named() -> Iterator[None]:
     """What Pillow raises of a damaged picture becomes an ImageError.
 
     It checks much of a file only when it converts the picture, and some of it by assertions.
@@ -143,7 +144,10 @@ def damage_named(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     except UnidentifiedImageError:
         raise UndecodableImage("the image cannot be decoded: damaged data") from None
     except Image.DecompressionBombError:
-        raise TooManyPixels(f"the image has more than the {max_pixels} pixels allowed") from None
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise TooManyPixels(
+            f"the image has more than the {most} pixels that Pillow opens"
+        ) from None
     except _DAMAGE as error:
         reason = str(error).splitlines()[0] if str(error) else "damaged data"
         raise UndecodableImage(f"the image cannot be decoded: {reason}") from error

@@ -349,6 +349,8 @@ def _why(reason: str) -> str:
         return "not learned"
     if reason.startswith(BEYOND):
         return "larger than in training"
+    if reason == BLANK_REASON:
+        return "a picture is blank"
     return "a picture is gray" if reason.startswith("not observable") else reason.split(":")[0]
 
 

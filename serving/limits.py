@@ -12,7 +12,7 @@ from typing import Any
 
 from augself_hub.errors import UsageError
 from augself_hub.images.budget import DECODED
-from augself_hub.preprocess import MAX_PIXELS
+from augself_hub.preprocess import MAX_PIXELS, MOST_PIXELS
 
 # Names of version 0.1, which scripts may hold.
 RENAMED = {"slots": "max_concurrent_requests", "waiting_images": "max_queue_size"}
@@ -66,6 +66,11 @@ class Limits:
                 raise UsageError(f"the limit {name} is {value}: it must be more than 0, and finite")
             if name.endswith("_seconds") and value > threading.TIMEOUT_MAX:
                 raise UsageError(f"the limit {name} is {value}: no thread can wait as long")
+        if self.pixels > MOST_PIXELS:
+            raise UsageError(
+                f"the limit pixels is {self.pixels}: "
+                f"Pillow opens no image of more than {MOST_PIXELS}"
+            )
         if self.max_queue_size < 2 * self.items:
             raise UsageError(
                 f"max_queue_size is {self.max_queue_size}, but one request may bring "

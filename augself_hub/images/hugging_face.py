@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -324,7 +325,8 @@ def arrow_of_parquet(paths: Sequence[str], image: str) -> Any:
         import datasets
     except ModuleNotFoundError as error:
         raise MissingExtra("datasets", "train") from error
-    files = [str(Path(path).resolve()) for path in paths]
+    # datasets takes every name for a pattern, also one that a file has.
+    files = [glob.escape(str(Path(path).resolve())) for path in paths]
     try:
         data = datasets.load_dataset("parquet", data_files=files, split="train", columns=[image])
     except Exception as error:  # datasets' exceptions share no base class

@@ -72,12 +72,18 @@ class Destination:
         """Begin, or go on with, the table of this plan. True: it is finished already.
 
         Raises:
-            AugSelfError: the folder holds a table of another plan; says what changed.
+            AugSelfError: the folder holds a table of another plan; says what changed. Or what it
+                says of its plan is damaged.
         """
-        begun = self._read(MANIFEST) or self._read(_PLAN)
+        name = MANIFEST if (self.folder / MANIFEST).is_file() else _PLAN
+        begun = self._read(name)
+        try:
+            changed = [] if begun is None else changes(begun, plan)
+        except (AttributeError, KeyError, TypeError) as error:  # a field is missing, or of no use
+            raise self._damaged(name) from error
         if begun is None:
             self.write(_PLAN, json.dumps(plan, indent=2))
-        elif changed := changes(begun, plan):
+        elif changed:
             raise AugSelfError(
                 f"{self.folder} was begun with something else: {'; '.join(changed)}. "
                 "Choose another output, or remove it"
@@ -145,10 +151,15 @@ class Destination:
         if not path.is_file():
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text())
-            return found
-        except ValueError as error:
-            raise AugSelfError(f"{path} is damaged: remove {self.folder}") from error
+            found = json.loads(path.read_text())
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name) from error
+        if not isinstance(found, dict):
+            raise self._damaged(name)
+        return found
+
+    def _damaged(self, name: str) -> AugSelfError:
+        return AugSelfError(f"{self.folder / name} is damaged: remove {self.folder}")
 
     def _remove_unfinished(self) -> None:
         """What a killed run was writing. Its writer may be alive, on a machine that was cut off."""

@@ -106,9 +106,20 @@ class Parts:
         return self._path(number).is_file()
 
     def note(self, number: int) -> dict[str, Any]:
-        """`errors` and `left_out` of a part."""
-        note: dict[str, Any] = json.loads(self._note_path(number).read_bytes())
-        return note
+        """`errors` and `left_out` of a part.
+
+        Raises:
+            ValueError: it is damaged. OSError: it cannot be read.
+        """
+        note = json.loads(self._note_path(number).read_bytes())
+        errors, left_out = (
+            (note.get("errors"), note.get("left_out")) if isinstance(note, dict) else (None, None)
+        )
+        if not isinstance(errors, list) or not all(isinstance(error, dict) for error in errors):
+            raise ValueError("what could not be read of it is no list")
+        if not isinstance(left_out, dict) or not all(type(n) is int for n in left_out.values()):
+            raise ValueError("what was left out of it is no count")
+        return {"errors": errors, "left_out": left_out}
 
     def paths(self) -> list[Path]:
         return sorted(self.folder.glob(PARTS))

@@ -16,12 +16,14 @@ import ssl
 import stat
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from PIL import Image
 
 from augself_hub import __version__
 from augself_hub.errors import AugSelfError, UsageError
@@ -149,6 +151,8 @@ def run(app: Gate, address: Address) -> None:
     # On h11, not whatever else is installed: httptools would wait for endless headers, and answer
     # nothing to a good request that bytes of no request follow.
     config.http = server.protocol  # type: ignore[assignment]
+    # `Limits.pixels` says what is too large.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     for name in ("asyncio", "uvicorn.error", "serving.http.connections"):
         logging.getLogger(name).addFilter(RateLimited())
     # The loop shares the interpreter with threads that read and decode: it waits less for its turn,

@@ -24,7 +24,7 @@ from augself_hub.errors import (
     UnsupportedImage,
 )
 from augself_hub.images.bounds import Bounds
-from augself_hub.preprocess import Preprocessing, decode, decoded, load
+from augself_hub.preprocess import MOST_PIXELS, Preprocessing, decode, decoded, load
 
 PHOTOGRAPH = photograph(48, 64)
 PNG = saved(PHOTOGRAPH, "PNG")
@@ -407,6 +407,16 @@ def test_the_limit_is_the_callers():
     assert decode(PNG, max_pixels=64 * 48).size == (64, 48)
     with pytest.raises(TooManyPixels, match="64 x 48 pixels, more than the 3071 allowed"):
         decode(PNG, max_pixels=64 * 48 - 1)
+
+
+def test_pillows_own_limit_is_not_told_as_the_callers(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(TooManyPixels, match="more than the 2000 pixels that Pillow opens"):
+        decode(PNG)
+
+
+def test_the_most_that_a_limit_may_be_is_what_pillow_opens():
+    assert MOST_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
 @pytest.mark.parametrize(("width", "height"), [(0, 8), (8, 0), (0, 0)])

@@ -214,5 +214,11 @@ def test_what_cannot_be_told_is_one_line():
     assert unanswered(describe(spec_of("color"), {"color": np.zeros(4)}, gray=False)) == ""
 
 
+def test_a_blank_picture_is_not_called_gray():
+    spec = marked(spec_of("flip"), learned=True)
+    said = unanswered(describe(spec, {"flip": np.array([0.9])}, gray=True, blank=True))
+    assert said == "It cannot tell mirroring (a picture is blank)."
+
+
 def marked_flip(spec: Spec) -> tuple:
     return tuple(replace(d, learned=False) for d in spec.heads["flip"].dimensions)

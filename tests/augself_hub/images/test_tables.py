@@ -241,6 +241,16 @@ def test_hf_is_read_by_datasets_and_says_the_same_as_the_folder(here):
         open_source("hf:d:test", split="train")
 
 
+@pytest.mark.parametrize("folder", ["d[1]", "d*", "d?", "[abc]"])
+def test_a_file_below_a_folder_that_looks_like_a_pattern_is_listed(here, folder):
+    """Training reads by way of datasets, which takes names for patterns."""
+    table(f"{folder}/t.parquet", image=[png(n, (2, 2)) for n in range(3)])
+    (here / "d1").mkdir()
+    table("d1/t.parquet", image=[png(9, (2, 2))] * 2)
+    listing = open_source(f"{folder}/t.parquet").listing()
+    assert [listing.read(n) for n in range(3)] == [png(n, (2, 2)) for n in range(3)]
+
+
 def test_a_split_column_of_parquet(here):
     table("t.parquet", image=[png(n, (2, 2)) for n in range(3)], split=["Train", "test", None])
     source = open_source("t.parquet", split="train")

@@ -403,6 +403,31 @@ def test_no_image_leaves_nothing(tmp_path, engine):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "note",
+    [b"[]", b"null", b"{}", b'{"errors": [1], "left_out": {}}', b'{"errors": [], "left_out": []}'],
+)
+def test_a_part_whose_note_is_damaged_is_made_again(source, tmp_path, engine, caplog, note):
+    whole = tmp_path / "whole"
+    extract(source, whole, engine, shard_rows=SHARD)
+    output = tmp_path / "out"
+    stopped(source, output, engine, 3)
+    (output / ".errors/00001.json").write_bytes(note)
+    extract(source, output, engine, shard_rows=SHARD)
+    assert "part-00001.parquet is damaged and is made again" in caplog.text
+    assert contents(output) == contents(whole)
+
+
+@pytest.mark.parametrize("plan", ["[1]", "null", '{"format": %s}', "[" * 100_000])
+def test_a_plan_of_another_shape_is_named(source, tmp_path, engine, plan):
+    output = tmp_path / "out"
+    stopped(source, output, engine, 3)
+    known = json.dumps(json.loads((output / ".plan.json").read_text())["format"])
+    (output / ".plan.json").write_text(plan.replace("%s", known))
+    with pytest.raises(AugSelfError, match=r"\.plan\.json is damaged: remove"):
+        extract(source, output, engine, shard_rows=SHARD)
+
+
 def test_a_damaged_plan_is_named(source, tmp_path, engine):
     stopped(source, tmp_path / "out", engine, 1)
     (tmp_path / "out/.plan.json").write_text("{")

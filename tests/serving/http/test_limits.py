@@ -238,6 +238,7 @@ def test_a_client_that_leaves_is_dropped_before_the_run(held, image):
         (["upload_seconds=nan"], "must be more than 0"),
         (["deadline_seconds=inf"], "must be more than 0, and finite"),  # no JSON can say it
         (["deadline_seconds=1e300"], "no thread can wait as long"),
+        (["pixels=178956971"], "Pillow opens no image of more than 178956970"),
         (["items=900"], "allow at least 1800"),
         (["total_bytes=1000"], "one body may have"),
     ],
