@@ -46,7 +46,7 @@ def find_map(network: PreTrainedModel, size: int) -> MapPlace:
     """The map of an encoder for images of `size` pixels a side.
 
     Raises:
-        UsageError: the encoder gives no maps, or none that is square.
+        UsageError: the encoder gives no maps, none that is square, or only of one cell.
     """
     was_training = network.training
     network.eval()
@@ -65,6 +65,11 @@ def find_map(network: PreTrainedModel, size: int) -> MapPlace:
     enough = [i for i, (_, side) in enumerate(shapes) if side >= FEWEST]
     chosen = enough[-1] if enough else max(range(len(shapes)), key=lambda i: (shapes[i][1], i))
     channels, side = shapes[chosen]
+    if side < 2:
+        raise UsageError(
+            f"feature maps of one cell at {size} pixels have nothing that could be compared: give "
+            "larger images, or do without a matcher (--matcher off)"
+        )
     return MapPlace(chosen - len(maps), channels, min(side, MOST))
 
 

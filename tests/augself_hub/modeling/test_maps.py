@@ -90,3 +90,9 @@ def test_an_encoder_without_maps_is_refused_by_name():
     network.config.patch_size = (16, 16)  # tokens that cannot be laid out
     with pytest.raises(UsageError, match=r"'vit_msn' gives no feature maps at 64 pixels"):
         find_map(network, 64)
+
+
+def test_a_map_of_one_cell_is_refused(networks):
+    with pytest.raises(UsageError, match="one cell at 8 pixels"):
+        find_map(networks["dinov2"], 8)
+    assert find_map(networks["dinov2"], 16).cells == 2
