@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self, overload
 
 import httpx
 import numpy as np
@@ -63,6 +63,24 @@ class Client(ClientSteps):
         """What takes image a to image b. Raises as `features` does, and without heads."""
         return self._run(self._difference(a, b, model))
 
+    @overload
+    def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        model: str | None = None,
+        on_error: Literal["raise"] = "raise",
+        progress: bool | None = None,
+    ) -> list[Difference]: ...
+    @overload
+    def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        model: str | None = None,
+        on_error: str,
+        progress: bool | None = None,
+    ) -> list[Difference | None]: ...
     def differences(
         self,
         pairs: Iterable[Pair],
@@ -70,7 +88,7 @@ class Client(ClientSteps):
         model: str | None = None,
         on_error: str = "raise",
         progress: bool | None = None,
-    ) -> list[Difference | None]:
+    ) -> list[Any]:
         """What takes a to b of many pairs, in their order: as `Encoder.differences`, in as many
         requests as the server's limits ask for. Raises as `features` does, and without heads.
 
@@ -139,6 +157,24 @@ class AsyncClient(ClientSteps):
         """As `Client.difference`."""
         return await self._run(self._difference(a, b, model))
 
+    @overload
+    async def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        model: str | None = None,
+        on_error: Literal["raise"] = "raise",
+        progress: bool | None = None,
+    ) -> list[Difference]: ...
+    @overload
+    async def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        model: str | None = None,
+        on_error: str,
+        progress: bool | None = None,
+    ) -> list[Difference | None]: ...
     async def differences(
         self,
         pairs: Iterable[Pair],
@@ -146,7 +182,7 @@ class AsyncClient(ClientSteps):
         model: str | None = None,
         on_error: str = "raise",
         progress: bool | None = None,
-    ) -> list[Difference | None]:
+    ) -> list[Any]:
         """As `Client.differences`."""
         return await self._run(self._differences(pairs, model, on_error, progress))
 

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -136,13 +136,29 @@ class Encoder:
         (difference,) = self._say([*images])
         return difference
 
+    @overload
+    def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        on_error: Literal["raise"] = "raise",
+        progress: bool | None = None,
+    ) -> list[Difference]: ...
+    @overload
+    def differences(
+        self,
+        pairs: Iterable[Pair],
+        *,
+        on_error: str,
+        progress: bool | None = None,
+    ) -> list[Difference | None]: ...
     def differences(
         self,
         pairs: Iterable[Pair],
         *,
         on_error: str = "raise",
         progress: bool | None = None,
-    ) -> list[Difference | None]:
+    ) -> list[Any]:
         """What takes a to b of many pairs, in their order: as `difference` says of each.
 
         Example:

@@ -27,7 +27,7 @@ from augself_hub.preprocess import Preprocessing, damage_named, preprocess, to_r
 from augself_hub.progress import bar
 
 GivenImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-Pair = tuple[GivenImage, GivenImage] | Sequence[GivenImage]
+Pair = Sequence[GivenImage]  # two: a, b
 ON_ERROR = ("raise", "skip")
 URLS = ("http://", "https://")
 _KINDS = "a path, the bytes of an image file, a PIL image or an (H, W, 3) uint8 array"
