@@ -23,13 +23,25 @@ from training.data.sources import Images
 TOGETHER = 8  # images that are decoded, and their parameters drawn, at a time
 
 
+class Counted(NamedTuple):
+    """A shard of a stream that was read to its end: its images, and reason -> how many more."""
+
+    shard: str
+    images: int
+    left_out: tuple[tuple[str, int], ...]
+
+
 class Read(NamedTuple):
-    """A decoded image, its label, the (epoch, index) of its views, and what was skipped for it."""
+    """A decoded image, its label, the (epoch, index) of its views, and what was skipped for it.
+
+    `counted`: shards that ended meanwhile.
+    """
 
     image: Image.Image
     label: int
     key: tuple[int, int]
     skipped: list[str]
+    counted: Sequence[Counted] = ()
 
 
 class Views(Dataset[dict[str, Any]]):
@@ -54,13 +66,12 @@ class Views(Dataset[dict[str, Any]]):
         """The items of a batch, as the DataLoader asks for them."""
         items = []
         for start in range(0, len(keys), TOGETHER):
-            images, labels, drawn, skipped = zip(
-                *map(self.read, keys[start : start + TOGETHER]), strict=True
-            )
+            read = list(map(self.read, keys[start : start + TOGETHER]))
+            images, drawn = [one.image for one in read], [one.key for one in read]
             views = two_crops_of_each(images, self.policy, self.seed, drawn)
-            for ((crop1, w1), (crop2, w2)), label, lost in zip(views, labels, skipped, strict=True):
-                crops = np.stack([crop1, crop2])
-                items.append({"crops": crops, "w1": w1, "w2": w2, "label": label, "skipped": lost})
+            for ((crop1, w1), (crop2, w2)), one in zip(views, read, strict=True):
+                item = {"crops": np.stack([crop1, crop2]), "w1": w1, "w2": w2, "label": one.label}
+                items.append({**item, "skipped": one.skipped, "counted": one.counted})
         return items
 
 
@@ -145,7 +156,11 @@ class KeyedSampler(Sampler[Any]):
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Items -> a batch: crops of view 1 then view 2 (2N, S, S, 3), w1, w2, labels, skipped."""
+    """Items -> a batch: crops of view 1 then view 2 (2N, S, S, 3), w1, w2, labels, skipped.
+
+    Of a stream also `counted`, where shards have ended.
+    """
+    counted = [tuple(shard) for item in items for shard in item.get("counted", ())]
     crops = np.concatenate([[item["crops"][view] for item in items] for view in (0, 1)])
     return {
         "crops": torch.from_numpy(crops),
@@ -153,4 +168,5 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         "w2": stack_parameters([item["w2"] for item in items]),
         "labels": torch.tensor([item["label"] for item in items]),
         "skipped": [name for item in items for name in item["skipped"]],
+        **({"counted": counted} if counted else {}),
     }

@@ -27,8 +27,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,7 +41,7 @@ from augself_hub.images import AS_FOUND, Inventory, Options, Shard, ShardError, 
 from augself_hub.images.source import UNLABELED
 from augself_hub.preprocess import decode
 from augself_hub.progress import counted
-from training.data.batches import KeyedSampler, Read, Views
+from training.data.batches import Counted, KeyedSampler, Read, Views
 from training.data.sources import Images, key_of, one_split
 
 PARTITIONS = 16
@@ -60,13 +60,18 @@ class Sample(NamedTuple):
     problem: str = ""
 
 
-def samples_of(shard: Shard) -> Iterator[Sample]:
+def samples_of(
+    shard: Shard, left_out: Callable[[str, str], None] | None = None
+) -> Iterator[Sample]:
     """The items of a shard; one that cannot be read has no bytes, and decoding it will say so.
+
+    Args:
+        left_out: called with (reason, name) of what is passed over.
 
     Raises:
         ShardError: the rest is damaged. AugSelfError: it cannot be reached.
     """
-    for item in shard.items():
+    for item in shard.items(left_out):
         data, problem = b"", ""
         try:
             data = item.read()[0]
@@ -182,11 +187,13 @@ class Partition:
 
     Attributes:
         damaged: names of the shards whose rest could not be read, since it was last emptied.
+        counted: what was in those that have ended, likewise.
     """
 
     def __init__(self, stream: Stream, seed: int, epoch: int, number: int) -> None:
         self.stream, self.seed, self.epoch, self.number = stream, seed, epoch, number
         self.damaged: list[str] = []
+        self.counted: list[Counted] = []
         self.first = 0  # position of the window's first sample
         self._window: deque[tuple[int, Sample]] = deque()
         self._empty: set[int] = set()  # shards that have nothing to train on
@@ -216,13 +223,21 @@ class Partition:
         for number in order[self.number :: self.stream.partitions].tolist():
             if number in self._empty:
                 continue
-            found = False
+            found, images = False, 0
+            left_out = Counter[str]()
+
+            def note(reason: str, _: str, left_out: Counter[str] = left_out) -> None:
+                left_out[reason] += 1
+
             try:
-                for sample in filter(self.stream.trains_on, samples_of(shards[number])):
-                    found = True
-                    yield sample
+                for sample in samples_of(shards[number], note):
+                    images += 1
+                    if self.stream.trains_on(sample):
+                        found = True
+                        yield sample
             except ShardError:
                 self.damaged.append(shards[number].name)
+            self.counted.append(Counted(shards[number].name, images, tuple(left_out.items())))
             if not found:
                 self._empty.add(number)
 
@@ -277,8 +292,10 @@ class StreamViews(Views):
         repeat, asked = next(partition.since(position))
         image, label, skipped = _first_readable(partition.since(position))
         skipped += partition.damaged
+        counted, partition.counted = partition.counted, []
         partition.damaged.clear()
-        return Read(image, label, (epoch + (repeat << 32), key_of(asked.name)), skipped)
+        drawn = epoch + (repeat << 32), key_of(asked.name)
+        return Read(image, label, drawn, skipped, counted)
 
     def sampler(self, seed: int, batch: int, share: int) -> PartitionSampler:
         return PartitionSampler(len(self), batch, share, self.images.partitions)

@@ -211,6 +211,7 @@ def _compute(trainer: AugSelfTrainer, items: Sequence[dict[str, Any]]) -> float:
         model = copy.deepcopy(trainer.model.to(device)).train()
         inputs = collate(list(items))
         del inputs["skipped"]
+        inputs.pop("counted", None)
         inputs = trainer._prepare_inputs(inputs)
         for _ in range(2):
             began = time.monotonic()

@@ -159,6 +159,10 @@ def _pretrained(
     if estimate is not None:
         log.info("%s", estimate)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    counted = trainer.count_shards()
+    if counted and arguments.should_save:
+        begun = read_settings(settings.output) or {}
+        write_json(settings.output / SETTINGS, {**begun, "read": counted}, nan=True)
     if trainer.interrupted:
         log.info("stopped after a checkpoint; continue with --resume")
         return settings.output

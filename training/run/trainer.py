@@ -19,7 +19,7 @@ import shutil
 import signal
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ class AugSelfTrainer(Trainer):
         self._parts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(()))
         self._batches = 0
         self._skipped: set[str] = set()
+        self._counted: dict[str, tuple[int, tuple[tuple[str, int], ...]]] = {}  # of a stream
+        self._uncounted: set[Any] = set()  # of these, what other processes do not know of
         self._untold: set[str] = set()  # of these, what other processes do not know of
         self._bad: Tensor | None = None
         self.settings = settings
@@ -94,6 +96,8 @@ class AugSelfTrainer(Trainer):
         self.alarm = Alarm(self.model.augself.spec, frozen)
         self.add_callback(_StopOnAlarm(self.alarm))
         self.add_callback(_Progress(self))
+        if isinstance(self.train_dataset, StreamViews):
+            self.add_callback(_CountShards(self))
         self._held = checkpoints.hold(settings.output) if self.args.should_save else None
 
     def train(self, *arguments: Any, **named: Any) -> Any:
@@ -140,6 +144,7 @@ class AugSelfTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         self._report_skipped(inputs.pop("skipped"))
+        self._uncounted.update(map(tuple, inputs.pop("counted", ())))
         outputs = model(**inputs)
         parts = {name: value for name, value in outputs.items() if name != "loss"}
         for name, value in parts.items():
@@ -161,6 +166,37 @@ class AugSelfTrainer(Trainer):
         self._skipped |= new
         self._untold |= new
         self._refuse_lost()
+
+    def count_shards(self) -> dict[str, Any]:
+        """What was in the shards of a stream that were read to their end since the run was
+        started, each counted once; nothing of a list. Every process is asked.
+        """
+        known = len(self._counted)
+        told: set[Any] = all_union(self._uncounted)
+        for shard, some, others in told:
+            self._counted.setdefault(shard, (some, others))
+        self._uncounted.clear()
+        images = 0
+        left_out = Counter[str]()
+        for some, others in self._counted.values():
+            images += some
+            left_out.update(dict(others))
+        if len(self._counted) > known and self.args.should_save:
+            reasons = ", ".join(f"{why} {count}" for why, count in left_out.most_common())
+            log.info(
+                "%d shards are read: %d images; left out: %s",
+                len(self._counted),
+                images,
+                reasons or "nothing",
+            )
+        if not self._counted:
+            return {}
+        return {
+            "shards": len(self._counted),
+            "found": images + left_out.total(),
+            "images": images,
+            "left_out": dict(left_out.most_common()),
+        }
 
     def _refuse_lost(self) -> None:
         """Raises AugSelfError where more than --max-skipped cannot be decoded."""
@@ -341,6 +377,16 @@ class _StopOnSigterm(TrainerCallback):
         if self.before is not None:
             signal.signal(signal.SIGTERM, self.before)
             self.before = None
+
+
+class _CountShards(TrainerCallback):
+    """At the end of every epoch, says what the shards of a stream held that were read by then."""
+
+    def __init__(self, trainer: AugSelfTrainer) -> None:
+        self.trainer = trainer
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.count_shards()
 
 
 class _StopOnAlarm(TrainerCallback):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 import os
 import shutil
@@ -348,6 +350,29 @@ def test_an_interrupted_run_sees_what_it_would_have_seen(settings, monkeypatch, 
     pretrain(broken, resume=True)
     weights = [load_file(s.output / "checkpoint-8/model.safetensors") for s in (whole, broken)]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_a_stream_leaves_out_is_told_and_kept(settings, tars, tmp_path, caplog, workers):
+    """Of each shard once, however often and by however many workers it is read."""
+    folder = shutil.copytree(tars, tmp_path / "tars")
+    with tarfile.open(folder / "b-1.tar", "a") as tar:
+        for name in (".hidden.png", "c.nef", "d.tif", "d.png"):
+            (tmp_path / "part").write_bytes(b"x")
+            tar.add(tmp_path / "part", name)
+    made = settings(f"stream:wds:{folder}/b-{{0..3}}.tar", workers=workers, epochs=3)
+    with caplog.at_level(logging.INFO):
+        pretrain(made)
+    read = json.loads((made.output / "settings.json").read_text())["read"]
+    assert read["found"] == read["images"] + sum(read["left_out"].values())
+    assert read["left_out"] == {
+        "hidden": 1,
+        "no image: .nef": 1,
+        ".tif files beside the image of a sample": 1,
+    }
+    assert (read["shards"], read["images"]) == (4, 41)
+    assert "4 shards are read: 41 images; left out: hidden 1" in caplog.text
+    pretrain(dataclasses.replace(made, epochs=4), resume=True)
 
 
 def test_too_many_damaged_shards_stop_a_run(settings, damaged, caplog):
