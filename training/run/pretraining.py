@@ -124,7 +124,8 @@ def _pretrained(
         arguments = training_arguments(settings)
     policy = _check(settings)
     train, held_out = views_of(settings, policy, images, held_out_images)
-    decisive = decisive_settings(settings, len(train), train.images.names, train.images.inventory)
+    names, inventory = train.images.names, train.images.inventory
+    decisive = decisive_settings(settings, len(train), names, inventory, before)
     extended = False if before is None else check_resumed(settings.output, before, decisive)
     model = _build(settings, policy, images, loss, sizes)
     if before is not None:

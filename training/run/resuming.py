@@ -60,17 +60,36 @@ def checkpoint_of(settings: Settings, resume: bool) -> Path | None:
 
 
 def decisive_settings(
-    settings: Settings, images: int, names: Sequence[str], inventory: Inventory
+    settings: Settings,
+    images: int,
+    names: Sequence[str],
+    inventory: Inventory,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What settings.json says of a run."""
+    """What settings.json says of a run.
+
+    Args:
+        before: what it says of the run that goes on.
+    """
     return {
         **json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         **_decided_by_paths(settings.classes, settings.held_out),
         "images": images,
-        "images_sha256": hashlib.sha256("\n".join(names).encode()).hexdigest(),
+        "images_sha256": _digest_of(names, inventory.kind, (before or {}).get("images_sha256")),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "inventory": inventory.record(),
     }
+
+
+def _digest_of(names: Sequence[str], kind: str, before: Any) -> str:
+    """sha256 of the images' names. Of a glob's, which are paths, below the folder that they share,
+    so that it may lie elsewhere when the run goes on; runs that were begun by 0.1 have all of them.
+    """
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    if kind != "glob" or digest == before:
+        return digest
+    below = len(os.path.commonprefix(names).rpartition("/")[0])  # noqa: RUF071
+    return hashlib.sha256("\n".join(name[below:] for name in names).encode()).hexdigest()
 
 
 def _decided_by_paths(classes: str | Path | None, held_out: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import resource
@@ -98,8 +99,9 @@ def test_other_settings_are_refused_by_name(run, change, said):
 def compared(settings):
     """Whether a run would be extended; raises where it cannot be resumed like this."""
     images = opened(settings)[0]
-    now = resuming.decisive_settings(settings, len(images), images.names, images.inventory)
-    return resuming.check_resumed(settings.output, resuming.read_settings(settings.output), now)
+    before = resuming.read_settings(settings.output)
+    now = resuming.decisive_settings(settings, len(images), images.names, images.inventory, before)
+    return resuming.check_resumed(settings.output, before, now)
 
 
 def test_other_images_are_refused(run, photos, tmp_path):
@@ -110,6 +112,33 @@ def test_other_images_are_refused(run, photos, tmp_path):
     (data / "00.png").rename(data / "renamed.png")
     with pytest.raises(AugSelfError, match="was started with images_sha256 ="):
         pretrain(moved, resume=True)
+
+
+@pytest.mark.parametrize("begun_by", ["this version", "0.1.0"])
+def test_the_images_of_a_glob_are_named_below_the_folder_they_share(
+    settings, photos, tmp_path, begun_by
+):
+    """So they may move. 0.1 noted their whole paths: such a run goes on where they were."""
+    here, there = (tmp_path / name / "photos" for name in ("here", "elsewhere/deeper"))
+    shutil.copytree(photos, here)
+    made = settings("run", data=f"{here}/*.*")
+    images = opened(made)[0]
+    record = resuming.decisive_settings(made, len(images), images.names, images.inventory)
+    assert images.names[0].startswith(str(here))
+    if begun_by == "0.1.0":
+        whole = "\n".join(images.names).encode()
+        record["images_sha256"] = hashlib.sha256(whole).hexdigest()
+    made.output.mkdir()
+    (made.output / resuming.SETTINGS).write_text(json.dumps(record))
+    assert not compared(made)
+    if begun_by != "0.1.0":
+        there.parent.mkdir(parents=True)
+        here.rename(there)
+        here, made = there, dataclasses.replace(made, data=f"{there}/*.*")
+        assert not compared(made)
+    (here / "00.png").rename(here / "renamed.png")
+    with pytest.raises(AugSelfError, match="was started with images_sha256 ="):
+        compared(made)
 
 
 @pytest.mark.parametrize("begun_by", ["this version", "0.1.0"])
