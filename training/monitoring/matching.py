@@ -60,7 +60,8 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
         answers.append(_said(model, a, b))
         # Maps are too large to be kept: strangers are of the same few, whose order is drawn.
         first, second = strangers(kin_of_pairs[seen : seen + len(a)], random)
-        of_two.append(_said(model, a[first], b[second])["match"])
+        if len(first):  # of few images all pairs may be of one
+            of_two.append(_said(model, a[first], b[second])["match"])
         wa.append(w1)
         wb.append(w2)
         seen += len(a)
@@ -74,7 +75,7 @@ def matched_pairs(model: AugSelfModel, images: ViewsDataset, pairs: int = PAIRS)
         if kind == "crop":
             off = answer[kind] - target
             results += coverage(kind, head, off, answer["standard_error"], mask)
-    if len(images) >= FEWEST:
+    if len(images) >= FEWEST and of_two:
         results.append(_match_result(answer["match"], torch.cat(of_two)))
     return [{**result, "task": TASK} for result in results]
 

@@ -188,6 +188,13 @@ def test_an_interval_is_over_groups_where_they_are_known(model, measure):
     assert alone["mirrored"][of] != grouped["mirrored"][of] and of not in few["mirrored"]
 
 
+@pytest.mark.parametrize("measure", [held_out_pairs, matched_pairs])
+def test_where_all_pictures_are_of_one_thing_there_are_no_strangers(model, measure):
+    """Nothing is said of match, and the rest is."""
+    said = {r["dimension"] for r in measure(model, Stubs([0] * 3000), 40)}
+    assert "mirrored" in said and "match" not in said
+
+
 def test_of_gray_photographs_no_saturation_and_no_hue_are_scored(photo_folder, tmp_path):
     """They are what no pair shows, and count as not learned; with pairs of one coloured, too."""
     for number, path in enumerate(sorted(photo_folder.rglob("*.*"))[:24]):
