@@ -73,3 +73,8 @@ class UnsupportedImage(ImageError):
 
 class TooManyPixels(ImageError):
     code = "too_many_pixels"
+
+
+def first_line(error: Exception) -> str:
+    """What a library's exception says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

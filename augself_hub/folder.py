@@ -34,7 +34,7 @@ from augself_hub.configs import (
     read_json,
     refuse_code,
 )
-from augself_hub.errors import AugSelfError, ModelFolderError
+from augself_hub.errors import AugSelfError, ModelFolderError, first_line
 
 CARD = Path("README.md")
 ENCODER = Path("model.safetensors")
@@ -340,8 +340,9 @@ def _stage(folder: Path) -> Iterator[Path]:
 
 def no_room(place: Path, error: Exception) -> AugSelfError:
     """What is raised where weights cannot be written: their writers have errors of their own."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return AugSelfError(f"{place} cannot be written ({reason}): make room, then try again")
+    return AugSelfError(
+        f"{place} cannot be written ({first_line(error)}): make room, then try again"
+    )
 
 
 def _lock(place: Path, folder: Path, make: bool = False) -> int:

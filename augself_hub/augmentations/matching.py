@@ -107,9 +107,8 @@ def combined(
         back = _log_softmax(xp, ba["rot"])
         # Seen from b, r quarter turns are -r; where one view is mirrored, they are r again.
         reversed_ = xp.stack([back[:, 0], back[:, 3], back[:, 2], back[:, 1]], axis=1)
-        rot = (
-            rot + xp.where(mirrored[:, None], back, reversed_)
-        ) / 2  # their mean: both are wrong alike
+        # Their mean, as of flip and match: both are wrong alike.
+        rot = (rot + xp.where(mirrored[:, None], back, reversed_)) / 2
     quarter = xp.argmax(rot, axis=1) if turns else None
     crop, variance = ab["crop"] * std, xp.exp(ab["log_variance"]) * std**2
     other, other_variance = ba["crop"] * std, xp.exp(ba["log_variance"]) * std**2

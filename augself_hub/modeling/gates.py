@@ -19,7 +19,7 @@ import numpy as np
 from augself_hub import parity
 from augself_hub.augmentations.matching import OUTPUTS, matcher_prediction
 from augself_hub.augmentations.spec import Spec
-from augself_hub.errors import ModelFolderError
+from augself_hub.errors import ModelFolderError, first_line
 from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, file_sha256, read_spec
 from augself_hub.modeling.photographs import Photographs
 from augself_hub.parity import cosines, head_change, most_change
@@ -51,8 +51,8 @@ def refuse_endless(folder: Path, images: Photographs) -> None:
                 given = {n: known[n if n in known else n.rpartition("_")[0]] for n in wanted}
                 found = session.run(None, given, limit.run)
             except Exception as error:  # ONNX Runtime's exceptions share no base class
-                line = (str(error).splitlines() or [type(error).__name__])[0]
-                raise ModelFolderError(f"{folder / path} cannot be run: {line}") from error
+                reason = first_line(error)
+                raise ModelFolderError(f"{folder / path} cannot be run: {reason}") from error
         known |= dict(zip((value.name for value in session.get_outputs()), found, strict=True))
 
 

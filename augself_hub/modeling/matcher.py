@@ -180,9 +180,7 @@ class Matcher(nn.Module):
         """Maps (N, C, S, S) of views a and b -> what takes a to b."""
         m = (torch.stack([a, b]).permute(0, 1, 3, 4, 2) - self.mean) / self.deviation
         score = self.vote(m)  # (N, ways, H, H)
-        axes = torch.stack(
-            [_log_sum_exp(score, 3), _log_sum_exp(score, 2)]
-        )  # y and x: (2, N, ways, H)
+        axes = torch.stack([_log_sum_exp(score, d) for d in (3, 2)])  # y and x: (2, N, ways, H)
         way = axes[0].logsumexp(2)  # (N, ways)
         total = way.logsumexp(1, keepdim=True) - math.log(score[0].numel())
         p = axes.logsumexp(2).softmax(2)[..., None]  # (2, N, H, 1)

@@ -26,7 +26,7 @@ from augself_hub import hub
 from augself_hub.augmentations.matching import Prediction, prediction_of
 from augself_hub.cores import usable_cores
 from augself_hub.differences import Answered
-from augself_hub.errors import ModelFolderError, UsageError
+from augself_hub.errors import ModelFolderError, UsageError, first_line
 from augself_hub.folder import HEADS_GRAPH, MATCHER_GRAPH, read_manifest, read_spec
 from augself_hub.precision import PRECISIONS, QUANTIZED, graph_of
 from augself_hub.preprocess import Preprocessing
@@ -248,7 +248,7 @@ class Engine:
                 if self._matcher is not None:
                     self._matcher.run({"maps_a": maps[0], "maps_b": maps[0][::-1]}, limit)
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ModelFolderError(f"{folder} does not answer test images: {reason}") from error
 
 

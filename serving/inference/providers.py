@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from augself_hub.errors import AugSelfError, ModelFolderError, UsageError
+from augself_hub.errors import AugSelfError, ModelFolderError, UsageError, first_line
 from augself_hub.runtime import installed, onnxruntime
 from augself_hub.time_limit import LOAD_SECONDS, TimeLimit, time_limit
 from serving.inference.provider_options import BUCKETS, DRIVER, OPTIONS
@@ -269,7 +269,7 @@ def _runner(graph: Graph, device: str, threads: int) -> Runner:
             on_cpu = PROVIDERS[device] in ON_CPUS
             return Runner(session, () if on_cpu else BUCKETS, limit=limit)
         except Exception as error:  # what a GPU refuses shows at the first run
-            raise AugSelfError(f"--device {device} cannot be used: {_line(error)}") from error
+            raise AugSelfError(f"--device {device} cannot be used: {first_line(error)}") from error
 
 
 def _session(
@@ -289,7 +289,7 @@ def _session(
     except AugSelfError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ModelFolderError(f"{graph.path} cannot be loaded: {_line(error)}") from error
+        raise ModelFolderError(f"{graph.path} cannot be loaded: {first_line(error)}") from error
     if session.get_providers()[0] != PROVIDERS[device]:
         raise AugSelfError(f"--device {device} cannot be used: ONNX Runtime took another provider")
     if device == "openvino":
@@ -301,10 +301,6 @@ def _session(
         if nodes != {OPENVINO}:
             logger.warning("the plain provider runs the parts of %s OpenVINO cannot", graph.path)
     return session
-
-
-def _line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _options(device: str, threads: int) -> onnxruntime.SessionOptions:

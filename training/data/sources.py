@@ -85,16 +85,18 @@ class Images:
         labels = [new[self.labels[i]] for i in kept]
         return dataclasses.replace(self.at(kept), labels=labels, classes=list(classes))
 
-    def grouped(self, pattern: str) -> Images:
+    def grouped(self, pattern: str | None) -> Images:
         """The same, those of one group whose names have the same text where `pattern` matches.
 
         Args:
             pattern: a regular expression, looked for in each name; of one with groups the first one
-                counts. Images whose names it does not match are each their own.
+                counts. Images whose names it does not match are each their own. None: as they are.
 
         Raises:
             UsageError: it is no regular expression, or all its matches are one text, or none.
         """
+        if pattern is None:
+            return self
         try:
             expression = re.compile(pattern)
         except re.error as error:

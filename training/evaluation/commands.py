@@ -192,11 +192,11 @@ def _write_comparison(
     output: Path,
 ) -> str:
     from augself_hub.folder import versions
+    from augself_hub.results import with_inventories
     from training.evaluation.report import DIFFERENCE_COLUMNS, difference_rows, markdown
 
-    read = {name: inventory.record() for name, inventory in inventories.items()}
     about = {"without": names[0], "with": names[1], "seed": plan.settings.seed}
-    about |= {"inventories": {"evaluate": read}}
+    about = with_inventories(about, "evaluate", inventories)
     records = [d.record() for d in differences]
     write_json(
         output / "comparison.json", {**about, "versions": versions(), "differences": records}

@@ -51,8 +51,7 @@ def mark(
         UsageError: a `group` that finds none. AugSelfError: a model without heads, or no images.
     """
     model = AugSelfModel.from_pretrained(verify(own_folder(folder, "mark")))
-    listed = open_held_out(held_out)
-    listed = listed if group is None else listed.grouped(group)
+    listed = open_held_out(held_out).grouped(group)
     images = ViewsDataset(listed, model.spec.policy, seed=0)
     click.echo(images.images.inventory.text())
     results = held_out_pairs(model, images, PAIRS)

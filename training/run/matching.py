@@ -218,7 +218,7 @@ def views_for(
     else:
         others = open_held_out(held_out, options)
         log.info("%s", others.inventory.text())
-    others = others if group is None else others.grouped(group)
+    others = others.grouped(group)
     return ViewsDataset(images, spec.policy, seed), ViewsDataset(others, spec.policy, seed)
 
 
